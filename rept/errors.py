@@ -1,0 +1,8 @@
+"""The one exception for a user's mistake."""
+
+
+class UsageError(Exception):
+    """Something the user can mend: one sentence with what was expected, what came, and what to do.
+
+    Command lines print it on stderr without a traceback and exit with 2; Python callers may catch it.
+    """
