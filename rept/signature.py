@@ -114,3 +114,13 @@ class Batch:
             side=self.side,
             text=tuple(self.text[i] for i in samples),
         )
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What a predict step gives for one batch: each row's status and signature, rows set aside included."""
+
+    row: Tensor  # (B) int64
+    status: Tensor  # (B) uint8, see Status
+    side: Side
+    signature: Signature  # each (B D); zeros where the status says that there is none; empty if no row has one

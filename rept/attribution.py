@@ -1,0 +1,88 @@
+"""AttributionModule: a model and an extractor as one Lightning module whose predict step reads signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from rept.signature import Batch, Extraction, Key, Signature, Status
+
+Extract = Callable[[nn.Module, Batch, Sequence[int]], Signature]
+
+
+class AttributionModule(LightningModule):
+    """Reads the signature of each sample of a batch, and says of each row what became of it.
+
+    The trainer must be built with ``inference_mode=False``: gradients with respect to hidden states are needed.
+
+    Args:
+        model: a causal language model whose parameters are frozen.
+        extractor: called as ``extractor(model, batch, layers)``.
+        layers: layer numbers, from 1.
+    """
+
+    def __init__(self, model: nn.Module, extractor: Extract, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.extractor = extractor
+        self.layers = list(layers)
+        self.underflowed = 0  # rows whose gradient is exactly 0 although their representation is not
+        self.halvings = 0  # batches that did not fit on the device and were cut in two
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> Extraction:
+        signature = self._extract(batch) if len(batch) else {}
+        status = torch.where(batch.cut, int(Status.CUT), int(Status.ATTRIBUTED)).to(torch.uint8).cpu()
+        signature = {key: block.float().cpu() for key, block in signature.items()}
+        status[~_finite(signature, len(batch))] = Status.NON_FINITE
+        lost = status == Status.NON_FINITE
+        for block in signature.values():
+            block[lost] = 0
+        self.underflowed += _underflowed(signature, ~lost)
+        return _with_set_aside(batch, status, signature)
+
+    def _extract(self, batch: Batch) -> Signature:
+        """The batch's signature; a batch too large for the device is done in halves, its rows' order kept."""
+        try:
+            with torch.enable_grad():
+                return self.extractor(self.model, batch, self.layers)
+        except torch.cuda.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        self.halvings += 1
+        torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        first = self._extract(batch.select(range(middle)))
+        second = self._extract(batch.select(range(middle, len(batch))))
+        return {key: torch.cat([first[key], second[key]]) for key in first}
+
+
+def _finite(signature: Signature, rows: int) -> Tensor:
+    finite = torch.ones(rows, dtype=torch.bool)
+    for block in signature.values():
+        finite &= block.isfinite().all(dim=-1)
+    return finite
+
+
+def _underflowed(signature: Signature, rows: Tensor) -> int:
+    """Rows with a block of gradients that is zero throughout: too small for the model's dtype."""
+    zero = torch.zeros_like(rows)
+    for key, block in signature.items():
+        if key.field == "gradient":
+            zero |= (block == 0).all(dim=-1)
+    return int((zero & rows).sum())
+
+
+def _with_set_aside(batch: Batch, status: Tensor, signature: dict[Key, Tensor]) -> Extraction:
+    """The batch's rows, then those that no model could see: zero signatures with their reason."""
+    lost_rows = torch.tensor([row for row, _ in batch.set_aside], dtype=torch.int64)
+    lost_status = torch.tensor([int(reason) for _, reason in batch.set_aside], dtype=torch.uint8)
+    zeros = len(lost_rows)
+    return Extraction(
+        row=torch.cat([batch.row.cpu(), lost_rows]),
+        status=torch.cat([status, lost_status]),
+        side=batch.side,
+        signature={key: torch.cat([block, block.new_zeros(zeros, block.shape[1])]) for key, block in signature.items()},
+    )
