@@ -1,0 +1,143 @@
+"""RunFolder: every file of a run has its name and its writer here; the schema stands in the README."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from rept.errors import UsageError
+
+SCHEMA = 1
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Only rank 0 writes the files named here; the store's shards are written by every rank. A file appears under its name
+    whole: it is written beside it and renamed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.store = self.path / "store"
+        self.config = self.path / "config.yaml"
+        self.provenance = self.path / "provenance.json"
+        self.queries = self.path / "queries.jsonl"
+        self.layers = self.path / "layers.json"
+        self.results = self.path / "results.jsonl"
+        self.opponents = self.path / "opponents.jsonl"
+        self.tokens = self.path / "tokens.jsonl"
+        self.metrics = self.path / "metrics.json"
+        self.report = self.path / "report.html"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for this run. The lock is the operating system's, so it ends with its process.
+
+        Raises:
+            UsageError: another run holds it, or the folder cannot be written.
+        """
+        if rank_zero_only.rank:  # the other ranks of the same run
+            yield
+            return
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise UsageError(f"{self.path} is in use by another run; wait for it, or name another folder by out=.") from None
+        except OSError as error:
+            raise UsageError(f"The run folder {self.path} cannot be written ({error.strerror}); name another by out=.") from None
+        with lock:
+            yield
+
+    def open_existing(self) -> DictConfig:
+        """The configuration of a run that was made before.
+
+        Raises:
+            UsageError: there is no run in the folder.
+        """
+        if not self.config.is_file():
+            raise UsageError(f"Expected {self.path} to be a run folder, but it holds no config.yaml.")
+        config = OmegaConf.load(self.config)
+        assert isinstance(config, DictConfig)
+        return config
+
+    def write_config(self, config: DictConfig) -> None:
+        _write(self.config, OmegaConf.to_yaml(config))
+
+    def describe(self, **parts: Any) -> None:
+        """Lays ``parts`` over provenance.json."""
+        known = read_json(self.provenance) if self.provenance.is_file() else {"schema": SCHEMA}
+        write_json(self.provenance, known | parts)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the seconds and the process's peak memory after the stage to provenance.json."""
+        start = time.perf_counter()
+        yield
+        known = read_json(self.provenance).get("stages", {}) if self.provenance.is_file() else {}
+        figures = {"seconds": round(time.perf_counter() - start, 3), "peak_memory_bytes": peak_memory()}
+        self.describe(stages=known | {name: figures})
+
+
+@rank_zero_only
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@rank_zero_only
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with _beside(path) as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def peak_memory() -> int:
+    """Bytes: the most memory this process has held so far (on a GPU: the most allocated there)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@rank_zero_only
+def _write(path: Path, text: str) -> None:
+    with _beside(path) as stream:
+        stream.write(text)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Any]:
+    """A text stream whose file takes the name ``path`` only when all of it is on the disk."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # Lone surrogates, which JSON input may carry, have no UTF-8; they are kept as escapes.
+        with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""Token-level influence for chosen pairs of a query and a training row: which words of either agree with the other.
+
+Source: the token-level score of arXiv 2510.02334, and its anchored form (see :func:`token_influence`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from rept.errors import UsageError
+from rept.signature import IGNORE, Batch, Key, Side
+
+Form = Literal["published", "anchored"]
+Row = tuple[Side, int]
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """All-position states of one sample at one layer, and the two vectors by which other samples are held against it."""
+
+    representation: Tensor  # (T D)
+    gradient: Tensor  # (T D) rows scaled to norm 1; zero rows stay zero
+    direction: Tensor  # (D) sum of the gradient's unit rows over the response positions
+    anchor: Tensor  # (D) representation at the last prompt token
+
+
+def token_influence(tokens: TokenTrace, other: TokenTrace, form: Form = "anchored") -> Tensor:
+    """One score for each token of a sample: how it agrees with another sample's response.
+
+    published: ``I_t = (sum_i ghat(other)_i) . ghat_t``, where ``ghat`` is the gradient with each token's row scaled to
+    norm 1 and i runs over the other sample's response positions (arXiv 2510.02334).
+
+    anchored: ``I_t * cos(h_t, h(other) at its last prompt token)``. In long responses the published sum is drowned in
+    function words; the second factor keeps the tokens whose state resembles the one the other answer grew from.
+
+    Args:
+        tokens: the sample whose tokens are scored, T of them.
+        other: the sample it is held against.
+        form: "published" or "anchored".
+
+    Returns:
+        (T) scores, signed.
+    """
+    score = tokens.gradient @ other.direction  # (T)
+    if form == "anchored":
+        score = score * (normalize(tokens.representation, dim=-1) @ normalize(other.anchor, dim=-1))
+    return score
+
+
+def check_form(form: str) -> None:
+    """Raises UsageError unless ``form`` is one of the two."""
+    if form not in get_args(Form):
+        raise UsageError(f"Expected tokens.form to be one of {', '.join(get_args(Form))}, but got {form!r}.")
+
+
+def choose_layer(asked: int | None, chosen: Sequence[int], depth: int) -> int:
+    """The layer of the token scores: the one asked for, or the first chosen one, or the middle of the depth where that
+    is the last (there the gradient is exactly 0 at every prompt position but one, so no prompt token could score)."""
+    if asked is not None:
+        return asked
+    return chosen[0] if chosen[0] != depth else max(1, depth // 2)
+
+
+def trace_tokens(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> Iterator[tuple[Row, TokenTrace]]:
+    """A TokenTrace for each sample of the batch, from one forward and one backward pass.
+
+    Args:
+        extractor: has ``tokens(model, batch, layers)`` giving (B T D) blocks; its first site is the one that is read.
+        layer: from 1.
+    """
+    with torch.enable_grad():
+        states: Mapping[Key, Tensor] = extractor.tokens(model, batch, [layer])
+    site = next(iter(states)).site
+    representation = next(v for k, v in states.items() if k.site == site and k.field == "representation").cpu()
+    gradient = normalize(next(v for k, v in states.items() if k.site == site and k.field == "gradient").cpu(), dim=-1, eps=1e-30)
+    for i, row in enumerate(batch.row.tolist()):
+        length = int(batch.length[i])
+        response = (batch.labels[i, :length] != IGNORE).cpu()
+        yield (
+            (batch.side, row),
+            TokenTrace(
+                representation=representation[i, :length].clone(),
+                gradient=gradient[i, :length].clone(),
+                direction=gradient[i, :length][response].sum(0),
+                anchor=representation[i, int(batch.prompt_end[i])].clone(),
+            ),
+        )
+
+
+def score_pairs(
+    model: nn.Module,
+    extractor: Any,
+    datamodule: Any,
+    pairs: Sequence[tuple[int, int]],
+    layer: int,
+    form: Form,
+    queries_at_once: int = 16,
+) -> Iterator[tuple[int, int, Side, Tensor]]:
+    """Token scores of both sides of each (query, row) pair, as (query, row, scored side, (T) scores).
+
+    Memory: the states of ``queries_at_once`` queries and of one batch of training rows.
+    """
+    device = next(model.parameters()).device
+    queries = sorted({query for query, _ in pairs})
+    for start in range(0, len(queries), queries_at_once):
+        chunk = set(queries[start : start + queries_at_once])
+        wanted: dict[int, list[int]] = {}
+        for query, row in pairs:
+            if query in chunk:
+                wanted.setdefault(row, []).append(query)
+        known: dict[int, TokenTrace] = {}
+        for batch in datamodule.batches("query", sorted(chunk)):
+            known |= {row: trace for (_, row), trace in trace_tokens(model, extractor, batch.to(device), layer)}
+        for batch in datamodule.batches("train", sorted(wanted)):
+            for (_, row), trace in trace_tokens(model, extractor, batch.to(device), layer):
+                for query in wanted[row]:
+                    yield query, row, "train", token_influence(trace, known[query], form)
+                    yield query, row, "query", token_influence(known[query], trace, form)
