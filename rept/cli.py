@@ -1,0 +1,33 @@
+"""What every command line shares: --help, one sentence for a user's mistake, and the exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from rept.text import visible
+from rept.errors import UsageError
+from rept.help import describe
+
+
+def main(name: str, usage: str, run: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Exit codes: 0 done, 2 a user's mistake (one sentence on stderr), 130 Ctrl-C, 143 SIGTERM.
+
+    ``--help`` is answered from the YAML files before anything heavy is imported.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"--help", "-h"} & set(arguments):
+        print(describe(name, usage))
+        return 0
+    # Set before torch or transformers are imported: their progress bars and advice would stand between ours.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        run(arguments)
+    except UsageError as mistake:
+        print(visible(str(mistake)), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. Give the same command again to go on.", file=sys.stderr)
+        return 130
+    return 0

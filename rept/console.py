@@ -1,0 +1,155 @@
+"""What a run shows in the terminal: the layer curve, hits, culprit tokens, measures and the count of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rept.results import TokenScores, Trace
+from rept.text import shorten, visible
+
+console = Console(highlight=False, soft_wrap=False)
+
+
+
+def say(text: str) -> None:
+    """A line of the run's own voice; markup in it is not read."""
+    console.print(Text(text))
+
+
+def show(trace: Trace, queries: int = 3) -> None:
+    """The whole summary of a finished run."""
+    show_layers(trace)
+    show_blocks(trace)
+    for query in _examples(trace, queries):
+        show_hits(trace, query)
+        show_tokens(trace, query)
+    show_metrics(trace)
+    show_rows(trace)
+
+
+def show_layers(trace: Trace) -> None:
+    choice = trace.layers
+    curve = choice.get("curve")
+    if curve:
+        table = Table(title="Cosine of adjacent layers at the last prompt token", title_justify="left")
+        table.add_column("layers")
+        table.add_column("cosine", justify="right")
+        table.add_column("")
+        low, high = min(curve), max(curve)
+        for i, value in enumerate(curve, start=1):
+            filled = 1 + round(24 * (value - low) / (high - low)) if high > low else 25
+            table.add_row(f"{i} - {i + 1}", f"{value:.4f}", "█" * filled)
+        console.print(table)
+    say(f"Layer {', '.join(map(str, choice['layers']))}: {choice['reason']}")
+    console.print()
+
+
+def show_blocks(trace: Trace) -> None:
+    """The norms of the two blocks and their share of the score: a drowned gradient is seen here."""
+    blocks = trace.provenance.get("blocks")
+    if not blocks:
+        return
+    table = Table(title="Blocks of the signature", title_justify="left")
+    for column in ("block", "mean norm, training", "mean norm, queries", "share of the score"):
+        table.add_column(column, justify="left" if column == "block" else "right")
+    for name, figures in blocks.items():
+        share = figures.get("share")
+        table.add_row(name, f"{figures['train_norm']:.3g}", f"{figures['query_norm']:.3g}", "" if share is None else f"{share:.2%}")
+    console.print(table)
+
+
+def show_hits(trace: Trace, query: int, rows: int = 5) -> None:
+    asked = trace.queries[query]
+    console.print()
+    label = f" [{visible(asked['label'])}]" if asked["label"] else ""
+    say(f"Query {query}{label}: {shorten(asked['prompt'], 90)}")
+    say(f"  {'model answered' if asked['generated'] else 'response'}: {shorten(asked['response'], 90)}")
+    table = Table()
+    for column in ("rank", "row", "score"):
+        table.add_column(column, justify="right")
+    for column in ("label", "prompt", "response"):
+        table.add_column(column, no_wrap=True)
+    for hit in trace.hits(query)[:rows]:
+        same = " (the query itself)" if hit.same_as_query else ""
+        table.add_row(
+            str(hit.rank),
+            str(hit.row),
+            f"{hit.score:.4f}",
+            Text(visible(hit.label or "") + same),
+            Text(shorten(hit.prompt, 38)),
+            Text(shorten(hit.response, 38)),
+        )
+    console.print(table)
+
+
+def show_tokens(trace: Trace, query: int) -> None:
+    """The best hit's text and the query's, the strongest tokens marked."""
+    hits = trace.hits(query)
+    try:
+        sides = trace.tokens(query, hits[0].row) if hits else {}
+    except KeyError:
+        return
+    for side, title in (("train", f"row {hits[0].row}" if hits else ""), ("query", f"query {query}")):
+        if side in sides:
+            console.print(Text(f"  culprit tokens in {title}: ") + marked_text(sides[side]))
+
+
+def marked_text(scored: TokenScores, strongest: int = 6) -> Text:
+    """The sample's text with its strongest tokens marked: by brackets, and by colour where the terminal has it."""
+    ordered = sorted(
+        (i for i, special in enumerate(scored.special) if not special and scored.scores[i] > 0),
+        key=lambda i: -scored.scores[i],
+    )
+    marks = set(ordered[:strongest])
+    text = Text()
+    for i, token in enumerate(scored.tokens):
+        piece = visible(token).replace("\n", "⏎")
+        if scored.special[i]:
+            text.append(piece, style="dim")
+        elif i in marks:
+            text.append(f"[{piece}]", style="bold red")
+        else:
+            text.append(piece)
+    return text
+
+
+def show_metrics(trace: Trace) -> None:
+    overall, labels = trace.metrics.get("overall") or {}, trace.metrics.get("labels") or {}
+    tokens = trace.metrics.get("tokens") or {}
+    console.print()
+    if not overall:
+        say("No measures: they need labels on queries and training rows.")
+        return
+    table = Table(title="Measures (a training row counts as found when its label is the query's)", title_justify="left")
+    table.add_column("measure")
+    for name in ("overall", *labels):
+        table.add_column(Text(visible(name)), justify="right")
+    for measure in overall:
+        cells = [overall[measure], *(labels[name].get(measure) for name in labels)]
+        table.add_row(measure, *("" if c is None else str(c) if isinstance(c, int) else f"{c:.3f}" for c in cells))
+    for measure, value in tokens.items():
+        table.add_row(f"{measure} (tokens)", f"{value:.3f}", *("" for _ in labels))
+    console.print(table)
+
+
+def show_rows(trace: Trace) -> None:
+    rows = trace.metrics["rows"]
+    parts = [f"{rows['read']:,} rows read", f"{rows['attributed']:,} attributed"]
+    if rows["cut"]:
+        parts.append(f"{rows['cut']:,} of them with the response cut at max_length")
+    parts += [f"{count:,} set aside: {reason}" for reason, count in rows["set_aside"].items()]
+    say("; ".join(parts) + ".")
+
+
+def _examples(trace: Trace, most: int) -> Sequence[int]:
+    """The first query of each label, then further ones in order."""
+    answered = [q["query"] for q in trace.queries if trace.hits(q["query"])]
+    first: dict[str | None, int] = {}
+    for query in answered:
+        first.setdefault(trace.queries[query]["label"], query)
+    chosen = list(first.values())[:most]
+    return sorted(chosen + [q for q in answered if q not in chosen][: most - len(chosen)])

@@ -1,0 +1,78 @@
+"""Fingerprints: what a store was made from, so that a stored signature is never taken for another's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rept.errors import UsageError
+from rept.signature import Status
+
+_SAMPLED = 4096  # elements of each tensor that are read
+
+
+def digest(*parts: str | bytes) -> str:
+    """A short digest of the parts, in order."""
+    made = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        made.update(len(data).to_bytes(8, "little") + data)
+    return made.hexdigest()[:32]
+
+
+def of_weights(model: nn.Module) -> str:
+    """Of the names, shapes, types and evenly spaced elements of all parameters and buffers, and of the configuration.
+
+    Cheap (a few thousand elements a tensor), so an edit of single weights between the sampled ones is not seen; training,
+    merging, quantizing or another checkpoint is.
+    """
+    parts = [json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str)]
+    for name, tensor in sorted(model.state_dict().items()):
+        parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}")
+        if tensor.device.type != "meta":
+            parts.append(_sample(tensor))
+    return digest(*parts)
+
+
+def of_tokenizer(tokenizer: Any) -> str:
+    """Of the whole tokenizer, its special tokens and its chat template."""
+    backend = tokenizer.backend_tokenizer.to_str()
+    return digest(backend, str(tokenizer.special_tokens_map), str(tokenizer.chat_template))
+
+
+def of_samples(source: Any) -> str:
+    """Of every row of a source, in order."""
+    made = hashlib.sha256()
+    for row in range(len(source)):
+        sample = source[row]
+        if isinstance(sample, Status):
+            made.update(bytes([sample]))
+        else:
+            parts = (json.dumps([dict(m) for m in sample.messages]), str(sample.response), str(sample.label), str(sample.spans))
+            made.update(digest(*parts).encode())
+    return f"{len(source)} rows {made.hexdigest()[:32]}"
+
+
+def check(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
+    """Raises UsageError, naming each difference, unless what is stored was made from what is asked for."""
+    different = [name for name in asked if name in stored and stored[name] != asked[name]]
+    if different:
+        told = "; ".join(f"{name} was {_short(stored[name])}, now {_short(asked[name])}" for name in different)
+        raise UsageError(f"{where} holds signatures made differently: {told}. Name another folder by out=, or delete this one.")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _sample(tensor: Tensor) -> bytes:
+    flat = tensor.detach().reshape(-1)
+    step = max(1, flat.numel() // _SAMPLED)
+    picked = flat[::step][:_SAMPLED].contiguous().cpu()
+    return picked.view(torch.uint8).numpy().tobytes() if picked.numel() else b""

@@ -1,0 +1,148 @@
+"""Trace: the result of a run, read from its folder alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from rept.errors import UsageError
+from rept.run_folder import RunFolder, read_json, read_jsonl
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A training row found for a query; ``rank`` counts from 1, ``row`` from 0."""
+
+    query: int
+    rank: int
+    row: int
+    score: float
+    label: str | None
+    prompt: str
+    response: str
+    same_as_query: bool  # its prompt and response are the query's own
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """One side of a pair, token by token; ``"".join(tokens)`` is the rendered text."""
+
+    query: int
+    row: int
+    side: str  # whose tokens these are: "train" or "query"
+    tokens: list[str]
+    scores: list[float]
+    special: list[bool]
+    layer: int
+    form: str
+
+
+class Trace:
+    """What a run found. Everything is read from the run folder, so an old run opens as a new one does.
+
+    Args:
+        path: the run folder.
+
+    Raises:
+        UsageError: the folder holds no finished run.
+    """
+
+    def __init__(self, path: str | Path, keep: TemporaryDirectory | None = None) -> None:
+        self.folder = RunFolder(path)
+        self._keep = keep  # a temporary run folder lives as long as its result
+        self.config = self.folder.open_existing()
+        if not self.folder.metrics.is_file():
+            raise UsageError(f"The run in {path} is not finished; give the same command again to go on.")
+
+    @cached_property
+    def queries(self) -> list[dict[str, Any]]:
+        """The queries, one dictionary each: query, prompt, response, generated, label, status."""
+        return read_jsonl(self.folder.queries)
+
+    @cached_property
+    def layers(self) -> dict[str, Any]:
+        """How the layer was chosen: strategy, layers, curve, agreement, reason."""
+        return read_json(self.folder.layers)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Measures (only where labels are known) and the count of rows."""
+        return read_json(self.folder.metrics)
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Versions, hardware, fingerprints, block accounting, seconds and memory of each stage."""
+        return read_json(self.folder.provenance)
+
+    def hits(self, query: int) -> list[Hit]:
+        """The training rows found for a query, best first."""
+        self._check(query)
+        return self._hits.get(query, [])
+
+    def opponents(self, query: int) -> list[Hit]:
+        """The training rows that score lowest for a query, lowest first; empty unless ``bottom_k`` was set."""
+        self._check(query)
+        return self._opponents.get(query, [])
+
+    def tokens(self, query: int, row: int) -> dict[str, TokenScores]:
+        """Token scores of a scored pair: ``{"train": ..., "query": ...}``.
+
+        Raises:
+            KeyError: the pair was not scored token by token.
+        """
+        if (query, row) not in self._tokens:
+            known = sorted(r for q, r in self._tokens if q == query)
+            raise KeyError(f"no token scores for query {query} and row {row}; rows scored for this query: {known}")
+        return self._tokens[query, row]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """All hits as a table, one row a hit (extra ``pandas``)."""
+        import pandas
+
+        return pandas.DataFrame([asdict(hit) for hits in self._hits.values() for hit in hits])
+
+    def __repr__(self) -> str:
+        rows = self.metrics["rows"]
+        lines = [
+            f"Trace of {len(self.queries)} queries over {rows['attributed']:,} training rows, "
+            f"layer {', '.join(map(str, self.layers['layers']))}, in {self.folder.path}"
+        ]
+        for query, hits in list(self._hits.items())[:5]:
+            best = ", ".join(f"row {hit.row} ({hit.score:.3f})" for hit in hits[:3])
+            lines.append(f"  query {query}: {best}")
+        return "\n".join(lines + (["  ..."] if len(self._hits) > 5 else []))
+
+    def _check(self, query: int) -> None:
+        if not 0 <= query < len(self.queries):
+            raise IndexError(f"expected a query from 0 to {len(self.queries) - 1}, but got {query}")
+
+    @cached_property
+    def _hits(self) -> dict[int, list[Hit]]:
+        return _by_query(self.folder.results)
+
+    @cached_property
+    def _opponents(self) -> dict[int, list[Hit]]:
+        return _by_query(self.folder.opponents) if self.folder.opponents.is_file() else {}
+
+    @cached_property
+    def _tokens(self) -> dict[tuple[int, int], dict[str, TokenScores]]:
+        pairs: dict[tuple[int, int], dict[str, TokenScores]] = {}
+        if self.folder.tokens.is_file():
+            for line in read_jsonl(self.folder.tokens):
+                scores = TokenScores(**line)
+                pairs.setdefault((scores.query, scores.row), {})[scores.side] = scores
+        return pairs
+
+
+def _by_query(path: Path) -> dict[int, list[Hit]]:
+    hits: dict[int, list[Hit]] = {}
+    for line in read_jsonl(path):
+        hit = Hit(**line)
+        hits.setdefault(hit.query, []).append(hit)
+    return hits
