@@ -101,7 +101,8 @@ def compose(name: str, arguments: Sequence[str] = (), base: DictConfig | None = 
         UsageError: all faults of the command line together, one sentence each.
     """
     words, values, faults = _parse(arguments)
-    config = _load(CONFIGS / f"{name}.yaml") if base is None else base.copy()
+    # Copied without its types: a composed configuration would refuse the words laid over it here.
+    config = _load(CONFIGS / f"{name}.yaml") if base is None else OmegaConf.create(OmegaConf.to_container(base))
     chosen = dict(config.pop("defaults", {}))
     schema = OmegaConf.structured(SCHEMAS[name])
     if "experiment" in words:

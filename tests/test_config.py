@@ -1,0 +1,156 @@
+"""The composer: words, dotted keys, experiments, and one sentence for each fault."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from omegaconf import OmegaConf
+
+from rept.config import CONFIGS, SCHEMAS, TARGET, build, compose, locate
+from rept.errors import UsageError
+from rept.help import describe, documented
+
+GROUPS = ("model", "datamodule", "extractor", "layers", "scorer", "trainer")
+WORDS = sorted((p.parent.name, p.stem) for group in GROUPS for p in (CONFIGS / group).glob("*.yaml"))
+
+
+def fault(*arguments: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        compose("attribute", arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("group", "word"), WORDS)
+def test_every_word_composes(group, word):
+    config = compose("attribute", [f"{group}={word}"])
+    for key, _, _ in documented(CONFIGS / group / f"{word}.yaml"):
+        assert key in config[group]
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_composes(path):
+    assert compose("attribute", [f"experiment={path.stem}"]).scorer[TARGET]
+
+
+@pytest.mark.parametrize(("group", "word"), [pair for pair in WORDS if pair[0] not in ("model", "trainer")])
+def test_a_plug_in_s_yaml_names_exactly_its_arguments(group, word):
+    node = OmegaConf.load(CONFIGS / group / f"{word}.yaml")
+    target = locate(node[TARGET])
+    parameters = inspect.signature(target).parameters
+    taken = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    named = {str(key) for key in node} - {TARGET}
+    assert named <= taken
+    collaborators = {"train", "queries"} if word == "in_memory" else set()
+    assert taken - named <= collaborators, f"{word}.yaml does not name {taken - named}"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_value_has_a_comment(path):
+    if path.parent.name == "experiment":
+        assert path.read_text().startswith("#")
+        return
+    bare = [key for key, _, comment in documented(path) if not comment and key != "defaults"]
+    assert not bare, f"{path.name}: {bare}"
+
+
+def test_yaml_and_schema_name_the_same_keys():
+    schema = OmegaConf.structured(SCHEMAS["attribute"])
+    composed = compose("attribute")
+    for key in schema:
+        assert key in composed
+        if OmegaConf.is_dict(schema[key]) and schema[key]:
+            assert set(schema[key]) == set(composed[key])
+    keys = {key for key, _, _ in documented(CONFIGS / "attribute.yaml")} - {"defaults"}
+    assert keys == {
+        f"{key}.{name}" if OmegaConf.is_dict(schema[key]) else key
+        for key in schema
+        if key not in GROUPS
+        for name in (schema[key] if OmegaConf.is_dict(schema[key]) else [None])
+    }
+
+
+def test_words_and_dotted_keys_in_any_order():
+    arguments = ["layers.layers=[4]", "layers=fixed", "top_k=7", "scorer=inner_product"]
+    for order in (arguments, arguments[::-1]):
+        config = compose("attribute", order)
+        assert list(config.layers.layers) == [4]
+        assert config.layers[TARGET].endswith("FixedLayers")
+        assert config.top_k == 7
+        assert config.scorer[TARGET].endswith("InnerProduct")
+
+
+def test_a_new_target_clears_the_old_arguments():
+    config = compose("attribute", ["scorer.alpha=0.25", "scorer._target_=mylab.Whitened"])
+    assert dict(config.scorer) == {TARGET: "mylab.Whitened", "alpha": 0.25}
+
+
+def test_base_is_kept_and_overlaid():
+    base = compose("attribute", ["top_k=5", "datamodule.max_length=99"])
+    config = compose("attribute", ["scorer=inner_product"], base=base)
+    assert config.top_k == 5
+    assert config.datamodule.max_length == 99
+    assert config.scorer[TARGET].endswith("InnerProduct")
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("topk=3", ["topk", "did you mean top_k"]),
+        ("store.dtpe=float32", ["store.dtpe", "did you mean store.dtype"]),
+        ("scorer=cosin", ["did you mean scorer=cosine", "inner_product"]),
+        ("datamodule.train=a.jsonl", ["datamodule=instructions", "add the word"]),
+        ("extractor.positon=x", ["did you mean extractor.position"]),
+        ("top_k=many", ["top_k", "many"]),
+        ("top_k.x=3", ["top_k=VALUE"]),
+        ("store=1", ["store.NAME"]),
+        ("whatever", ["key=value", "--help"]),
+        ("experiment=nothing-like-it", ["experiment=nothing-like-it"]),
+    ],
+)
+def test_faults_are_told_in_words(argument, words):
+    said = fault(argument)
+    assert "\n" not in said
+    for word in words:
+        assert word in said
+
+
+def test_all_faults_are_told_together():
+    assert len(fault("topk=3", "scorer=cosin", "store.dtpe=1").splitlines()) == 3
+
+
+class Plug:
+    def __init__(self, size: int, other: object = None, *, name: str = "x") -> None:
+        self.size, self.other, self.name = size, other, name
+
+
+HERE = f"{__name__}.Plug"
+
+
+def test_build_calls_the_target_with_nested_nodes_and_collaborators():
+    made = build({TARGET: HERE, "size": 3, "other": {TARGET: HERE, "size": 4}}, name="given")
+    assert (made.size, made.other.size, made.name) == (3, 4, "given")
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ({TARGET: HERE, "size": 1, "nmae": 2}, ["nmae", "did you mean name"]),
+        ({TARGET: HERE}, ["needs size"]),
+        ({TARGET: "rept.no_such.Thing"}, ["rept.no_such"]),
+        ({TARGET: "rept.config.composer"}, ["did you mean compose"]),
+        ({TARGET: "nodots"}, ["dotted path"]),
+        ({}, ["dotted path"]),
+    ],
+)
+def test_build_faults(node, words):
+    with pytest.raises(UsageError) as caught:
+        build(node)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_help_names_every_key_with_its_default():
+    text = describe("attribute", "usage")
+    for key in ("top_k=100", "store.dtype=float16", "datamodule=instructions", "scorer=cosine", "tokens.form=anchored"):
+        assert key in text
