@@ -1,0 +1,120 @@
+"""What an extractor is, and the one for sites: modules of the model whose output and its gradient are read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rept.architecture import Architecture
+from rept.errors import UsageError
+from rept.recording import Response, gradients_of, logits_at, record, sample_losses
+from rept.signature import Batch, Key, Signature
+
+FIELDS = ("representation", "gradient")
+POSITIONS = ("last_prompt", "response_mean")
+
+
+class Extractor(ABC):
+    """Reads the signature of each sample of a batch out of a model."""
+
+    fields: tuple[str, ...]  # what this instance gives
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+        """One block (B D) in float32 for each site, layer and field. Layers count from 1, -1 is the last."""
+
+
+class Site(NamedTuple):
+    name: str
+    layer: int
+
+
+class SiteExtractor(Extractor):
+    """Representation H and gradient dL/dH of sites, L being the sample's own mean loss over its response.
+
+    However many sites and layers there are, they are read in one forward and one backward pass. A subclass says which
+    modules of the model are its sites; :class:`SingleSite` is the base of those with one.
+
+    Args:
+        fields: any of ``representation`` and ``gradient``. Without ``gradient`` there is no backward pass.
+        position: ``last_prompt`` reads both fields at the last prompt token, the position that predicts the first
+            response token; ``response_mean`` averages them over all positions that
+            predict a response token.
+
+    Raises:
+        UsageError: unknown field or position.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[str] = FIELDS,
+        position: Literal["last_prompt", "response_mean"] = "last_prompt",
+    ) -> None:
+        self.fields = tuple(fields)
+        self.position = position
+        if not self.fields or not set(self.fields) <= set(FIELDS):
+            raise UsageError(f"extractor.fields must name some of {', '.join(FIELDS)}, not {list(fields)}.")
+        if position not in POSITIONS:
+            raise UsageError(f"extractor.position must be one of {', '.join(POSITIONS)}, not {position!r}.")
+
+    @abstractmethod
+    def sites(self, model: nn.Module, layers: Sequence[int]) -> dict[Site, nn.Module]:
+        """The modules whose outputs are read. Layer numbers in the result are resolved: -1 has become the last."""
+
+    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+        response = Response.of(batch.labels)
+        everywhere = self._everywhere(model, batch, response, layers, self.fields)
+        return {key: self._at_position(block, batch, response) for key, block in everywhere.items()}
+
+    def tokens(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+        """Both fields at all positions, each (B T D) in float32, whatever ``fields`` and ``position`` say."""
+        everywhere = self._everywhere(model, batch, Response.of(batch.labels), layers, FIELDS)
+        return {key: block.float() for key, block in everywhere.items()}
+
+    def _everywhere(
+        self, model: nn.Module, batch: Batch, response: Response, layers: Sequence[int], fields: Sequence[str]
+    ) -> dict[Key, Tensor]:
+        """The fields at all positions, each (B T D), in the model's dtype."""
+        if model.training:
+            raise UsageError("The model is in training mode, where dropout makes signatures random: call model.eval().")
+        modules = self.sites(model, layers)
+        shape = (*batch.input_ids.shape, -1)  # some MLPs see all positions of a batch as one list (OPT)
+        if "gradient" not in fields:
+            with torch.no_grad(), record(modules, gradients=False) as outputs:
+                logits_at(model, batch.input_ids, response.position[:1])
+            return _keyed(outputs, "representation", shape)
+        with torch.enable_grad():
+            with record(modules) as outputs:
+                losses = sample_losses(model, batch.input_ids, response)
+            gradients = dict(zip(outputs, gradients_of(losses, list(outputs.values())), strict=True))
+        both = _keyed(outputs, "representation", shape) | _keyed(gradients, "gradient", shape)
+        return {key: block for key, block in both.items() if key.field in fields}
+
+    def _at_position(self, block: Tensor, batch: Batch, response: Response) -> Tensor:
+        """(B T D) to (B D), float32."""
+        if self.position == "last_prompt":
+            samples = torch.arange(len(block), device=block.device)
+            return block[samples, batch.prompt_end.to(block.device)].float()
+        return response.mean(block.flatten(0, 1)[response.position.to(block.device)].float())
+
+
+class SingleSite(SiteExtractor):
+    """One site; a subclass gives its name and the module that is this site at a layer."""
+
+    name: str  # as in Key.site
+
+    @abstractmethod
+    def site(self, model: nn.Module, layer: int) -> nn.Module:
+        """The module of ``model`` whose output is read at ``layer``, which is between 1 and the number of blocks."""
+
+    def sites(self, model: nn.Module, layers: Sequence[int]) -> dict[Site, nn.Module]:
+        numbers = [Architecture.of(model).layer(layer) for layer in layers]
+        return {Site(self.name, layer): self.site(model, layer) for layer in numbers}
+
+
+def _keyed(blocks: Mapping[Site, Tensor], field: str, shape: tuple[int, ...]) -> dict[Key, Tensor]:
+    return {Key(site.name, site.layer, field): block.detach().reshape(shape) for site, block in blocks.items()}
