@@ -86,10 +86,11 @@ class SiteExtractor(Extractor):
         if "gradient" not in fields:
             with torch.no_grad(), record(modules, gradients=False) as outputs:
                 logits_at(model, batch.input_ids, response.position[:1])
-            return _keyed(outputs, "representation", shape)
+            return _keyed({site: outputs[site] for site in modules}, "representation", shape)
         with torch.enable_grad():
             with record(modules) as outputs:
                 losses = sample_losses(model, batch.input_ids, response)
+            outputs = {site: outputs[site] for site in modules}  # as asked for, not as they ran
             gradients = dict(zip(outputs, gradients_of(losses, list(outputs.values())), strict=True))
         both = _keyed(outputs, "representation", shape) | _keyed(gradients, "gradient", shape)
         return {key: block for key, block in both.items() if key.field in fields}
