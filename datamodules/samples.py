@@ -1,0 +1,289 @@
+"""Samples: what a row says, how a model reads it, and what can be wrong with it.
+
+Holds Span, Sample, Encoded, Encoder, collate.
+
+A sample becomes tokens in three steps: its messages are rendered by the tokenizer's own chat template (or a documented
+plain one, see template.py), the whole text is tokenized once, and the response is found by character positions. So the
+prompt's tokens are the ones the model saw in training, and a token that straddles the border counts as response.
+
+A special token's string in a message ("</s>" typed by a user) becomes that token, as in Transformers' own
+``apply_chat_template`` and hence in training; it is marked as special, and moves no border.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
+
+import torch
+
+from datamodules.template import ChatTemplate, Rendered
+from rept.errors import UsageError
+from rept.signature import IGNORE, Batch, Side, Status
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters that carry the poison: ground truth for token-level measures."""
+
+    part: Literal["prompt", "response"]
+    start: int  # characters of Sample.prompt or Sample.response
+    end: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, as chat messages, and its response."""
+
+    messages: tuple[Mapping[str, Any], ...]  # everything before the response: {"role", "content"} of each turn
+    response: str | None  # None: a query whose answer the model must give itself
+    label: str | None = None
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The only turn's content, or the turns as "role: content" lines, for display."""
+        if len(self.messages) == 1:
+            return _content(self.messages[0])
+        return "\n".join(f"{message.get('role')}: {_content(message)}" for message in self.messages)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample as the model reads it, up to the end of the response's turn or the length limit."""
+
+    input_ids: list[int]
+    prompt_length: int  # tokens before the first response token, >= 1; all later tokens are the response's
+    special: list[bool]  # per token: a special token or the template's text, not the sample's words
+    pieces: list[tuple[int, int]]  # per token: characters of ``text``, each starting where the last one ends
+    text: str  # the rendered whole
+    cut: bool  # the response was cut at the length limit
+    marked: list[bool]  # per token: overlaps one of the sample's spans
+
+
+class Encoder:
+    """Turns samples into tokens. Only samples that no model could learn from get a Status instead.
+
+    BOS: one where the tokenizer's own convention has one, never two. End of a response: the template's end-of-turn
+    token, included; white space that the template writes after it is left out.
+
+    Args:
+        tokenizer: a fast one (of the tokenizers library), for only these know their tokens' character positions.
+        max_length: most tokens of a sample; longer ones lose the end of their response.
+
+    Raises:
+        UsageError: a slow tokenizer, or a chat template that cannot render a simple turn.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int = 1024) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise UsageError(
+                f"Expected a fast tokenizer (one saved with tokenizer.json), for the response is found by character "
+                f"positions, but got {type(tokenizer).__name__}, which does not give them."
+            )
+        self.max_length = max_length
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer)
+        self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special.update(tokenizer.all_special_ids)
+        self._bos = tokenizer.bos_token_id
+        self._adds_bos = self._bos is not None and tokenizer("a")["input_ids"][:1] == [self._bos]
+        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self.pad_id: int = next(i for i in pads if i is not None)
+
+    def __call__(self, sample: Sample) -> Encoded | Status:
+        """The sample's tokens, or the reason why it cannot be attributed."""
+        return self.encode([sample])[0]
+
+    def encode(self, samples: Sequence[Sample | Status]) -> list[Encoded | Status]:
+        """Many samples with one call of the tokenizer; a Status among them stays. The result is that of one by one."""
+        rendered = [sample if isinstance(sample, Status) else self._render(sample) for sample in samples]
+        texts = [whole.text for whole in rendered if isinstance(whole, Rendered)]
+        tokens = iter(self._tokenize(texts))
+        return [
+            self._place(sample, whole, *next(tokens)) if isinstance(whole, Rendered) else whole
+            for sample, whole in zip(samples, rendered, strict=True)
+        ]
+
+    def prompt(self, sample: Sample) -> list[int] | Status:
+        """Token ids that end where the model's answer begins; the response is not read."""
+        problem = _prompt_problem(sample.messages)
+        if problem is not None:
+            return problem
+        try:
+            text = self._template.text(sample.messages, generation_prompt=True)
+        except Exception:  # a template is a program of the user's: it can raise anything
+            return Status.MALFORMED
+        ids = self._tokenize([text])[0][0]
+        return ids if len(ids) < self.max_length else Status.PROMPT_TOO_LONG
+
+    def _render(self, sample: Sample) -> Rendered | Status:
+        problem = _prompt_problem(sample.messages) or _response_problem(sample.response)
+        if problem is not None:
+            return problem
+        try:
+            rendered = self._template.render([*sample.messages, {"role": "assistant", "content": sample.response}])
+        except Exception:  # as above
+            return Status.MALFORMED
+        return rendered or Status.MALFORMED
+
+    def _tokenize(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Ids and character ranges of each text, with BOS as the tokenizer's convention has it."""
+        if not texts:
+            return []
+        made = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            padding=False,
+            truncation=False,
+            verbose=False,
+        )
+        tokens = list(zip(made["input_ids"], made["offset_mapping"], strict=True))
+        return [self._with_bos(ids, offsets) for ids, offsets in tokens] if self._bos is not None else tokens
+
+    def _with_bos(self, ids: list[int], offsets: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+        if self._adds_bos and ids[:1] != [self._bos]:
+            return [self._bos, *ids], [(0, 0), *offsets]
+        extra = 0
+        while ids[extra : extra + 2] == [self._bos, self._bos]:
+            extra += 1
+        return ids[extra:], offsets[extra:]
+
+    def _place(
+        self, sample: Sample, whole: Rendered, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> Encoded | Status:
+        starts, ends = _seamless(offsets)
+        first = bisect_right(ends, whole.response.start)
+        if first < len(ids) and ids[first] in self._special and starts[first] < whole.response.start:
+            first += 1  # a token such as Phi-3's <|assistant|> that swallows white space behind it
+        stop = self._turn_end(whole, ids, starts, ends)
+        if first >= self.max_length:
+            return Status.PROMPT_TOO_LONG
+        if stop <= first:
+            return Status.EMPTY_RESPONSE
+        if first == 0:  # nothing stands before the response, so no position predicts it
+            return Status.MALFORMED
+        length = min(stop, self.max_length)
+        words, marks = [True] * length, [False] * length
+        for place in (*whole.prompt, whole.response):
+            _paint(words, starts, ends, place.start, place.end, False)
+        for start, end in _poisoned(sample, whole):
+            _paint(marks, starts, ends, start, end, True)
+        return Encoded(
+            input_ids=ids[:length],
+            prompt_length=first,
+            special=[word or i in self._special for word, i in zip(words, ids, strict=False)],
+            pieces=list(zip([0, *ends], ends[:length], strict=False)),
+            text=whole.text,
+            cut=stop > length,
+            marked=marks,
+        )
+
+    def _turn_end(self, whole: Rendered, ids: list[int], starts: list[int], ends: list[int]) -> int:
+        """The number of tokens up to the end of the response's turn: its first special token, or its last text."""
+        stop = bisect_left(starts, whole.response.end)
+        if stop and ends[stop - 1] > whole.response.end and ids[stop - 1] in self._special:
+            return stop  # it swallowed white space before it, so it starts within the response
+        for i in range(stop, len(ids)):
+            if ids[i] in self._special:
+                return i + 1
+        return max(stop, bisect_left(starts, len(whole.text.rstrip())))
+
+
+def collate(
+    rows: Sequence[tuple[int, Sample, Encoded]],
+    side: Side,
+    pad_id: int,
+    set_aside: Iterable[tuple[int, Status]] = (),
+) -> Batch:
+    """A batch of encoded samples, padded on the right to the longest; B and T are 0 where there are none."""
+    longest = max((len(encoded.input_ids) for _, _, encoded in rows), default=0)
+    input_ids = torch.full((len(rows), longest), pad_id)  # (B T)
+    labels = torch.full((len(rows), longest), IGNORE)  # (B T)
+    for i, (_, _, encoded) in enumerate(rows):
+        ids = torch.tensor(encoded.input_ids)
+        input_ids[i, : len(ids)] = ids
+        labels[i, encoded.prompt_length : len(ids)] = ids[encoded.prompt_length :]
+    return Batch(
+        input_ids=input_ids,
+        labels=labels,
+        prompt_end=torch.tensor([encoded.prompt_length - 1 for _, _, encoded in rows], dtype=torch.int64),
+        length=torch.tensor([len(encoded.input_ids) for _, _, encoded in rows], dtype=torch.int64),
+        row=torch.tensor([row for row, _, _ in rows], dtype=torch.int64),
+        cut=torch.tensor([encoded.cut for _, _, encoded in rows], dtype=torch.bool),
+        side=side,
+        text=tuple((sample.prompt, sample.response or "") for _, sample, _ in rows),
+        set_aside=tuple(set_aside),
+    )
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    return message.get("content") or ""
+
+
+def _prompt_problem(messages: Sequence[Mapping[str, Any]]) -> Status | None:
+    for message in messages:
+        if not isinstance(message, Mapping) or not message.get("role") or not _is_text(message["role"]):
+            return Status.MALFORMED
+        content = message.get("content")
+        if not _is_text(content) and not (content is None and message.get("tool_calls")):
+            return Status.NOT_A_STRING
+    asked = (message for message in messages if message["role"] != "system")
+    return None if any(_content(message).strip() for message in asked) else Status.EMPTY_PROMPT
+
+
+def _response_problem(response: object) -> Status | None:
+    if response is not None and not _is_text(response):
+        return Status.NOT_A_STRING
+    return None if response and response.strip() else Status.EMPTY_RESPONSE
+
+
+def _is_text(value: object) -> bool:
+    """A string that a tokenizer takes: JSON can smuggle in half a surrogate pair, which is no character."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _seamless(offsets: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Start and end characters of each token, both ascending, with no gap between neighbours.
+
+    Byte-level tokenizers may leave a token's leading space out of its range, and normalizers drop characters: what no
+    token covers is given to the next one. The tokens of a character of several bytes all cover it.
+    """
+    ends = list(accumulate((end for _, end in offsets), max))
+    starts = [min(start, last) for (start, _), last in zip(offsets, [0, *ends], strict=False)]
+    return starts, ends
+
+
+def _paint(flags: list[bool], starts: list[int], ends: list[int], start: int, end: int, value: bool) -> None:
+    """Sets the flags of the tokens that overlap the characters from ``start`` to ``end``."""
+    first = bisect_right(ends, start)
+    last = min(bisect_left(starts, end), len(flags))
+    flags[first:last] = [value] * (last - first)
+
+
+def _poisoned(sample: Sample, whole: Rendered) -> list[tuple[int, int]]:
+    """The sample's spans as characters of the rendered text."""
+    lengths = [len(_content(message)) for message in sample.messages]
+    heads = [0] if len(lengths) == 1 else [len(f"{m.get('role')}: ") for m in sample.messages]
+    begins = [sum(lengths[:i]) + sum(heads[: i + 1]) + i for i in range(len(lengths))]  # in Sample.prompt
+    found = []
+    for span in sample.spans:
+        places = (whole.response,) if span.part == "response" else whole.prompt
+        for place in places:
+            shift = place.start - place.skipped - (begins[place.message] if span.part == "prompt" else 0)
+            start, end = max(span.start + shift, place.start), min(span.end + shift, place.end)
+            if start < end:
+                found.append((start, end))
+    return found
