@@ -173,7 +173,7 @@ def _stored(batch: Batch, done: np.ndarray | None) -> bool:
     stored = [bool(done[row]) for row in rows]
     if any(stored) and not all(stored):
         raise UsageError(
-            f"Expected rows {min(rows)} to {max(rows)} to be stored together or not at all, but some are: what is stored "
-            f"was batched with another max_length, tokens_per_batch or window, or from other data; use another out."
+            f"Expected rows {min(rows)} to {max(rows)} to be stored together or not at all, but only some are: the store "
+            f"was made with another max_length, tokens_per_batch or window, or from other data; use another out."
         )
     return all(stored)
