@@ -1,0 +1,235 @@
+"""The index of a finished side of a store, and the listing of every file with its digest.
+
+``index.h5`` shows the shards as one: for each key a virtual dataset (N D) and its norms, with one mapping a shard;
+``row`` (N), the row number at each position; ``position`` (N), its inverse; ``status`` (N) by row number. It is for any
+HDF5 reader; `AttributionStore` reads the shards themselves, since a virtual dataset takes a missing shard for zeros.
+
+``digests.json`` is written last: a side that it names is finished. It holds a digest of itself too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from rept.errors import UsageError
+from rept.shards import HDF5, SCHEMA, DamagedStore, ShardName, digest, digest_file, publish, read_shard
+from rept.signature import Side
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A shard in the listing; its digest stands in its name."""
+
+    name: str
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class SideEntry:
+    """A finished side in the listing."""
+
+    fingerprint: str
+    rows: int
+    index: str  # digest of index.h5
+    shards: list[ShardEntry]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """``digests.json``."""
+
+    sides: dict[Side, SideEntry] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Listing:
+        """The listing of a store; empty where no side is finished.
+
+        Raises:
+            DamagedStore: the file is not, byte for byte, what was written.
+        """
+        path = folder / "digests.json"
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return cls()
+        try:
+            sides = {
+                side: SideEntry(**entry | {"shards": [ShardEntry(**shard) for shard in entry["shards"]]})
+                for side, entry in json.loads(text)["sides"].items()
+            }
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise DamagedStore(path, "is damaged (it cannot be read)") from None
+        listing = cls(sides)
+        if listing._image() != text:
+            raise DamagedStore(path, "is damaged (its content does not have the digest in it)")
+        return listing
+
+    def write(self, folder: Path) -> None:
+        publish(folder / "digests.json", self._image())
+
+    def _image(self) -> bytes:
+        content = {"schema": SCHEMA, "sides": {side: asdict(entry) for side, entry in self.sides.items()}}
+        digested = {"digest": digest(json.dumps(content).encode())} | content
+        return (json.dumps(digested, indent=1) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to know of a whole shard in the folder."""
+
+    path: Path
+    name: ShardName
+    fingerprint: str
+    row: np.ndarray  # (n) int64
+    status: np.ndarray  # (n) uint8
+    blocks: dict[str, tuple[tuple[int, ...], np.dtype]]  # shape and type of its datasets for each key
+
+    @classmethod
+    def read(cls, path: Path, side: Side, fingerprint: str | None) -> Found:
+        """Raises DamagedStore: the shard is damaged or belongs elsewhere."""
+        shard = read_shard(path, side, fingerprint)
+        arrays = {key.path: unit for key, unit in shard.unit.items()}
+        arrays |= {f"norm/{key.path}": norm for key, norm in shard.norm.items()}
+        name = ShardName.parse(path)
+        assert name is not None  # or read_shard had raised
+        return cls(
+            path=path,
+            name=name,
+            fingerprint=shard.fingerprint,
+            row=shard.row.copy(),  # a view would keep the whole file mapped
+            status=shard.status.copy(),
+            blocks={path: (array.shape, array.dtype) for path, array in arrays.items()},
+        )
+
+
+def scan(folder: Path, side: Side, fingerprint: str | None = None) -> list[Found]:
+    """All whole shards of a side, in shard order (by rank, then number).
+
+    Where a run was killed while it topped up a shard, the fuller one of the two stands for both.
+
+    Raises:
+        DamagedStore: a shard is damaged or belongs elsewhere.
+    """
+    found: dict[tuple[int, int], Found] = {}
+    for path in shard_paths(folder, side):
+        one = Found.read(path, side, fingerprint)
+        fingerprint = one.fingerprint
+        twin = found.get((one.name.rank, one.name.number))
+        if twin is None or len(twin.row) < len(one.row):
+            found[one.name.rank, one.name.number] = one
+    return [found[place] for place in sorted(found)]
+
+
+def shard_paths(folder: Path, side: Side) -> list[Path]:
+    """All that looks like a shard, whole or not; unfinished files (``.partial``) do not."""
+    return sorted((folder / side / "shards").glob("[!.]*.h5"))
+
+
+def check_listed(folder: Path, side: Side, entry: SideEntry) -> None:
+    """Raises DamagedStore unless exactly the shards listed are there, by name and size, and the index is intact.
+
+    The shards' content is digested when they are read.
+    """
+    there = {path.name: path for path in shard_paths(folder, side)}
+    for shard in entry.shards:
+        path = there.pop(shard.name, None)
+        if path is None:
+            raise DamagedStore(folder / side / "shards" / shard.name, "is missing")
+        if path.stat().st_size != shard.bytes:
+            raise DamagedStore(path, f"is damaged ({path.stat().st_size:,} bytes instead of {shard.bytes:,})")
+    if there:
+        raise DamagedStore(min(there.values()), "does not belong to this store (it is not in its digests.json)")
+    index = folder / side / "index.h5"
+    if not index.is_file():
+        raise DamagedStore(index, "is missing")
+    if digest_file(index) != entry.index:
+        raise DamagedStore(index, "is damaged (its content does not have the digest in digests.json)")
+
+
+def write_index(folder: Path, side: Side, rows: int) -> None:
+    """Writes the index of a side and enters it in the listing, last.
+
+    Raises:
+        DamagedStore: a shard is damaged or belongs elsewhere, or holds a row that another has too.
+        UsageError: rows are missing.
+    """
+    found = scan(folder, side)
+    position = positions(found, rows, folder / side)
+    missing = np.flatnonzero(position < 0)
+    if missing.size:
+        first = ", ".join(map(str, missing[:5].tolist()))
+        raise UsageError(
+            f"{missing.size:,} of {rows:,} rows are missing in {folder / side} (first: {first}); "
+            "give the same command again to compute them."
+        )
+    image = _index_image(found, position)
+    publish(folder / side / "index.h5", image)
+    entry = SideEntry(
+        fingerprint=found[0].fingerprint if found else "",
+        rows=rows,
+        index=digest(image),
+        shards=[ShardEntry(str(one.name), one.path.stat().st_size, len(one.row)) for one in found],
+    )
+    Listing(Listing.read(folder).sides | {side: entry}).write(folder)
+    keep = {one.path for one in found}
+    for path in [*shard_paths(folder, side), *(folder / side / "shards").glob(".*.partial")]:
+        if path not in keep:  # left by a run that was killed
+            path.unlink()
+
+
+def positions(found: Sequence[Found], rows: int, where: Path) -> np.ndarray:
+    """Where each row 0..rows-1 stands when the shards are laid end to end; -1 where it is missing.
+
+    Raises:
+        DamagedStore: a row is there twice, or is none of the data's.
+    """
+    position = np.full(rows, -1, dtype=np.int64)
+    start = 0
+    for one in found:
+        row = one.row
+        if len(row) and not 0 <= row.min() <= row.max() < rows:
+            raise DamagedStore(one.path, f"holds rows {row.min()} to {row.max()}, but the data have {rows:,}")
+        twice = row[position[row] >= 0]
+        if twice.size or len(np.unique(row)) < len(row):
+            raise DamagedStore(one.path, f"holds rows that are in {where} already")
+        position[row] = np.arange(start, start + len(row))
+        start += len(row)
+    return position
+
+
+def _index_image(found: Sequence[Found], position: np.ndarray) -> memoryview:
+    rows = len(position)
+    row = np.empty(rows, np.int64)
+    row[position] = np.arange(rows)
+    status = np.concatenate([one.status for one in found])[position] if found else np.zeros(0, np.uint8)
+    image = io.BytesIO()
+    with h5py.File(image, "w", **HDF5) as file:
+        file.attrs["schema"] = np.int64(SCHEMA)
+        for path in sorted({path for one in found for path in one.blocks}):
+            _map_shards(file, path, found)
+        file.create_dataset("row", data=row)
+        file.create_dataset("position", data=position)
+        file.create_dataset("status", data=status)
+    return image.getbuffer()
+
+
+def _map_shards(file: h5py.File, path: str, found: Sequence[Found]) -> None:
+    """A virtual dataset of the shards' datasets, end to end; a shard without the key gives zeros."""
+    (_, *width), dtype = next(one.blocks[path] for one in found if path in one.blocks)
+    layout = h5py.VirtualLayout((sum(len(one.row) for one in found), *width), dtype)
+    start = 0
+    for one in found:
+        stop = start + len(one.row)
+        if path in one.blocks:
+            # The file name is relative to the index, so that the run folder can be moved.
+            layout[start:stop] = h5py.VirtualSource(f"shards/{one.path.name}", path, *one.blocks[path])
+        start = stop
+    file.create_virtual_dataset(path, layout, fillvalue=0)
