@@ -45,6 +45,7 @@ class AttributionDataModule(LightningDataModule, ABC):
 
     default_model: str | None = None  # path of the model that goes with embedded data
     encoder: Encoder  # made by attach()
+    excluded: frozenset[int] = frozenset()  # training rows that train.py leaves out; attribution covers them too
 
     def __init__(self, max_length: int = 1024, tokens_per_batch: int = 2048, window: int = 512) -> None:
         super().__init__()
@@ -67,10 +68,6 @@ class AttributionDataModule(LightningDataModule, ABC):
     def attach(self, tokenizer: Any) -> None:
         """Takes the tokenizer of the model. Raises UsageError where the encoder refuses it."""
         self.encoder = Encoder(tokenizer, self.max_length)
-
-    def training_rows(self) -> np.ndarray:
-        """The row numbers that a training run uses: all, unless a data set leaves some out."""
-        return np.arange(len(self.source("train")))
 
     def sample(self, side: Side, row: int) -> Sample | Status:
         """A row's sample; for a query without a response, with the model's own answer once there is one."""
@@ -173,7 +170,7 @@ def _stored(batch: Batch, done: np.ndarray | None) -> bool:
     stored = [bool(done[row]) for row in rows]
     if any(stored) and not all(stored):
         raise UsageError(
-            f"Expected rows {min(rows)} to {max(rows)} to be stored together or not at all, but only some are: the store "
-            f"was made with another max_length, tokens_per_batch or window, or from other data; use another out."
+            f"Expected rows {min(rows)} to {max(rows)} to be stored together or not at all, but only some are: the "
+            f"store was made with another max_length, tokens_per_batch or window, or from other data; use another out."
         )
     return all(stored)
