@@ -1,0 +1,25 @@
+"""One place that keeps the libraries' own talk off the screen, so that what a run prints is the run's own voice."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "transformers", "datasets", "peft")
+
+# Single messages, by how they begin: whatever is not listed, a new library's warning or a user's own, is still shown.
+_WARNINGS: tuple[str, ...] = ()
+
+
+def quiet() -> None:
+    """Silences the libraries' log lines below an error, their progress bars, and the warnings listed above."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
