@@ -1,0 +1,27 @@
+"""RepT: which training samples taught a language model what it does, and which words in them?
+
+>>> import rept                                                        # doctest: +SKIP
+>>> result = rept.trace(model, tokenizer, train, queries)              # doctest: +SKIP
+>>> result.hits(0)                                                     # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rept.errors import UsageError
+    from rept.pipeline import trace
+    from rept.results import Trace
+
+__all__ = ["Trace", "UsageError", "trace"]
+_HOMES = {"trace": "rept.pipeline", "Trace": "rept.results", "UsageError": "rept.errors"}
+
+
+def __getattr__(name: str) -> object:
+    """Loads a public name when it is first used: torch and transformers take seconds, and `--help` must not wait."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rept' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -11,14 +11,14 @@ from rept.errors import UsageError
 from rept.help import describe
 
 
-def main(name: str, usage: str, run: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
+def main(name: str | None, usage: str, run: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
     """Runs a command. Exit codes: 0 done, 2 a user's mistake (one sentence on stderr), 130 Ctrl-C, 143 SIGTERM.
 
     ``--help`` is answered from the YAML files before anything heavy is imported.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"--help", "-h"} & set(arguments):
-        print(describe(name, usage))
+        print(describe(name, usage) if name else usage.strip())
         return 0
     # Set before torch or transformers are imported: their progress bars and advice would stand between ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -1,0 +1,26 @@
+"""python -m rept COMMAND: what can be done with a run besides making it."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from rept.cli import main
+
+COMMANDS = sorted(path.stem for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
+
+
+def start(argv: list[str]) -> int:
+    """Dispatches to ``rept.commands.NAME``, which holds USAGE, CONFIG (the YAML it is configured by, or None) and run()."""
+    if argv and argv[0] in COMMANDS:
+        command = import_module(f"rept.commands.{argv[0]}")
+        return main(command.CONFIG, command.USAGE, command.run, argv[1:])
+    usage = f"python -m rept {{{','.join(COMMANDS)}}} ...   (each with --help)"
+    asked = not argv or argv[0] in ("--help", "-h")
+    print(usage if asked else f"There is no command {argv[0]!r}: {usage}", file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+if __name__ == "__main__":
+    sys.exit(start(sys.argv[1:]))

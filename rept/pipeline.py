@@ -1,0 +1,196 @@
+"""The whole job as one Python call: `trace` for loaded objects, `attribute` for a configuration, `score` for a run that exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lightning import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from rept import fingerprint, provenance, stages
+from rept.architecture import Architecture
+from rept.attribution import AttributionModule
+from rept.config import TARGET, build, compose
+from rept.console import console, say, show
+from rept.errors import UsageError
+from rept.models import load_model, load_tokenizer
+from rept.quiet import quiet
+from rept.ranked import rank_and_measure
+from rept.results import Trace
+from rept.run_folder import RunFolder, read_json, write_jsonl
+from rept.stages import Job
+from rept.store import AttributionStore
+from rept.tokens import check_form, choose_layer
+from rept.writer import StoreWriter
+
+
+def trace(
+    model: Any,
+    tokenizer: Any,
+    train: Sequence[Mapping[str, Any]],
+    queries: Sequence[Mapping[str, Any]],
+    *,
+    out: str | Path | None = None,
+    extractor: Any = "residual_stream",
+    layers: Any = "phase_transition",
+    scorer: Any = "cosine",
+    max_length: int = 1024,
+    **settings: Any,
+) -> Trace:
+    """Traces a loaded model's answers to the training samples that caused them.
+
+    Args:
+        model, tokenizer: a causal language model of Transformers and its tokenizer. The model's parameters are frozen
+            while it runs.
+        train, queries: samples as dictionaries with ``prompt`` and ``response`` (or ``messages``), and optionally
+            ``label`` and ``spans``. A query without a response is answered by the model itself.
+        out: the run folder; None: a temporary one that lives as long as the result.
+        extractor, layers, scorer: a word of ``configs/``, or an object of your own.
+        max_length: tokens; longer samples are cut at the end of their response.
+        settings: any other key of ``configs/attribute.yaml``, dots as double underscores: ``top_k=10``,
+            ``trainer__devices=2``, ``tokens__hits=5``.
+
+    Returns:
+        The result; ``print`` it, or ask it for ``.hits(query)``, ``.tokens(query, row)``, ``.to_pandas()``.
+
+    Raises:
+        UsageError: a setting or a sample list that cannot be used, in one sentence.
+    """
+    keep = TemporaryDirectory(prefix="rept-") if out is None else None
+    parts = {"extractor": extractor, "layers": layers, "scorer": scorer}
+    words = [f"{group}={part}" for group, part in parts.items() if isinstance(part, str)]
+    values = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
+    fixed = ["datamodule=in_memory", f"datamodule.max_length={max_length}", f"out={keep.name if keep else out}"]
+    config = compose("attribute", [*fixed, "report=false", *words, *values])
+    given = {group: part for group, part in parts.items() if not isinstance(part, str)}
+    for group, part in given.items():
+        config[group] = {TARGET: f"{type(part).__module__}.{type(part).__qualname__}"}
+    datamodule = build(config.datamodule, train=train, queries=queries)
+    was_frozen = {name: p.requires_grad for name, p in model.named_parameters()}
+    was_training = model.training
+    model.requires_grad_(False).eval()
+    try:
+        result = attribute(config, model=model, tokenizer=tokenizer, datamodule=datamodule, show_result=False, **given)
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(was_frozen[name])
+        model.train(was_training)
+    return Trace(result.folder.path, keep)
+
+
+def attribute(
+    config: DictConfig,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    datamodule: Any = None,
+    extractor: Any = None,
+    layers: Any = None,
+    scorer: Any = None,
+    show_result: bool = True,
+) -> Trace:
+    """Runs the job that ``config`` describes; objects that are given take the place of what it would build.
+
+    Raises:
+        UsageError: a user's mistake, told before anything long has run wherever that is possible.
+    """
+    quiet()
+    seed_everything(config.seed, verbose=False)
+    datamodule = datamodule or build(config.datamodule)
+    extractor, scorer = extractor or build(config.extractor), scorer or build(config.scorer)
+    selector = layers or build(config.layers)
+    check_fields(extractor, scorer)
+    check_form(config.tokens.form)
+    trainer = build_trainer(config)
+    for side in ("train", "query"):
+        datamodule.source(side)  # what is wrong with the data is told before the model is loaded
+    folder = RunFolder(config.out)
+    with folder.lock():
+        if model is None:
+            path = ensure_model(config, datamodule)
+            tokenizer, model = load_tokenizer(path), load_configured(config, path)
+        datamodule.attach(tokenizer)
+        job = Job(config, folder, model, tokenizer, datamodule, extractor, scorer, selector, trainer)
+        run(job)
+    result = Trace(folder.path)
+    if show_result and trainer.is_global_zero:
+        show(result)
+        console.print()
+        say(f"All of it is in {folder.path}: results.jsonl, tokens.jsonl, metrics.json, store/.")
+    return result
+
+
+def run(job: Job) -> None:
+    """All stages of a job, each skipped where its result is already in the folder and still fits."""
+    config, folder = job.config, job.folder
+    folder.describe(**provenance.environment(config.seed, job.trainer.world_size))
+    with folder.stage("answers"):
+        stages.answer_queries(job)
+    with folder.stage("layers"):
+        layers = stages.select_layers(job)
+    marks = stages.fingerprints(job, layers)
+    fingerprint.check(read_json(folder.provenance).get("fingerprints", {}), marks, str(folder.path))
+    folder.write_config(config)
+    folder.describe(fingerprints=marks)
+    module = AttributionModule(job.model, job.extractor, layers)
+    for side in ("query", "train"):
+        with folder.stage(f"extract {side}"):
+            stages.extract(job, module, side, fingerprint.digest(str(marks)))
+    stages.tell_trouble(module, folder)
+    with folder.stage("rank"):
+        hits = score_store(folder, config, job.datamodule, job.scorer, job.trainer)
+    if config.tokens.hits and hasattr(job.extractor, "tokens"):
+        layer = choose_layer(config.tokens.layer, layers, len(Architecture.of(job.model)))
+        with folder.stage("tokens"):
+            best = {query: rows[: config.tokens.hits] for query, rows in hits.items()}
+            write_jsonl(folder.tokens, stages.token_scores(job, best, layer))
+
+
+def check_fields(extractor: Any, scorer: Any) -> None:
+    """Raises UsageError where the scorer reads fields that the extractor does not give."""
+    lacking = [field for field in scorer.needs if field not in extractor.fields]
+    if lacking:
+        raise UsageError(
+            f"{type(scorer).__name__} reads {', '.join(lacking)}, but {type(extractor).__name__} gives only "
+            f"{', '.join(extractor.fields)}: choose another scorer, or other extractor.fields."
+        )
+
+
+def build_trainer(config: DictConfig) -> Trainer:
+    """Lightning's trainer as configured, with what prediction with gradients needs."""
+    try:
+        return build(
+            config.trainer,
+            inference_mode=False,  # gradients are read
+            use_distributed_sampler=False,  # the batch plan deals out batches itself
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UsageError(f"trainer: {str(error).splitlines()[0]}") from None
+
+
+def ensure_model(config: DictConfig, datamodule: Any) -> str:
+    """The path of the model: the configured one, or the one that goes with embedded data, made if it is not there."""
+    if config.model.path:
+        return config.model.path
+    if datamodule.default_model is None:
+        raise UsageError("Expected model.path to name the model's folder or hub id, but it is not set.")
+    if not (Path(datamodule.default_model) / "config.json").is_file():
+        say(f"There is no model in {datamodule.default_model} yet: it is trained on the embedded data first.")
+        finetune.main(compose("train", [f"out={datamodule.default_model}"]))
+    return datamodule.default_model
+
+
+def load_configured(config: DictConfig, path: str) -> Any:
+    """The model of ``config.model``, with its parts named where structure does not tell them."""
+    options = OmegaConf.to_container(config.model)
+    names = {part: options.pop(part) for part in ("blocks", "final_norm", "attention", "mlp")}
+    model = load_model(**options | {"path": path})
+    Architecture.of(model, **names)
+    return model

@@ -1,0 +1,188 @@
+"""The stages of a run, in order: answers, layers, signatures, ranking, tokens, measures. Each leaves its file behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from rept import fingerprint
+from rept.attribution import AttributionModule
+from rept.console import say
+from rept.errors import UsageError
+from rept.generation import greedy_answers
+from rept.progress import ShowProgress, progress
+from rept.run_folder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
+from rept.signature import Batch, Side, Status
+from rept.store import AttributionStore
+from rept.tokens import score_pairs
+from rept.writer import StoreWriter
+
+
+@dataclass
+class Job:
+    """The collaborators of one run."""
+
+    config: DictConfig
+    folder: RunFolder
+    model: torch.nn.Module
+    tokenizer: Any
+    datamodule: Any  # AttributionDataModule, tokenizer attached
+    extractor: Any
+    scorer: Any
+    selector: Any  # layer strategy
+    trainer: Trainer
+
+    @property
+    def depth(self) -> int:
+        return self.model.config.get_text_config().num_hidden_layers
+
+
+def answer_queries(job: Job) -> None:
+    """queries.jsonl: every query with its status, and the model's own greedy answer where the data bring none."""
+    source = job.datamodule.source("query")
+    if job.folder.queries.is_file():
+        known = {line["query"]: line["response"] for line in read_jsonl(job.folder.queries) if line["generated"]}
+        job.datamodule.answers.update(known)
+    else:
+        asked = {
+            i: source[i] for i in range(len(source)) if not isinstance(source[i], Status) and source[i].response is None
+        }
+        prompts = {i: job.datamodule.encoder.prompt(sample) for i, sample in asked.items()}
+        prompts = {i: ids for i, ids in prompts.items() if not isinstance(ids, Status)}
+        if prompts:
+            with progress("Asking the model", total=len(prompts), unit="queries") as advance:
+                answers = greedy_answers(
+                    job.model, job.tokenizer, list(prompts.values()), job.config.max_new_tokens, on_batch=advance
+                )
+            job.datamodule.answers.update(zip(prompts, answers, strict=True))
+    write_jsonl(job.folder.queries, _query_lines(job))
+
+
+def _query_lines(job: Job) -> Iterator[dict[str, Any]]:
+    source = job.datamodule.source("query")
+    for i in range(len(source)):
+        sample = source[i]
+        if isinstance(sample, Status):
+            yield {"query": i, "prompt": "", "response": "", "generated": False, "label": None, "status": sample.reason}
+            continue
+        generated = i in job.datamodule.answers
+        response = job.datamodule.answers[i] if generated else sample.response or ""
+        status = job.datamodule.status("query", i)
+        yield {
+            "query": i,
+            "prompt": sample.prompt,
+            "response": response,
+            "generated": generated,
+            "label": sample.label,
+            "status": status.reason,
+        }
+
+
+def select_layers(job: Job) -> list[int]:
+    """layers.json: the strategy's choice on its probe rows of the training data."""
+    strategy = OmegaConf.to_container(job.config.layers, resolve=True) | {"seed": job.config.seed}
+    if job.folder.layers.is_file():
+        known = read_json(job.folder.layers)
+        if known["strategy"] == strategy:
+            say(f"Layer {', '.join(map(str, known['layers']))}: chosen before, reused.")
+            return known["layers"]
+    rows = _probe_rows(job, job.selector.probe_rows)
+    choice = job.selector(job.model, list(job.datamodule.batches("train", rows)))
+    record = {
+        "strategy": strategy,
+        "layers": choice.layers,
+        "curve": choice.curve,
+        "agreement": choice.agreement,
+        "reason": choice.reason,
+        "probe_rows": rows,
+        "probes": choice.probes,
+    }
+    write_json(job.folder.layers, record)
+    return choice.layers
+
+
+def _probe_rows(job: Job, wanted: int) -> list[int]:
+    """Rows drawn with the seed from the training rows that can be attributed, in ascending order."""
+    if not wanted:
+        return []
+    order = np.random.default_rng(job.config.seed).permutation(len(job.datamodule.source("train")))
+    found: list[int] = []
+    for row in order.tolist():
+        if job.datamodule.status("train", row).attributed:
+            found.append(row)
+        if len(found) == wanted:
+            break
+    if not found:
+        raise UsageError("No training row can be attributed: each has an empty or too long prompt, or no response.")
+    return sorted(found)
+
+
+def fingerprints(job: Job, layers: Sequence[int]) -> dict[str, Any]:
+    """What the signatures depend on, by name."""
+    return {
+        "weights": fingerprint.of_weights(job.model),
+        "tokenizer": fingerprint.of_tokenizer(job.tokenizer),
+        "training data": job.datamodule.digest("train"),
+        "query data": job.datamodule.digest("query"),
+        "answers": fingerprint.digest(str(sorted(job.datamodule.answers.items()))),
+        "extractor": str(OmegaConf.to_container(job.config.extractor, resolve=True)),
+        "layers": list(layers),
+        "max_length": job.datamodule.max_length,
+        "tokens_per_batch": job.datamodule.tokens_per_batch,
+        "window": job.datamodule.window,
+        "store dtype": job.config.store.dtype,
+        "model dtype": str(job.model.dtype),
+    }
+
+
+def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
+    """The signatures of one side, in the store. Rows in whole shards are not computed again."""
+    name = {"train": "training rows", "query": "queries"}[side]
+    total = len(job.datamodule.source(side))
+    trainer, store = job.trainer, job.folder.store
+    if job.config.store.repair and trainer.is_global_zero:
+        removed = AttributionStore.repair(store, side, mark, total)
+        if removed:
+            say(f"Removed {len(removed)} damaged shards of the {name}; their rows are computed again.")
+    done = AttributionStore.stored_rows(store, side, total, mark)
+    stored = 0 if done is None else int(done.sum())
+    if stored:
+        say(f"Signatures of {stored:,} of {total:,} {name}: stored before, reused.")
+    if stored < total:
+        writer = StoreWriter(store, mark, job.config.store.dtype, job.config.store.shard_rows)
+        trainer.callbacks += [writer, ShowProgress(f"Signatures of the {name}", total - stored)]
+        loader = job.datamodule.loader(side, rank=trainer.global_rank, world_size=trainer.world_size, done=done)
+        trainer.predict(module, loader, return_predictions=False)
+        del trainer.callbacks[-2:]
+    trainer.strategy.barrier()
+    if trainer.is_global_zero and not AttributionStore.finished(store, side):
+        AttributionStore.finish(store, side, total)
+    trainer.strategy.barrier()
+
+
+def token_scores(job: Job, hits: dict[int, list[int]], layer: int) -> Iterator[dict[str, Any]]:
+    """Lines of tokens.jsonl for the best hits (row numbers) of each query."""
+    pairs = [(query, row) for query, rows in hits.items() for row in rows]
+    encoded = lru_cache(maxsize=256)(job.datamodule.encoded)
+    with progress("Scoring tokens", total=2 * len(pairs), unit="texts") as advance:
+        scored = score_pairs(job.model, job.extractor, job.datamodule, pairs, layer, job.config.tokens.form)
+        for query, row, side, scores in scored:
+            text = encoded(side, row if side == "train" else query)
+            advance(1)
+            yield {
+                "query": query,
+                "row": row,
+                "side": side,
+                "tokens": [text.text[start:end] for start, end in text.pieces],
+                "scores": [float(f"{score:.6g}") for score in scores.tolist()],
+                "special": text.special,
+                "layer": layer,
+                "form": job.config.tokens.form,
+            }
