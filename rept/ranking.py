@@ -1,0 +1,212 @@
+"""Ranking: the training rows that score highest for each query, found in one pass over a store.
+
+Memory is that of a block of rows, whatever their number. Equal scores rank by row number, across blocks and processes.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rept.errors import UsageError
+from rept.signature import Key
+from rept.store import AttributionStore
+from rept.topk import Hits, TopK
+
+Pair = tuple[str, int]  # site and layer
+Sink = Callable[[Tensor, Tensor], None]  # takes the row numbers (n) and scores (n Q) of a block
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What `rank` finds."""
+
+    best: Hits
+    lowest: Hits  # k is 0 unless bottom_k was asked for
+    each: dict[Pair, Hits] = field(default_factory=dict)  # the best by each site and layer alone, if asked for
+
+
+def rank(
+    train: AttributionStore,
+    queries: Mapping[Key, Tensor],
+    scorer: Any,
+    *,
+    top_k: int = 100,
+    bottom_k: int = 0,
+    each: bool = False,
+    device: torch.device | str = "cpu",
+    part: tuple[int, int] = (0, 1),
+    rows_per_block: int = 4096,
+    on_block: Callable[[int], None] | None = None,
+    sink: Sink | None = None,
+) -> Ranking:
+    """Scores every attributed training row for every query; the score is the mean over sites and layers.
+
+    Args:
+        train: the store of the training rows.
+        queries: fields (Q D) of the queries; their sites and layers are the ones that are scored.
+        scorer: a `scorers.base.Scorer`; for each site and layer a copy of it is fitted first.
+        top_k, bottom_k: hits and opponents to keep for each query.
+        each: also ranks by each site and layer alone.
+        part: (i, n) scores the share of the i-th of n processes; `merge` puts the shares together.
+        on_block: called with the number of rows of each block that is done.
+        sink: called with the rows and scores of each block, for measures over the whole ranking.
+
+    Raises:
+        UsageError: the scorer needs a field that is not stored, or gives scores that are not finite or not (n Q).
+        DamagedStore: a shard is damaged.
+    """
+    pairs = _pairs(queries, scorer.needs)
+    keys = {pair: [Key(*pair, name) for name in scorer.needs] for pair in pairs}
+    fitted = {pair: _fit(scorer, train, keys[pair], device, rows_per_block) for pair in pairs}
+    asked = {pair: {key.field: queries[key].to(device) for key in keys[pair]} for pair in pairs}
+    count = len(next(iter(queries.values())))
+    best, lowest = TopK(count, top_k, device=device), TopK(count, bottom_k, lowest=True, device=device)
+    alone = {pair: TopK(count, top_k, device=device) for pair in pairs} if each else {}
+    for block in train.blocks([key for pair in pairs for key in keys[pair]], rows_per_block, part):
+        row = block.row.to(device)
+        total = torch.zeros(len(row), count, device=device)
+        for pair in pairs:
+            score = fitted[pair]({key.field: block.fields[key].to(device) for key in keys[pair]}, asked[pair])
+            _check(score, scorer, row, count)
+            total += score / len(pairs)
+            if each:
+                alone[pair].add(row, score)
+        best.add(row, total)
+        lowest.add(row, total)
+        if sink is not None:
+            sink(block.row, total.cpu())
+        if on_block is not None:
+            on_block(len(row))
+    return Ranking(best.hits(), lowest.hits(), {pair: top.hits() for pair, top in alone.items()})
+
+
+def merge(parts: Sequence[Ranking], top_k: int, bottom_k: int = 0) -> Ranking:
+    """One ranking from those of all processes."""
+
+    def together(hits: Sequence[Hits], k: int, lowest: bool = False) -> Hits:
+        top = TopK(len(hits[0].row), k, lowest)
+        for one in hits:
+            top.add_hits(one)
+        return top.hits()
+
+    return Ranking(
+        together([part.best for part in parts], top_k),
+        together([part.lowest for part in parts], bottom_k, lowest=True),
+        {pair: together([part.each[pair] for part in parts], top_k) for pair in parts[0].each},
+    )
+
+
+def blocks_share(
+    train: AttributionStore, queries: Mapping[Key, Tensor], hits: Hits, each_query: int = 10
+) -> dict[Key, float]:
+    """How much of the cosine of the concatenated blocks each block accounts for, on average over the best hits.
+
+    ``x_b . y_b / (|x| |y|)``, where x and y are the concatenation of the blocks b at one site and layer. The shares of
+    a site and layer add up to the mean cosine of its hits.
+
+    Args:
+        hits: (Q k) of these queries.
+        each_query: so many of each query's hits are looked at.
+    """
+    row = hits.row[:, :each_query]  # (Q k)
+    rows, inverse = np.unique(row.numpy(), return_inverse=True)
+    index = torch.from_numpy(inverse).view(row.shape)
+    stored = train.read(rows, list(queries))
+    share = {}
+    for pair in _pairs(queries, ()):
+        blocks = {key: (stored[key].double(), block.double()) for key, block in queries.items() if key[:2] == pair}
+        x_norm, y_norm = (torch.cat(side, dim=1).norm(dim=1) for side in zip(*blocks.values(), strict=True))
+        scale = x_norm[index] * y_norm[:, None]  # (Q k)
+        for key, (x, y) in blocks.items():
+            product = torch.stack([(x[at] * y).sum(1) for at in index.T], dim=1)  # (Q k)
+            share[key] = torch.where(scale > 0, product / scale, 0).mean().item()
+    return share
+
+
+class ScoreFile:
+    """Whole rankings on disk: a `Sink` that keeps the scores of each block, for measures that need all of them.
+
+    Blocks follow one another, each as its size, its rows, and then its scores query by query: one query's scores are
+    read without the others'. A temporary file of one machine, not a format to keep.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._stream = self.path.open("wb")
+
+    def __enter__(self) -> ScoreFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def __call__(self, row: Tensor, score: Tensor) -> None:
+        """Raises UsageError: the disk is full."""
+        try:
+            self._stream.write(np.array(score.shape, np.int64).tobytes())
+            self._stream.write(row.numpy().tobytes())
+            self._stream.write(score.numpy().T.tobytes())
+            self._stream.flush()
+        except OSError as error:
+            raise UsageError(f"Expected to write to {self.path}, but got: {error.strerror}; make room.") from error
+
+
+def read_scores(paths: Sequence[Path], query: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (N) and a query's scores (N) from the score files of all processes."""
+    rows, scores = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    for path in paths:
+        with path.open("rb") as stream:
+            while len(shape := np.fromfile(stream, np.int64, 2)):
+                count, queries = shape.tolist()
+                rows.append(np.fromfile(stream, np.int64, count))
+                stream.seek(4 * count * query, os.SEEK_CUR)
+                scores.append(np.fromfile(stream, np.float32, count))
+                stream.seek(4 * count * (queries - query - 1), os.SEEK_CUR)
+    return np.concatenate(rows), np.concatenate(scores)
+
+
+def _pairs(blocks: Mapping[Key, Tensor], needs: Sequence[str]) -> list[Pair]:
+    """The sites and layers of the blocks, in order; raises UsageError if one lacks a field that is needed."""
+    pairs = sorted({(key.site, key.layer) for key in blocks})
+    for pair in pairs:
+        missing = [name for name in needs if Key(*pair, name) not in blocks]
+        if missing:
+            has = ", ".join(key.field for key in blocks if key[:2] == pair)
+            raise UsageError(
+                f"Expected {pair[0]} at layer {pair[1]} to have the fields that the scorer needs ({', '.join(needs)}), "
+                f"but it has {has}; extract them by extractor.fields, or choose another scorer."
+            )
+    return pairs
+
+
+def _fit(
+    scorer: Any, train: AttributionStore, keys: Sequence[Key], device: torch.device | str, rows_per_block: int
+) -> Any:
+    """A copy of the scorer, fitted to one site and layer; the rows are read only if it asks for them."""
+    own = copy.deepcopy(scorer)
+    own.fit({key.field: block.fields[key].to(device) for key in keys} for block in train.blocks(keys, rows_per_block))
+    return own
+
+
+def _check(score: Tensor, scorer: Any, row: Tensor, queries: int) -> None:
+    """Raises UsageError unless there is one finite score for each row and query."""
+    name = type(scorer).__name__
+    if score.shape != (len(row), queries):
+        raise UsageError(
+            f"Expected the scorer {name} to give scores (N Q) = ({len(row)}, {queries}), but got {tuple(score.shape)}."
+        )
+    if not score.isfinite().all():
+        i, query = (~score.isfinite()).nonzero()[0].tolist()
+        raise UsageError(
+            f"Expected finite scores from the scorer {name}, but got {score[i, query].item()} "
+            f"for training row {row[i].item()} and query {query}."
+        )

@@ -1,0 +1,63 @@
+"""The cosine of two signatures: the published score. With one field it is that field's own cosine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from scorers.base import FIELDS, Scorer, check_pair
+
+
+def cosine(train: Sequence[Tensor], query: Sequence[Tensor]) -> Tensor:
+    """Cosine of concatenated blocks, without concatenating them.
+
+    ``s(x, y) = (sum_b x_b . y_b) / (|x| |y|)`` with ``|x|^2 = sum_b |x_b|^2``, and 0 where x or y is zero.
+
+    Args:
+        train: blocks (N D), of any width each.
+        query: the same blocks (Q D).
+
+    Returns:
+        (N Q), from -1 to 1.
+
+    Raises:
+        ValueError: the blocks are not matrices of one width.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([[4.0], [0.0]])
+        >>> y = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0]])
+        >>> cosine(x, y)
+        tensor([[0.6000],
+                [0.0000]])
+    """
+    for x, y in zip(train, query, strict=True):
+        check_pair(x, y)
+    y_norm = _norm(query)
+    # Queries first, and in float64: the product of two small gradients would underflow in float32.
+    scaled = [torch.where(y_norm > 0, y.double() / y_norm, 0).to(y.dtype) for y in query]
+    product = sum(x @ y.T for x, y in zip(train, scaled, strict=True))  # (N Q)
+    x_norm = _norm(train)
+    return torch.where(x_norm > 0, product / x_norm, 0).to(train[0].dtype)
+
+
+def _norm(blocks: Sequence[Tensor]) -> Tensor:
+    """Norms (N 1) of concatenated rows, in float64: the squares of small gradients underflow in float32."""
+    norms = [torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64) for x in blocks]
+    return torch.linalg.vector_norm(torch.cat(norms, dim=1), dim=1, keepdim=True)
+
+
+class Cosine(Scorer):
+    """`cosine` of the concatenated fields: the score of arXiv 2510.02334.
+
+    Where one block's norm is far above the other's (representations usually are), the score is that block's alone.
+    ``fields=["representation"]`` is the baseline Rep-Sim.
+    """
+
+    def __init__(self, fields: Sequence[str] = FIELDS) -> None:
+        self.needs = tuple(fields)
+
+    def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
+        return cosine([train[field] for field in self.needs], [query[field] for field in self.needs])
