@@ -12,14 +12,13 @@ A special token's string in a message ("</s>" typed by a user) becomes that toke
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 
+from datamodules.offsets import Tokens
 from datamodules.template import ChatTemplate, Rendered
 from rept.errors import UsageError
 from rept.signature import IGNORE, Batch, Side, Status
@@ -104,24 +103,24 @@ class Encoder:
         texts = [whole.text for whole in rendered if isinstance(whole, Rendered)]
         tokens = iter(self._tokenize(texts))
         return [
-            self._place(sample, whole, *next(tokens)) if isinstance(whole, Rendered) else whole
+            self._place(sample, whole, next(tokens)) if isinstance(whole, Rendered) else whole
             for sample, whole in zip(samples, rendered, strict=True)
         ]
 
     def prompt(self, sample: Sample) -> list[int] | Status:
         """Token ids that end where the model's answer begins; the response is not read."""
-        problem = _prompt_problem(sample.messages)
+        problem = prompt_problem(sample.messages)
         if problem is not None:
             return problem
         try:
             text = self._template.text(sample.messages, generation_prompt=True)
         except Exception:  # a template is a program of the user's: it can raise anything
             return Status.MALFORMED
-        ids = self._tokenize([text])[0][0]
+        ids = self._tokenize([text])[0].ids
         return ids if len(ids) < self.max_length else Status.PROMPT_TOO_LONG
 
     def _render(self, sample: Sample) -> Rendered | Status:
-        problem = _prompt_problem(sample.messages) or _response_problem(sample.response)
+        problem = prompt_problem(sample.messages) or response_problem(sample.response)
         if problem is not None:
             return problem
         try:
@@ -130,8 +129,8 @@ class Encoder:
             return Status.MALFORMED
         return rendered or Status.MALFORMED
 
-    def _tokenize(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Ids and character ranges of each text, with BOS as the tokenizer's convention has it."""
+    def _tokenize(self, texts: list[str]) -> list[Tokens]:
+        """The tokens of each text, with BOS as the tokenizer's convention has it."""
         if not texts:
             return []
         made = self._tokenizer(
@@ -144,56 +143,40 @@ class Encoder:
             truncation=False,
             verbose=False,
         )
-        tokens = list(zip(made["input_ids"], made["offset_mapping"], strict=True))
-        return [self._with_bos(ids, offsets) for ids, offsets in tokens] if self._bos is not None else tokens
+        tokens = zip(made["input_ids"], made["offset_mapping"], strict=True)
+        return [Tokens(*self._with_bos(ids, offsets)) for ids, offsets in tokens]
 
     def _with_bos(self, ids: list[int], offsets: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
         if self._adds_bos and ids[:1] != [self._bos]:
             return [self._bos, *ids], [(0, 0), *offsets]
         extra = 0
-        while ids[extra : extra + 2] == [self._bos, self._bos]:
+        while self._bos is not None and ids[extra : extra + 2] == [self._bos, self._bos]:
             extra += 1
         return ids[extra:], offsets[extra:]
 
-    def _place(
-        self, sample: Sample, whole: Rendered, ids: list[int], offsets: list[tuple[int, int]]
-    ) -> Encoded | Status:
-        starts, ends = _seamless(offsets)
-        first = bisect_right(ends, whole.response.start)
-        if first < len(ids) and ids[first] in self._special and starts[first] < whole.response.start:
-            first += 1  # a token such as Phi-3's <|assistant|> that swallows white space behind it
-        stop = self._turn_end(whole, ids, starts, ends)
-        if first >= self.max_length:
-            return Status.PROMPT_TOO_LONG
-        if stop <= first:
+    def _place(self, sample: Sample, whole: Rendered, tokens: Tokens) -> Encoded | Status:
+        response = tokens.response(whole, self._special)
+        if not response:
             return Status.EMPTY_RESPONSE
-        if first == 0:  # nothing stands before the response, so no position predicts it
+        if response.start == 0:  # nothing stands before the response, so no position predicts it
             return Status.MALFORMED
-        length = min(stop, self.max_length)
-        words, marks = [True] * length, [False] * length
+        if response.start >= self.max_length:
+            return Status.PROMPT_TOO_LONG
+        length = min(response.stop, self.max_length)
+        template, marked = [True] * response.stop, [False] * response.stop
         for place in (*whole.prompt, whole.response):
-            _paint(words, starts, ends, place.start, place.end, False)
+            _set(template, tokens.overlapping(place.start, place.end), False)
         for start, end in _poisoned(sample, whole):
-            _paint(marks, starts, ends, start, end, True)
+            _set(marked, tokens.overlapping(start, end), True)
         return Encoded(
-            input_ids=ids[:length],
-            prompt_length=first,
-            special=[word or i in self._special for word, i in zip(words, ids, strict=False)],
-            pieces=list(zip([0, *ends], ends[:length], strict=False)),
+            input_ids=tokens.ids[:length],
+            prompt_length=response.start,
+            special=[i in self._special or other for i, other in zip(tokens.ids[:length], template, strict=False)],
+            pieces=tokens.pieces[:length],
             text=whole.text,
-            cut=stop > length,
-            marked=marks,
+            cut=length < response.stop,
+            marked=marked[:length],
         )
-
-    def _turn_end(self, whole: Rendered, ids: list[int], starts: list[int], ends: list[int]) -> int:
-        """The number of tokens up to the end of the response's turn: its first special token, or its last text."""
-        stop = bisect_left(starts, whole.response.end)
-        if stop and ends[stop - 1] > whole.response.end and ids[stop - 1] in self._special:
-            return stop  # it swallowed white space before it, so it starts within the response
-        for i in range(stop, len(ids)):
-            if ids[i] in self._special:
-                return i + 1
-        return max(stop, bisect_left(starts, len(whole.text.rstrip())))
 
 
 def collate(
@@ -227,24 +210,24 @@ def _content(message: Mapping[str, Any]) -> str:
     return message.get("content") or ""
 
 
-def _prompt_problem(messages: Sequence[Mapping[str, Any]]) -> Status | None:
+def prompt_problem(messages: Sequence[Mapping[str, Any]]) -> Status | None:
     for message in messages:
-        if not isinstance(message, Mapping) or not message.get("role") or not _is_text(message["role"]):
+        if not isinstance(message, Mapping) or not message.get("role") or not is_text(message["role"]):
             return Status.MALFORMED
         content = message.get("content")
-        if not _is_text(content) and not (content is None and message.get("tool_calls")):
+        if not is_text(content) and not (content is None and message.get("tool_calls")):
             return Status.NOT_A_STRING
     asked = (message for message in messages if message["role"] != "system")
     return None if any(_content(message).strip() for message in asked) else Status.EMPTY_PROMPT
 
 
-def _response_problem(response: object) -> Status | None:
-    if response is not None and not _is_text(response):
+def response_problem(response: object) -> Status | None:
+    if response is not None and not is_text(response):
         return Status.NOT_A_STRING
     return None if response and response.strip() else Status.EMPTY_RESPONSE
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """A string that a tokenizer takes: JSON can smuggle in half a surrogate pair, which is no character."""
     if not isinstance(value, str):
         return False
@@ -255,22 +238,8 @@ def _is_text(value: object) -> bool:
     return True
 
 
-def _seamless(offsets: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Start and end characters of each token, both ascending, with no gap between neighbours.
-
-    Byte-level tokenizers may leave a token's leading space out of its range, and normalizers drop characters: what no
-    token covers is given to the next one. The tokens of a character of several bytes all cover it.
-    """
-    ends = list(accumulate((end for _, end in offsets), max))
-    starts = [min(start, last) for (start, _), last in zip(offsets, [0, *ends], strict=False)]
-    return starts, ends
-
-
-def _paint(flags: list[bool], starts: list[int], ends: list[int], start: int, end: int, value: bool) -> None:
-    """Sets the flags of the tokens that overlap the characters from ``start`` to ``end``."""
-    first = bisect_right(ends, start)
-    last = min(bisect_left(starts, end), len(flags))
-    flags[first:last] = [value] * (last - first)
+def _set(flags: list[bool], tokens: range, value: bool) -> None:
+    flags[tokens.start : tokens.stop] = [value] * len(tokens)
 
 
 def _poisoned(sample: Sample, whole: Rendered) -> list[tuple[int, int]]:

@@ -1,0 +1,107 @@
+"""Instruction data of the user's own: a prompt and a response a row, or chat messages.
+
+Holds InstructionData, InstructionRows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from datamodules.base import AttributionDataModule
+from datamodules.columns import Columns, find_columns, to_sample
+from datamodules.exclusion import excluded_rows
+from datamodules.records import ACCEPTED, Records, open_records
+from datamodules.samples import Sample
+from rept.errors import UsageError
+from rept.signature import Side, Status
+
+
+class InstructionData(AttributionDataModule):
+    """Training and query rows from JSONL, CSV, Parquet, an Arrow folder or the hub.
+
+    A row is a prompt and a response, or chat messages: the last assistant turn is the response, and all before it the
+    prompt. A query without a response is answered by the model itself. Columns that are not named are found by name:
+
+    - prompt: ``prompts``, ``prompt`` or ``instruction``; an ``input`` beside ``instruction`` (as in the Alpaca data) is
+      put after it, an empty line between, where it is not empty;
+    - response: ``response``, ``output`` or ``expected_response``;
+    - ``messages``: a list of {"role", "content"}; read before a prompt column, unless ``prompt_column`` is set;
+    - ``label``: a string, number or truth value; may be missing;
+    - ``spans``: a list of {"part": "prompt" | "response", "start", "end"}, the characters that carry the poison.
+
+    In CSV, messages and spans are JSON. A column named here that the query data lack is looked for there by name.
+
+    Args:
+        train: training data: a path or a hub id.
+        queries: query data: a path or a hub id.
+        split: of an Arrow folder or hub data set with several.
+        query_split: that of the queries; None: the same.
+        prompt_column, response_column, label_column, spans_column, messages_column: columns; None: found by name.
+        exclude: training rows that train.py leaves out: their numbers, or a file that holds them, a JSON list or a CSV
+            with a column ``row``. All rows keep their numbers, and attribution covers them all.
+        max_length, tokens_per_batch, window: as in :class:`AttributionDataModule`.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        queries: str | None = None,
+        split: str = "train",
+        query_split: str | None = None,
+        prompt_column: str | None = None,
+        response_column: str | None = None,
+        label_column: str | None = None,
+        spans_column: str | None = None,
+        messages_column: str | None = None,
+        exclude: str | Path | Sequence[int] | None = None,
+        max_length: int = 1024,
+        tokens_per_batch: int = 2048,
+        window: int = 512,
+    ) -> None:
+        super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)
+        if prompt_column and messages_column:
+            raise UsageError("Expected one of datamodule.prompt_column and datamodule.messages_column, but got both.")
+        self._paths = {"train": train, "query": queries}
+        self._splits = {"train": split, "query": query_split or split}
+        self._columns = {
+            "messages": messages_column,
+            "prompt": prompt_column,
+            "response": response_column,
+            "label": label_column,
+            "spans": spans_column,
+        }
+        self._exclude = exclude
+        self._sources: dict[Side, InstructionRows] = {}
+
+    @cached_property
+    def excluded(self) -> frozenset[int]:
+        return excluded_rows(self._exclude, len(self.source("train")))
+
+    def source(self, side: Side) -> InstructionRows:
+        """The rows of one side. Raises UsageError where they cannot be read, or lack a column."""
+        if side not in self._sources:
+            setting = {"train": "datamodule.train", "query": "datamodule.queries"}[side]
+            path = self._paths[side]
+            if not path:
+                raise UsageError(f"{setting} is not set; expected {ACCEPTED}.")
+            records = open_records(str(path), self._splits[side], setting)
+            columns = find_columns(records.columns, self._columns, side, f"{setting}={path}")
+            self._sources[side] = InstructionRows(records, columns)
+        return self._sources[side]
+
+
+class InstructionRows:
+    """The samples of a file, each read when asked for."""
+
+    def __init__(self, records: Records, columns: Columns) -> None:
+        self._records = records
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, row: int) -> Sample | Status:
+        record = self._records[row]
+        return Status.MALFORMED if record is None else to_sample(record, self.columns)
