@@ -29,6 +29,7 @@ _EXCEPTIONS = (
     (("post_self_attn_layernorm", "post_mlp_layernorm"), "post_self_attn_layernorm", "post_mlp_layernorm"),  # GLM 4
     # Bloom: attention and MLP receive the residual and add it themselves; these are their last layers before that.
     (("self_attention.dense", "mlp.dense_4h_to_h"), "self_attention.dense", "mlp.dense_4h_to_h"),
+    (("attn.Wqkv", "ffn.down_proj"), "attn", "ffn.down_proj"),  # MPT: the MLP adds the residual itself
     # OPT, BioGPT, XGLM: no MLP module, the second linear layer's output is what is added.
     (("self_attn", "fc1", "fc2"), "self_attn", "fc2"),
 )
@@ -75,12 +76,14 @@ class Architecture:
             return _KNOWN[model]
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper adds two levels
         path = blocks or _find_blocks(base)
+        found = _submodule(base, path, "model.blocks")
+        if not isinstance(found, nn.ModuleList):
+            raise UsageError(f"model.blocks={path} names a {type(found).__name__}, not a list of decoder blocks.")
         holder = base.get_submodule(path.rpartition(".")[0])
         norm = _submodule(base, final_norm, "model.final_norm") if final_norm else _find_norm(holder, path)
         siblings = tuple(name for name, _ in holder.named_children())
-        found = cls(tuple(_submodule(base, path, "model.blocks").children()), norm, siblings, attention, mlp)
-        _KNOWN[model] = found
-        return found
+        _KNOWN[model] = cls(tuple(found), norm, siblings, attention, mlp)
+        return _KNOWN[model]
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -115,8 +118,8 @@ class Architecture:
     def final_norm(self) -> nn.Module:
         if self.norm is None:
             raise UsageError(
-                f"No single final norm was found beside the blocks, only {_listed(self.siblings)}: "
-                "name it with model.final_norm."
+                f"No final norm was found beside the blocks, only {_listed(self.siblings)}: name it with "
+                "model.final_norm, or name the last block where the model has none."
             )
         return self.norm
 
@@ -156,10 +159,15 @@ def _find_blocks(model: nn.Module) -> str:
 
 
 def _find_norm(holder: nn.Module, blocks: str) -> nn.Module | None:
-    """The norm beside the blocks; the embedding's own norm (Bloom) does not count."""
-    children = [(name, child) for name, child in holder.named_children() if name != blocks.rpartition(".")[2]]
-    norms = [child for name, child in children if _is_norm(name, child) and "embed" not in name]
-    return norms[0] if len(norms) == 1 else None
+    """The first norm after the blocks; else the only one before them (OPT) that is not the embedding's own."""
+    names = [name for name, _ in holder.named_children()]
+    place = names.index(blocks.rpartition(".")[2])
+    norms = [name for name in names if _is_norm(name, holder.get_submodule(name))]
+    after = [name for name in norms if names.index(name) > place]
+    before = [name for name in norms if "embed" not in name]
+    if after:
+        return holder.get_submodule(after[0])
+    return holder.get_submodule(before[0]) if len(before) == 1 else None
 
 
 def _is_norm(name: str, module: nn.Module) -> bool:

@@ -103,7 +103,8 @@ def sample_losses(model: nn.Module, input_ids: Tensor, response: Response) -> Te
     attention kernels free.
     """
     logits = logits_at(model, input_ids, response.position)
-    losses = cross_entropy(logits.float(), response.target.to(logits.device), reduction="none")
+    at_least_single = torch.promote_types(logits.dtype, torch.float32)
+    losses = cross_entropy(logits.to(at_least_single), response.target.to(logits.device), reduction="none")
     return response.mean(losses)
 
 
