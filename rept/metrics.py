@@ -1,0 +1,151 @@
+"""Measures of a ranking against labels, and of token scores against marked words.
+
+Everything follows from the ranks of the relevant rows in the whole ranking, so no measure sees a score's sign or size
+(torchmetrics' retrieval measures drop scores <= 0). Equal scores rank by row number, as in the results.
+
+For one query, with R relevant rows at the ranks ``r_1 < r_2 < ...`` (from 1) among N:
+
+* ``precision@k``: relevant rows among the first k, over k, or over N where that is less
+* ``recall@k``: relevant rows among the first k, over R
+* ``r_precision``: precision at R
+* ``average_precision``: mean over i of ``i / r_i``, over the whole ranking
+* ``reciprocal_rank``: ``1 / r_1``
+
+and for several queries the mean of each, and
+
+* ``pooled_average_precision@k``: the average precision of *one* list, in which the k best hits of all queries stand
+  together, sorted by score. This is the published figure (arXiv 2510.02334); it asks whether scores of different
+  queries agree on what is a find, and not whether all relevant rows are found: rows beyond k do not count, in either
+  part of the fraction. Equal scores go by their rank for their own query, then by query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+CUTOFFS = (10, 50, 100)
+
+Measures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A query's whole ranking, held against the labels."""
+
+    ranks: np.ndarray  # (R) ranks of the relevant rows, from 1, ascending
+    rows: int  # N
+    top_score: np.ndarray  # (k) the best scores, descending
+    top_relevant: np.ndarray  # (k) bool
+
+
+def measures(
+    read: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    query_labels: Sequence[str | None],
+    train_labels: Sequence[str | None],
+) -> dict[str, Measures | dict[str, Measures]]:
+    """Measures over all labelled queries and for each label; a training row is relevant where it has the query's label.
+
+    Memory: one whole ranking at a time.
+
+    Args:
+        read: gives a query's whole ranking: row numbers (N) and scores (N), in any order.
+        query_labels: one each query; a query without a label (None) is left out.
+        train_labels: one each training row.
+
+    Returns:
+        ``{"overall": {...}, "labels": {LABEL: {...}}}``, each with ``queries``, the number of queries that count, and
+        ``without_relevant``, the number of those for which no row has the label: they have no measure. Empty where no
+        query, or no training row, has a label.
+    """
+    codes = {label: code for code, label in enumerate(sorted({label for label in train_labels if label is not None}))}
+    row_code = np.array([codes.get(label, -1) for label in train_labels])
+    judged: dict[str, list[Judged | None]] = {}
+    for query, label in enumerate(query_labels):
+        if label is not None and codes:
+            ranking = judge(*read(query), row_code == codes[label]) if label in codes else None
+            judged.setdefault(label, []).append(ranking)
+    if not judged:
+        return {}
+    return {
+        "overall": summarize([one for ranking in judged.values() for one in ranking]),
+        "labels": {label: summarize(judged[label]) for label in sorted(judged)},
+    }
+
+
+def judge(row: np.ndarray, score: np.ndarray, relevant: np.ndarray) -> Judged | None:
+    """Where the relevant rows stand in a ranking; None where there is none.
+
+    Args:
+        row: (N) row numbers.
+        score: (N).
+        relevant: bool by row number.
+    """
+    order = np.lexsort((row, -score))
+    sorted_relevant = relevant[row[order]]
+    if not sorted_relevant.any():
+        return None
+    top = order[: max(CUTOFFS)]
+    return Judged(
+        ranks=1 + np.flatnonzero(sorted_relevant),
+        rows=len(row),
+        top_score=score[top],
+        top_relevant=sorted_relevant[: max(CUTOFFS)],
+    )
+
+
+def summarize(judged: Sequence[Judged | None]) -> Measures:
+    """The mean measures of some queries, and their number."""
+    found = [one for one in judged if one is not None]
+    summary: Measures = {"queries": len(found), "without_relevant": len(judged) - len(found)}
+    if not found:
+        return summary
+    for k in CUTOFFS:
+        summary[f"precision@{k}"] = _mean([(one.ranks <= k).sum() / min(k, one.rows) for one in found])
+    for k in CUTOFFS:
+        summary[f"recall@{k}"] = _mean([(one.ranks <= k).mean() for one in found])
+    summary["r_precision"] = _mean([(one.ranks <= len(one.ranks)).mean() for one in found])
+    summary["average_precision"] = _mean([average_precision(one.ranks) for one in found])
+    for k in CUTOFFS:
+        summary[f"pooled_average_precision@{k}"] = pooled_average_precision(found, k)
+    summary["reciprocal_rank"] = _mean([1 / one.ranks[0] for one in found])
+    return summary
+
+
+def average_precision(ranks: np.ndarray) -> float:
+    """Mean over i of ``i / r_i``, for the ranks of what is relevant, from 1, ascending; 0 where there is none.
+
+    Example:
+        >>> average_precision(np.array([1, 4]))
+        0.75
+    """
+    return _mean(np.arange(1, len(ranks) + 1) / ranks) if len(ranks) else 0.0
+
+
+def pooled_average_precision(judged: Sequence[Judged], k: int) -> float:
+    """The published variant: see the head of this file."""
+    score = np.concatenate([one.top_score[:k] for one in judged])
+    relevant = np.concatenate([one.top_relevant[:k] for one in judged])
+    rank = np.concatenate([np.arange(len(one.top_score[:k])) for one in judged])
+    order = np.lexsort((rank, -score))
+    return average_precision(1 + np.flatnonzero(relevant[order]))
+
+
+def token_average_precision(scores: Sequence[float], marked: Sequence[bool]) -> float | None:
+    """Average precision of token scores against the marked tokens, equal scores by position; None where none is marked.
+
+    Example:
+        >>> token_average_precision([0.1, 0.9, 0.2, 0.3], [False, True, True, False])
+        0.8333333333333333
+    """
+    relevant = np.asarray(marked, dtype=bool)
+    if not relevant.any():
+        return None
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    return average_precision(1 + np.flatnonzero(relevant[order]))
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.mean(values))
