@@ -32,7 +32,7 @@ _FIXED_DATE = (
     "{{ format | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July') | replace('%m', '07')"
     " | replace('%Y', '2024') | replace('%y', '24') | replace('%A', 'Friday') | replace('%a', 'Fri')"
     " | replace('%H', '00') | replace('%M', '00') | replace('%S', '00') }}"
-    "{% endmacro %}"
+    "{% endmacro %}\n"  # the newline goes with the tag, so the template still starts at the start of a line
 )
 
 _MARK = "\ue000{}\ue001"  # private-use characters: no template writes them, and none trims them
@@ -69,7 +69,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         try:
             own = tokenizer.get_chat_template() if tokenizer.chat_template else PLAIN_TEMPLATE
-            self._template = _FIXED_DATE + own
+            self._template = _FIXED_DATE + own if "strftime_now" in own else own
             self._pieces_of_roles = lru_cache(maxsize=256)(self._split_roles)
             probe = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
         except Exception as error:  # a template is a program of the user's: it can raise anything
@@ -130,13 +130,13 @@ class ChatTemplate:
         if not found or not text.endswith(after):
             return None
         end = len(text) - len(after)
-        for head in (before, self.text(messages[:-1], generation_prompt=True)):
-            written = text[len(head) : end]
-            if text.startswith(head) and written.strip():
-                kept = response.find(written.strip())
-                shift = kept - (len(written) - len(written.lstrip())) if kept >= 0 else len(response)
-                return Place(last, len(head), end, shift)
-        return None
+        head = before if text.startswith(before) else self.text(messages[:-1], generation_prompt=True)
+        written = text[len(head) : end]
+        if not text.startswith(head) or not written.strip():
+            return None
+        kept = response.find(written.strip())
+        skipped = kept - (len(written) - len(written.lstrip())) if kept >= 0 else len(response)
+        return Place(last, len(head), end, skipped)
 
 
 def _align(text: str, pieces: Sequence[str], contents: Sequence[str]) -> list[Place] | None:
