@@ -101,7 +101,7 @@ def test_a_list_within_a_block_is_not_taken_for_the_blocks() -> None:
     assert Architecture.of(model).blocks == tuple(model.towers["t0"])
 
 
-@pytest.mark.parametrize(("towers", "found"), [(0, "no list of 3"), (2, r"2 lists of 3 modules \(towers.t0, towers.t1")])
+@pytest.mark.parametrize(("towers", "found"), [(0, "no list of 3"), (2, r"2 lists of 3 modules \(towers.t0")])
 def test_blocks_that_cannot_be_told_are_listed_with_the_setting(towers: int, found: str) -> None:
     with pytest.raises(UsageError, match=rf"{found}.*model\.blocks"):
         Architecture.of(Strange(towers))
