@@ -27,6 +27,9 @@ class Hit:
     prompt: str
     response: str
     same_as_query: bool  # its prompt and response are the query's own
+    p_value: float | None = None  # where the run was calibrated
+    flagged: bool | None = None  # it stands out at the calibration's rate
+    group: int | None = None  # hits of a query that act as one share a number
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class TokenScores:
     special: list[bool]
     layer: int
     form: str
+    agrees: list[list[int]] | None = None  # for each token, positions in the other side's tokens, strongest first
 
 
 class Trace:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ Row = tuple[Side, int]
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """All-position states of one sample at one layer, and the two vectors by which other samples are held against it."""
+    """All-position states of one sample at one layer, and two vectors by which other samples are held against it."""
 
     representation: Tensor  # (T D)
     gradient: Tensor  # (T D) rows scaled to norm 1; zero rows stay zero
@@ -53,6 +53,25 @@ def token_influence(tokens: TokenTrace, other: TokenTrace, form: Form = "anchore
     return score
 
 
+def token_agreement(tokens: TokenTrace, other: TokenTrace, most: int = 3) -> Tensor:
+    """For each token of a sample, the tokens of another sample that it agrees with most.
+
+    Two tokens s and t agree by ``cos(h_s, h_t) * cos(g_s, g_t)``: what the model reads there is alike, and so is what
+    it would learn there. It is the same whichever sample's token is asked, and it covers prompt and response alike.
+
+    Args:
+        tokens: the sample whose tokens are asked, T of them.
+        other: the sample in which to look.
+        most: how many to name.
+
+    Returns:
+        (T most) int64 positions in ``other``, strongest first; -1 where no further token agrees (product <= 0).
+    """
+    alike = normalize(tokens.representation, dim=-1) @ normalize(other.representation, dim=-1).T  # (T, T of other)
+    strength, position = (alike * (tokens.gradient @ other.gradient.T)).topk(min(most, len(other.gradient)), dim=-1)
+    return position.masked_fill(strength <= 0, -1)
+
+
 def check_form(form: str) -> None:
     """Raises UsageError unless ``form`` is one of the two."""
     if form not in get_args(Form):
@@ -77,8 +96,9 @@ def trace_tokens(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> 
     with torch.enable_grad():
         states: Mapping[Key, Tensor] = extractor.tokens(model, batch, [layer])
     site = next(iter(states)).site
-    representation = next(v for k, v in states.items() if k.site == site and k.field == "representation").cpu()
-    gradient = normalize(next(v for k, v in states.items() if k.site == site and k.field == "gradient").cpu(), dim=-1, eps=1e-30)
+    of_site = {key.field: block.cpu() for key, block in states.items() if key.site == site}
+    representation = of_site["representation"]
+    gradient = normalize(of_site["gradient"], dim=-1, eps=1e-30)
     for i, row in enumerate(batch.row.tolist()):
         length = int(batch.length[i])
         response = (batch.labels[i, :length] != IGNORE).cpu()
@@ -93,6 +113,16 @@ def trace_tokens(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> 
         )
 
 
+class PairScores(NamedTuple):
+    """The token scores of one side of a pair."""
+
+    query: int
+    row: int
+    side: Side  # whose tokens are scored
+    scores: Tensor  # (T)
+    agrees: Tensor  # (T 3) positions in the other side's tokens, see token_agreement
+
+
 def score_pairs(
     model: nn.Module,
     extractor: Any,
@@ -101,8 +131,8 @@ def score_pairs(
     layer: int,
     form: Form,
     queries_at_once: int = 16,
-) -> Iterator[tuple[int, int, Side, Tensor]]:
-    """Token scores of both sides of each (query, row) pair, as (query, row, scored side, (T) scores).
+) -> Iterator[PairScores]:
+    """Token scores of both sides of each (query, row) pair.
 
     Memory: the states of ``queries_at_once`` queries and of one batch of training rows.
     """
@@ -120,5 +150,10 @@ def score_pairs(
         for batch in datamodule.batches("train", sorted(wanted)):
             for (_, row), trace in trace_tokens(model, extractor, batch.to(device), layer):
                 for query in wanted[row]:
-                    yield query, row, "train", token_influence(trace, known[query], form)
-                    yield query, row, "query", token_influence(known[query], trace, form)
+                    sides: tuple[tuple[Side, TokenTrace, TokenTrace], ...] = (
+                        ("train", trace, known[query]),
+                        ("query", known[query], trace),
+                    )
+                    for side, tokens, other in sides:
+                        scores, agrees = token_influence(tokens, other, form), token_agreement(tokens, other)
+                        yield PairScores(query, row, side, scores, agrees)

@@ -1,0 +1,65 @@
+"""Token-level influence and agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from extractors.residual_stream import ResidualStream
+from rept.signature import Batch
+from rept.tokens import TokenTrace, score_pairs, token_agreement, token_influence, trace_tokens
+from tests.tiny import tiny_batch, tiny_model
+
+LAYER = 2
+
+
+class Samples:
+    """The part of a data module that `score_pairs` reads: the tiny batch on both sides."""
+
+    def batches(self, side: str, rows: Sequence[int]) -> Iterator[Batch]:
+        yield replace(tiny_batch(), side=side).select(rows)
+
+
+@pytest.fixture(scope="module")
+def traces() -> list[TokenTrace]:
+    return [trace for _, trace in trace_tokens(tiny_model(), ResidualStream(), tiny_batch(), LAYER)]
+
+
+def test_agreement_is_the_product_of_both_cosines_whichever_side_is_asked(traces: list[TokenTrace]) -> None:
+    first, second = traces[0], traces[3]
+    cosine = torch.nn.functional.cosine_similarity
+    expected = torch.tensor(
+        [
+            [
+                cosine(h, other_h, dim=0) * cosine(g, other_g, dim=0)
+                for other_h, other_g in zip(second.representation, second.gradient, strict=True)
+            ]
+            for h, g in zip(first.representation, first.gradient, strict=True)
+        ]
+    )
+    for matrix, asked in ((expected, (first, second)), (expected.T, (second, first))):
+        found = token_agreement(*asked, most=3)
+        strength, position = matrix.topk(3, dim=1)
+        assert torch.equal(found, position.masked_fill(strength <= 0, -1))
+        assert (found >= 0).any()
+
+
+def test_agreement_names_no_token_where_none_agrees(traces: list[TokenTrace]) -> None:
+    tokens = traces[0]
+    opposite = TokenTrace(tokens.representation[:1], -tokens.gradient[:1], tokens.direction, tokens.anchor)
+    first = TokenTrace(tokens.representation[:1], tokens.gradient[:1], tokens.direction, tokens.anchor)
+    assert token_agreement(first, opposite).tolist() == [[-1]]
+
+
+def test_every_pair_is_scored_on_both_sides(traces: list[TokenTrace]) -> None:
+    scored = list(score_pairs(tiny_model(), ResidualStream(), Samples(), [(1, 3), (0, 3), (0, 2)], LAYER, "anchored"))
+    assert {(one.query, one.row, one.side) for one in scored} == {
+        (query, row, side) for query, row in ((1, 3), (0, 3), (0, 2)) for side in ("train", "query")
+    }
+    for one in scored:
+        tokens, other = (one.row, one.query) if one.side == "train" else (one.query, one.row)
+        torch.testing.assert_close(one.scores, token_influence(traces[tokens], traces[other]), rtol=1e-4, atol=1e-6)
+        assert torch.equal(one.agrees, token_agreement(traces[tokens], traces[other]))
