@@ -222,14 +222,25 @@ def _index_image(found: Sequence[Found], position: np.ndarray) -> memoryview:
 
 
 def _map_shards(file: h5py.File, path: str, found: Sequence[Found]) -> None:
-    """A virtual dataset of the shards' datasets, end to end; a shard without the key gives zeros."""
+    """A virtual dataset of the shards' datasets, end to end; a shard without the key gives zeros.
+
+    By HDF5's own calls: h5py's virtual layouts note the time, and equal rows would not give equal bytes.
+    """
     (_, *width), dtype = next(one.blocks[path] for one in found if path in one.blocks)
-    layout = h5py.VirtualLayout((sum(len(one.row) for one in found), *width), dtype)
+    whole = h5py.h5s.create_simple((sum(len(one.row) for one in found), *width))
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_obj_track_times(False)
     start = 0
     for one in found:
-        stop = start + len(one.row)
         if path in one.blocks:
+            shape = one.blocks[path][0]
+            whole.select_hyperslab((start, *(0 for _ in width)), shape)
             # The file name is relative to the index, so that the run folder can be moved.
-            layout[start:stop] = h5py.VirtualSource(f"shards/{one.path.name}", path, *one.blocks[path])
-        start = stop
-    file.create_virtual_dataset(path, layout, fillvalue=0)
+            source = h5py.h5s.create_simple(shape)
+            layout.set_virtual(whole, f"shards/{one.path.name}".encode(), path.encode(), source)
+        start += len(one.row)
+    group, _, name = path.rpartition("/")
+    whole.select_all()
+    h5py.h5d.create(
+        file.require_group(group).id, name.encode(), h5py.h5t.py_create(dtype, logical=True), whole, dcpl=layout
+    )
