@@ -1,8 +1,9 @@
 """The index of a finished side of a store, and the listing of every file with its digest.
 
-``index.h5`` shows the shards as one: for each key a virtual dataset (N D) and its norms, with one mapping a shard;
-``row`` (N), the row number at each position; ``position`` (N), its inverse; ``status`` (N) by row number. It is for any
-HDF5 reader; `AttributionStore` reads the shards themselves, since a virtual dataset takes a missing shard for zeros.
+``index.h5`` shows the shards as one: for each key a virtual dataset (N D) and its norms (with their ``mean`` over the
+attributed rows), with one mapping a shard; ``row`` (N), the row number at each position; ``position`` (N), its inverse;
+``status`` (N) by row number. It is for any HDF5 reader; `AttributionStore` reads the shards themselves, since a virtual
+dataset takes a missing shard for zeros.
 
 ``digests.json`` is written last: a side that it names is finished. It holds a digest of itself too.
 """
@@ -20,7 +21,7 @@ import numpy as np
 
 from rept.errors import UsageError
 from rept.shards import HDF5, SCHEMA, DamagedStore, ShardName, digest, digest_file, publish, read_shard
-from rept.signature import Side
+from rept.signature import Side, Status
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Found:
     row: np.ndarray  # (n) int64
     status: np.ndarray  # (n) uint8
     blocks: dict[str, tuple[tuple[int, ...], np.dtype]]  # shape and type of its datasets for each key
+    norms: dict[str, float]  # sum of the norms of each key's rows
 
     @classmethod
     def read(cls, path: Path, side: Side, fingerprint: str | None) -> Found:
@@ -107,6 +109,7 @@ class Found:
             row=shard.row.copy(),  # a view would keep the whole file mapped
             status=shard.status.copy(),
             blocks={path: (array.shape, array.dtype) for path, array in arrays.items()},
+            norms={f"norm/{key.path}": float(norm.sum(dtype=np.float64)) for key, norm in shard.norm.items()},
         )
 
 
@@ -218,6 +221,9 @@ def _index_image(found: Sequence[Found], position: np.ndarray) -> memoryview:
         file.create_dataset("row", data=row)
         file.create_dataset("position", data=position)
         file.create_dataset("status", data=status)
+        attributed = np.count_nonzero(status <= Status.CUT)
+        for path in sorted({path for one in found for path in one.norms}):
+            file[path].attrs["mean"] = sum(one.norms.get(path, 0.0) for one in found) / attributed
     return image.getbuffer()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ class Ranking:
 
     best: Hits
     lowest: Hits  # k is 0 unless bottom_k was asked for
-    each: dict[Pair, Hits] = field(default_factory=dict)  # the best by each site and layer alone, if asked for
 
 
 def rank(
@@ -41,7 +40,6 @@ def rank(
     *,
     top_k: int = 100,
     bottom_k: int = 0,
-    each: bool = False,
     device: torch.device | str = "cpu",
     part: tuple[int, int] = (0, 1),
     rows_per_block: int = 4096,
@@ -55,7 +53,6 @@ def rank(
         queries: fields (Q D) of the queries; their sites and layers are the ones that are scored.
         scorer: a `scorers.base.Scorer`; for each site and layer a copy of it is fitted first.
         top_k, bottom_k: hits and opponents to keep for each query.
-        each: also ranks by each site and layer alone.
         part: (i, n) scores the share of the i-th of n processes; `merge` puts the shares together.
         on_block: called with the number of rows of each block that is done.
         sink: called with the rows and scores of each block, for measures over the whole ranking.
@@ -70,7 +67,6 @@ def rank(
     asked = {pair: {key.field: queries[key].to(device) for key in keys[pair]} for pair in pairs}
     count = len(next(iter(queries.values())))
     best, lowest = TopK(count, top_k, device=device), TopK(count, bottom_k, lowest=True, device=device)
-    alone = {pair: TopK(count, top_k, device=device) for pair in pairs} if each else {}
     for block in train.blocks([key for pair in pairs for key in keys[pair]], rows_per_block, part):
         row = block.row.to(device)
         total = torch.zeros(len(row), count, device=device)
@@ -78,15 +74,13 @@ def rank(
             score = fitted[pair]({key.field: block.fields[key].to(device) for key in keys[pair]}, asked[pair])
             _check(score, scorer, row, count)
             total += score / len(pairs)
-            if each:
-                alone[pair].add(row, score)
         best.add(row, total)
         lowest.add(row, total)
         if sink is not None:
             sink(block.row, total.cpu())
         if on_block is not None:
             on_block(len(row))
-    return Ranking(best.hits(), lowest.hits(), {pair: top.hits() for pair, top in alone.items()})
+    return Ranking(best.hits(), lowest.hits())
 
 
 def merge(parts: Sequence[Ranking], top_k: int, bottom_k: int = 0) -> Ranking:
@@ -101,17 +95,16 @@ def merge(parts: Sequence[Ranking], top_k: int, bottom_k: int = 0) -> Ranking:
     return Ranking(
         together([part.best for part in parts], top_k),
         together([part.lowest for part in parts], bottom_k, lowest=True),
-        {pair: together([part.each[pair] for part in parts], top_k) for pair in parts[0].each},
     )
 
 
 def blocks_share(
     train: AttributionStore, queries: Mapping[Key, Tensor], hits: Hits, each_query: int = 10
 ) -> dict[Key, float]:
-    """How much of the cosine of the concatenated blocks each block accounts for, on average over the best hits.
+    """How much of the cosine of the concatenated blocks each block accounts for, over the best hits.
 
-    ``x_b . y_b / (|x| |y|)``, where x and y are the concatenation of the blocks b at one site and layer. The shares of
-    a site and layer add up to the mean cosine of its hits.
+    ``sum x_b . y_b / (|x| |y|)`` over the hits x of all queries y, as a share of the sum of their cosines, where x and
+    y are the concatenation of the blocks b at one site and layer. The shares of a site and layer add up to 1.
 
     Args:
         hits: (Q k) of these queries.
@@ -126,9 +119,12 @@ def blocks_share(
         blocks = {key: (stored[key].double(), block.double()) for key, block in queries.items() if key[:2] == pair}
         x_norm, y_norm = (torch.cat(side, dim=1).norm(dim=1) for side in zip(*blocks.values(), strict=True))
         scale = x_norm[index] * y_norm[:, None]  # (Q k)
+        part = {}
         for key, (x, y) in blocks.items():
             product = torch.stack([(x[at] * y).sum(1) for at in index.T], dim=1)  # (Q k)
-            share[key] = torch.where(scale > 0, product / scale, 0).mean().item()
+            part[key] = torch.where(scale > 0, product / scale, 0).sum().item()
+        total = sum(part.values())
+        share |= {key: value / total if total else 0.0 for key, value in part.items()}
     return share
 
 
@@ -143,12 +139,6 @@ class ScoreFile:
         self.path = Path(path)
         self._stream = self.path.open("wb")
 
-    def __enter__(self) -> ScoreFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
     def __call__(self, row: Tensor, score: Tensor) -> None:
         """Raises UsageError: the disk is full."""
         try:
@@ -158,6 +148,9 @@ class ScoreFile:
             self._stream.flush()
         except OSError as error:
             raise UsageError(f"Expected to write to {self.path}, but got: {error.strerror}; make room.") from error
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def read_scores(paths: Sequence[Path], query: int) -> tuple[np.ndarray, np.ndarray]:

@@ -123,6 +123,12 @@ class AttributionStore:
                 out[key][wanted] = _restore(shard, key, within)
         return out
 
+    def mean_norm(self, key: Key) -> float:
+        """The mean norm of a block over the attributed rows."""
+        self._check([key])
+        with self._index() as index:
+            return float(index[f"norm/{key.path}"].attrs["mean"])
+
     def _check(self, keys: Sequence[Key]) -> None:
         unknown = [key.path for key in keys if key not in self.keys]
         if unknown:
