@@ -142,7 +142,7 @@ def _spans(value: Any, sample: Sample) -> tuple[Span, ...] | Status:
     lengths = {"prompt": len(sample.prompt), "response": len(sample.response or "")}
     spans = []
     for span in value if isinstance(value, list) else [None]:
-        if not isinstance(span, dict) or span.get("part") not in lengths:
+        if not isinstance(span, dict) or span.get("part") not in list(lengths):  # by ==, for it may be unhashable
             return Status.MALFORMED
         start, end = span.get("start"), span.get("end")
         if type(start) is not int or type(end) is not int or not 0 <= start < end <= lengths[span["part"]]:

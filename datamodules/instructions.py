@@ -6,7 +6,6 @@ Holds InstructionData, InstructionRows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 from datamodules.base import AttributionDataModule
@@ -75,9 +74,10 @@ class InstructionData(AttributionDataModule):
         self._exclude = exclude
         self._sources: dict[Side, InstructionRows] = {}
 
-    @cached_property
+    @property
     def excluded(self) -> frozenset[int]:
-        return excluded_rows(self._exclude, len(self.source("train")))
+        self.source("train")
+        return self._excluded
 
     def source(self, side: Side) -> InstructionRows:
         """The rows of one side. Raises UsageError where they cannot be read, or lack a column."""
@@ -89,6 +89,8 @@ class InstructionData(AttributionDataModule):
             records = open_records(str(path), self._splits[side], setting)
             columns = find_columns(records.columns, self._columns, side, f"{setting}={path}")
             self._sources[side] = InstructionRows(records, columns)
+            if side == "train":
+                self._excluded = excluded_rows(self._exclude, len(records))
         return self._sources[side]
 
 

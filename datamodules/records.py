@@ -57,7 +57,7 @@ class JsonLines:
                 if not line.strip():
                     continue
                 try:
-                    record = json.loads(line)
+                    record = json.loads(line.decode())
                 except (ValueError, RecursionError) as error:
                     fault = f"{path}, line {number}: {_fault(error)}"
                     raise UsageError(f"{fault}; expected one JSON object a line.") from None
@@ -74,7 +74,7 @@ class JsonLines:
     def __getitem__(self, row: int) -> Record | None:
         start = self._starts[row]
         end = self._bytes.find(b"\n", start)
-        record = json.loads(self._bytes[start : end if end >= 0 else len(self._bytes)])
+        record = json.loads(self._bytes[start : end if end >= 0 else len(self._bytes)].decode())
         return record if isinstance(record, dict) else None
 
 
@@ -87,7 +87,7 @@ class JsonArray(list[Record | None]):
 
     def __init__(self, path: Path) -> None:
         try:
-            records = json.loads(path.read_bytes())
+            records = json.loads(path.read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
             line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             raise UsageError(f"{path}{line}: {_fault(error)}; expected a JSON array of objects.") from None
@@ -122,7 +122,8 @@ class CsvRows:
                     if len(self._starts) % _NEWS == 0:
                         advance(_NEWS)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}, line {rows.line_num}: {_fault(error)}; expected CSV in UTF-8.") from None
+            line = rows.line_num + isinstance(error, UnicodeDecodeError)  # the reader never got that one
+            raise UsageError(f"{path}, line {line}: {_fault(error)}; expected CSV in UTF-8.") from None
         self.columns = [name for name in self._header if name]
         twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
         if twice:

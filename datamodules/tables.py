@@ -41,7 +41,7 @@ def arrow_folder(folder: Path, split: str) -> Table:
         data = datasets.load_from_disk(str(folder))
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
-            raise UsageError(f"{folder} has the splits {', '.join(data)}, but datamodule.split is {split!r}.")
+            raise UsageError(f"{folder} has the splits {', '.join(data)}, but {split!r} was asked for.")
         data = data[split]
     return Table(data)
 
