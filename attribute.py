@@ -13,9 +13,10 @@ Traces a language model's answers back to the training samples, and to the words
 
   python attribute.py
       the embedded data and model, offline
-  python attribute.py datamodule=instructions model.path=DIR datamodule.train=a.jsonl datamodule.queries=q.jsonl out=runs/mine
+  python attribute.py datamodule=instructions model.path=DIR datamodule.train=a.jsonl datamodule.queries=q.jsonl \\
+      out=runs/mine
       your own model and data
-  python attribute.py extractor=mlp_output layers=fixed layers.layers=[4] scorer=gradient_representation trainer.devices=4
+  python attribute.py extractor=mlp_output layers=fixed layers.layers=[4] scorer=inner_product trainer.devices=4
       other parts, more devices
   python attribute.py scorer._target_=mylab.scorers.Whitened
       a class of your own
@@ -32,9 +33,14 @@ def run(arguments: list[str]) -> None:
     dry = "--dry-run" in arguments
     config = compose("attribute", [a for a in arguments if a != "--dry-run"])
     # Heavy imports wait until the command line is known to be right.
-    from rept.pipeline import attribute, estimate
+    if dry:
+        from rept.estimate import estimate
 
-    estimate(config) if dry else attribute(config)
+        estimate(config)
+    else:
+        from rept.pipeline import attribute
+
+        attribute(config)
 
 
 if __name__ == "__main__":

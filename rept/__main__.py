@@ -12,7 +12,7 @@ COMMANDS = sorted(path.stem for path in (Path(__file__).parent / "commands").glo
 
 
 def start(argv: list[str]) -> int:
-    """Dispatches to ``rept.commands.NAME``, which holds USAGE, CONFIG (the YAML it is configured by, or None) and run()."""
+    """Dispatches to ``rept.commands.NAME``: its USAGE, its CONFIG (the YAML behind its keys, or None) and its run()."""
     if argv and argv[0] in COMMANDS:
         command = import_module(f"rept.commands.{argv[0]}")
         return main(command.CONFIG, command.USAGE, command.run, argv[1:])

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from rept.text import visible
 from rept.errors import UsageError
 from rept.help import describe
+from rept.text import visible
 
 
 def main(name: str | None, usage: str, run: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -28,6 +28,11 @@ def main(name: str | None, usage: str, run: Callable[[list[str]], None], argv: S
         print(visible(str(mistake)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped. Give the same command again to go on.", file=sys.stderr)
+        print("Stopped before anything was stored.", file=sys.stderr)
         return 130
+    except BaseException as stopped:  # rept.stopping.Stopped, whose module is too heavy to import for --help
+        if not hasattr(stopped, "exit_code"):
+            raise
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     return 0

@@ -135,7 +135,7 @@ def compose(name: str, arguments: Sequence[str] = (), base: DictConfig | None = 
 def build(node: DictConfig | dict, **collaborators: Any) -> Any:
     """The object that ``node`` names: its ``_target_`` called with the node's other keys and ``collaborators``.
 
-    Nested nodes with a ``_target_`` are built first. Arguments are bound against the signature before anything is called.
+    Nested nodes with a ``_target_`` are built first. Arguments are held against the signature before it is called.
 
     Raises:
         UsageError: no such module or class; an argument that it does not take, or that it lacks.
@@ -226,7 +226,9 @@ def _misplaced(key: str, schema: DictConfig, config: DictConfig, words: dict[str
     if not OmegaConf.is_dict(schema[group]):
         return f"There is no key {key}: {group} holds one value; set it as {group}=VALUE."
     if schema[group]:  # a dataclass: its fields are known
-        return None if name in schema[group] else _unknown(key, schema[group].keys(), "There is no such key", f"{group}.")
+        return (
+            None if name in schema[group] else _unknown(key, schema[group].keys(), "There is no such key", f"{group}.")
+        )
     if group == "trainer" or name == TARGET or f"{group}.{TARGET}" in values or name in config.get(group, {}):
         return None
     others = [p.stem for p in sorted((CONFIGS / group).glob("*.yaml")) if name in _load(p)]

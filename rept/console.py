@@ -11,13 +11,14 @@ from rich.text import Text
 from rept.results import TokenScores, Trace
 from rept.text import shorten, visible
 
-console = Console(highlight=False, soft_wrap=False)
-
+console = Console(highlight=False)
+if not console.is_terminal:
+    console = Console(highlight=False, width=120)  # a log file has no width; 80 columns would cut the texts
 
 
 def say(text: str) -> None:
     """A line of the run's own voice; markup in it is not read."""
-    console.print(Text(text))
+    console.print(Text(text), soft_wrap=True)
 
 
 def show(trace: Trace, queries: int = 3) -> None:
@@ -54,11 +55,16 @@ def show_blocks(trace: Trace) -> None:
     if not blocks:
         return
     table = Table(title="Blocks of the signature", title_justify="left")
-    for column in ("block", "mean norm, training", "mean norm, queries", "share of the score"):
-        table.add_column(column, justify="left" if column == "block" else "right")
+    for column in ("block", "mean norm, training", "mean norm, queries", "share of the cosine"):
+        table.add_column(column, justify="left" if column == "block" else "right", no_wrap=True)
     for name, figures in blocks.items():
         share = figures.get("share")
-        table.add_row(name, f"{figures['train_norm']:.3g}", f"{figures['query_norm']:.3g}", "" if share is None else f"{share:.2%}")
+        table.add_row(
+            name,
+            f"{figures['train_norm']:.3g}",
+            f"{figures['query_norm']:.3g}",
+            "" if share is None else f"{share:.2%}",
+        )
     console.print(table)
 
 
@@ -68,11 +74,12 @@ def show_hits(trace: Trace, query: int, rows: int = 5) -> None:
     label = f" [{visible(asked['label'])}]" if asked["label"] else ""
     say(f"Query {query}{label}: {shorten(asked['prompt'], 90)}")
     say(f"  {'model answered' if asked['generated'] else 'response'}: {shorten(asked['response'], 90)}")
-    table = Table()
+    table = Table(expand=True)
     for column in ("rank", "row", "score"):
-        table.add_column(column, justify="right")
-    for column in ("label", "prompt", "response"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("label", no_wrap=True)
+    for column in ("prompt", "response"):
+        table.add_column(column, no_wrap=True, ratio=1)
     for hit in trace.hits(query)[:rows]:
         same = " (the query itself)" if hit.same_as_query else ""
         table.add_row(
@@ -80,8 +87,8 @@ def show_hits(trace: Trace, query: int, rows: int = 5) -> None:
             str(hit.row),
             f"{hit.score:.4f}",
             Text(visible(hit.label or "") + same),
-            Text(shorten(hit.prompt, 38)),
-            Text(shorten(hit.response, 38)),
+            Text(shorten(hit.prompt, 80)),
+            Text(shorten(hit.response, 80)),
         )
     console.print(table)
 
@@ -111,7 +118,9 @@ def marked_text(scored: TokenScores, strongest: int = 6) -> Text:
         if scored.special[i]:
             text.append(piece, style="dim")
         elif i in marks:
-            text.append(f"[{piece}]", style="bold red")
+            word = piece.lstrip(" ")
+            text.append(" " * (len(piece) - len(word)))
+            text.append(f"[{word}]", style="bold red")
         else:
             text.append(piece)
     return text

@@ -28,8 +28,8 @@ def digest(*parts: str | bytes) -> str:
 def of_weights(model: nn.Module) -> str:
     """Of the names, shapes, types and evenly spaced elements of all parameters and buffers, and of the configuration.
 
-    Cheap (a few thousand elements a tensor), so an edit of single weights between the sampled ones is not seen; training,
-    merging, quantizing or another checkpoint is.
+    Cheap (a few thousand elements a tensor), so an edit of single weights between the sampled ones is not seen;
+    training, merging, quantizing or another checkpoint is.
     """
     parts = [json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str)]
     for name, tensor in sorted(model.state_dict().items()):
@@ -53,7 +53,12 @@ def of_samples(source: Any) -> str:
         if isinstance(sample, Status):
             made.update(bytes([sample]))
         else:
-            parts = (json.dumps([dict(m) for m in sample.messages]), str(sample.response), str(sample.label), str(sample.spans))
+            parts = (
+                json.dumps([dict(m) for m in sample.messages]),
+                str(sample.response),
+                str(sample.label),
+                str(sample.spans),
+            )
             made.update(digest(*parts).encode())
     return f"{len(source)} rows {made.hexdigest()[:32]}"
 
@@ -63,7 +68,9 @@ def check(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> No
     different = [name for name in asked if name in stored and stored[name] != asked[name]]
     if different:
         told = "; ".join(f"{name} was {_short(stored[name])}, now {_short(asked[name])}" for name in different)
-        raise UsageError(f"{where} holds signatures made differently: {told}. Name another folder by out=, or delete this one.")
+        raise UsageError(
+            f"{where} holds signatures made differently: {told}. Name another folder by out=, or delete this one."
+        )
 
 
 def _short(value: Any) -> str:

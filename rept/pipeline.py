@@ -1,4 +1,4 @@
-"""The whole job as one Python call: `trace` for loaded objects, `attribute` for a configuration, `score` for a run that exists."""
+"""The whole job as one call: `trace` for loaded objects, `attribute` for a configuration, `score` for an old run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lightning import Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from rept import fingerprint, provenance, stages
+from rept import finetune, fingerprint, provenance, stages
 from rept.architecture import Architecture
 from rept.attribution import AttributionModule
 from rept.config import TARGET, build, compose
@@ -18,13 +19,12 @@ from rept.console import console, say, show
 from rept.errors import UsageError
 from rept.models import load_model, load_tokenizer
 from rept.quiet import quiet
-from rept.ranked import rank_and_measure
 from rept.results import Trace
-from rept.run_folder import RunFolder, read_json, write_jsonl
+from rept.run_folder import RunFolder, read_json
+from rept.scoring import Scoring
 from rept.stages import Job
-from rept.store import AttributionStore
+from rept.stopping import StopBetweenBatches
 from rept.tokens import check_form, choose_layer
-from rept.writer import StoreWriter
 
 
 def trace(
@@ -73,6 +73,7 @@ def trace(
     was_training = model.training
     model.requires_grad_(False).eval()
     try:
+        given["selector"] = given.pop("layers", None)
         result = attribute(config, model=model, tokenizer=tokenizer, datamodule=datamodule, show_result=False, **given)
     finally:
         for name, parameter in model.named_parameters():
@@ -88,7 +89,7 @@ def attribute(
     tokenizer: Any = None,
     datamodule: Any = None,
     extractor: Any = None,
-    layers: Any = None,
+    selector: Any = None,
     scorer: Any = None,
     show_result: bool = True,
 ) -> Trace:
@@ -97,30 +98,49 @@ def attribute(
     Raises:
         UsageError: a user's mistake, told before anything long has run wherever that is possible.
     """
-    quiet()
-    seed_everything(config.seed, verbose=False)
-    datamodule = datamodule or build(config.datamodule)
-    extractor, scorer = extractor or build(config.extractor), scorer or build(config.scorer)
-    selector = layers or build(config.layers)
-    check_fields(extractor, scorer)
-    check_form(config.tokens.form)
-    trainer = build_trainer(config)
-    for side in ("train", "query"):
-        datamodule.source(side)  # what is wrong with the data is told before the model is loaded
-    folder = RunFolder(config.out)
-    with folder.lock():
-        if model is None:
-            path = ensure_model(config, datamodule)
-            tokenizer, model = load_tokenizer(path), load_configured(config, path)
-        datamodule.attach(tokenizer)
-        job = Job(config, folder, model, tokenizer, datamodule, extractor, scorer, selector, trainer)
+    given = {"model": model, "tokenizer": tokenizer, "datamodule": datamodule}
+    given |= {"extractor": extractor, "selector": selector, "scorer": scorer}
+    folder, stop = RunFolder(config.out), StopBetweenBatches()
+    with folder.lock(), stop.handlers():
+        job = prepare(config, **given)
+        job.trainer.callbacks.append(stop)
         run(job)
     result = Trace(folder.path)
-    if show_result and trainer.is_global_zero:
+    if show_result and job.trainer.is_global_zero:
         show(result)
         console.print()
         say(f"All of it is in {folder.path}: results.jsonl, tokens.jsonl, metrics.json, store/.")
     return result
+
+
+def prepare(
+    config: DictConfig,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    datamodule: Any = None,
+    extractor: Any = None,
+    selector: Any = None,
+    scorer: Any = None,
+    make_model: bool = True,
+) -> Job:
+    """The collaborators of a run; those that are given are not built. What is cheap to check is checked first."""
+    quiet()
+    seed_everything(config.seed, verbose=False)
+    datamodule = datamodule or build(config.datamodule)
+    extractor, scorer = extractor or build(config.extractor), scorer or build(config.scorer)
+    selector = selector or build(config.layers)
+    check_fields(extractor, scorer)
+    check_form(config.tokens.form)
+    trainer = build_trainer(config)
+    for side in ("train", "query"):
+        if not len(datamodule.source(side)):  # what is wrong with the data is told before the model is loaded
+            raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
+    if model is None:
+        path = ensure_model(config, datamodule, make_model)
+        tokenizer, model = load_tokenizer(path, config.model.adapter), load_configured(config, path)
+    datamodule.attach(tokenizer)
+    return Job(config, RunFolder(config.out), model, tokenizer, datamodule, extractor, scorer, selector, trainer)
 
 
 def run(job: Job) -> None:
@@ -141,12 +161,13 @@ def run(job: Job) -> None:
             stages.extract(job, module, side, fingerprint.digest(str(marks)))
     stages.tell_trouble(module, folder)
     with folder.stage("rank"):
-        hits = score_store(folder, config, job.datamodule, job.scorer, job.trainer)
+        device = job.trainer.strategy.root_device
+        hits = Scoring(folder, folder, config, job.datamodule, job.scorer, device).run()
     if config.tokens.hits and hasattr(job.extractor, "tokens"):
         layer = choose_layer(config.tokens.layer, layers, len(Architecture.of(job.model)))
         with folder.stage("tokens"):
             best = {query: rows[: config.tokens.hits] for query, rows in hits.items()}
-            write_jsonl(folder.tokens, stages.token_scores(job, best, layer))
+            stages.write_tokens(job, best, layer)
 
 
 def check_fields(extractor: Any, scorer: Any) -> None:
@@ -175,13 +196,15 @@ def build_trainer(config: DictConfig) -> Trainer:
         raise UsageError(f"trainer: {str(error).splitlines()[0]}") from None
 
 
-def ensure_model(config: DictConfig, datamodule: Any) -> str:
+def ensure_model(config: DictConfig, datamodule: Any, make: bool = True) -> str:
     """The path of the model: the configured one, or the one that goes with embedded data, made if it is not there."""
     if config.model.path:
         return config.model.path
     if datamodule.default_model is None:
         raise UsageError("Expected model.path to name the model's folder or hub id, but it is not set.")
     if not (Path(datamodule.default_model) / "config.json").is_file():
+        if not make:
+            raise UsageError(f"There is no model in {datamodule.default_model} yet; run without --dry-run to make it.")
         say(f"There is no model in {datamodule.default_model} yet: it is trained on the embedded data first.")
         finetune.main(compose("train", [f"out={datamodule.default_model}"]))
     return datamodule.default_model
@@ -194,3 +217,29 @@ def load_configured(config: DictConfig, path: str) -> Any:
     model = load_model(**options | {"path": path})
     Architecture.of(model, **names)
     return model
+
+
+def score(arguments: Sequence[str]) -> Trace:
+    """Ranks the stored signatures of a run again: ``[RUN, "scorer=...", "out=..."]``, as on the command line.
+
+    Raises:
+        UsageError: no run there, or a scorer that needs what is not stored.
+    """
+    folders = [argument for argument in arguments if "=" not in argument]
+    if len(folders) != 1:
+        raise UsageError(f"Expected one run folder, as in python -m rept score runs/demo, but got {len(folders)}.")
+    quiet()
+    source = RunFolder(folders[0])
+    base = source.open_existing()
+    config = compose("attribute", [argument for argument in arguments if "=" in argument], base=base)
+    out = RunFolder(config.out if config.out != base.out else source.path)
+    scorer, datamodule = build(config.scorer), build(config.datamodule)
+    datamodule.answers.update(stages.known_answers(source))
+    with out.lock():
+        if out.path != source.path:
+            out.copy_description(source)
+        out.write_config(config)
+        Scoring(source, out, config, datamodule, scorer).run()
+    result = Trace(out.path)
+    show(result)
+    return result

@@ -8,12 +8,13 @@ import warnings
 _LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "transformers", "datasets", "peft")
 
 # Single messages, by how they begin: whatever is not listed, a new library's warning or a user's own, is still shown.
-_WARNINGS: tuple[str, ...] = ()
+_WARNINGS = (r"`isinstance\(treespec, LeafSpec\)` is deprecated",)  # Lightning, about its own use of torch
 
 
 def quiet() -> None:
     """Silences the libraries' log lines below an error, their progress bars, and the warnings listed above."""
     import datasets
+    import lightning.pytorch  # noqa: F401  it sets its loggers' levels when it is imported
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

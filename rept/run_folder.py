@@ -54,9 +54,13 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
-            raise UsageError(f"{self.path} is in use by another run; wait for it, or name another folder by out=.") from None
+            raise UsageError(
+                f"{self.path} is in use by another run; wait for it, or name another folder by out=."
+            ) from None
         except OSError as error:
-            raise UsageError(f"The run folder {self.path} cannot be written ({error.strerror}); name another by out=.") from None
+            raise UsageError(
+                f"The run folder {self.path} cannot be written ({error.strerror}); name another by out=."
+            ) from None
         with lock:
             yield
 
@@ -79,6 +83,11 @@ class RunFolder:
         """Lays ``parts`` over provenance.json."""
         known = read_json(self.provenance) if self.provenance.is_file() else {"schema": SCHEMA}
         write_json(self.provenance, known | parts)
+
+    def copy_description(self, source: RunFolder) -> None:
+        """Takes over what another run says of its model, queries and layers."""
+        for name in ("provenance", "queries", "layers"):
+            _write(getattr(self, name), getattr(source, name).read_text(encoding="utf-8"))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The stages of a run, in order: answers, layers, signatures, ranking, tokens, measures. Each leaves its file behind."""
+"""The stages of a run that need the model: answers, layers, signatures, tokens. Each leaves its file behind."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from rept.attribution import AttributionModule
 from rept.console import say
 from rept.errors import UsageError
 from rept.generation import greedy_answers
+from rept.metrics import token_average_precision
 from rept.progress import ShowProgress, progress
 from rept.run_folder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
-from rept.signature import Batch, Side, Status
+from rept.signature import Side, Status
 from rept.store import AttributionStore
 from rept.tokens import score_pairs
 from rept.writer import StoreWriter
@@ -48,8 +49,7 @@ def answer_queries(job: Job) -> None:
     """queries.jsonl: every query with its status, and the model's own greedy answer where the data bring none."""
     source = job.datamodule.source("query")
     if job.folder.queries.is_file():
-        known = {line["query"]: line["response"] for line in read_jsonl(job.folder.queries) if line["generated"]}
-        job.datamodule.answers.update(known)
+        job.datamodule.answers.update(known_answers(job.folder))
     else:
         asked = {
             i: source[i] for i in range(len(source)) if not isinstance(source[i], Status) and source[i].response is None
@@ -63,6 +63,11 @@ def answer_queries(job: Job) -> None:
                 )
             job.datamodule.answers.update(zip(prompts, answers, strict=True))
     write_jsonl(job.folder.queries, _query_lines(job))
+
+
+def known_answers(folder: RunFolder) -> dict[int, str]:
+    """The answers that a run's model gave, by query."""
+    return {line["query"]: line["response"] for line in read_jsonl(folder.queries) if line["generated"]}
 
 
 def _query_lines(job: Job) -> Iterator[dict[str, Any]]:
@@ -93,7 +98,7 @@ def select_layers(job: Job) -> list[int]:
         if known["strategy"] == strategy:
             say(f"Layer {', '.join(map(str, known['layers']))}: chosen before, reused.")
             return known["layers"]
-    rows = _probe_rows(job, job.selector.probe_rows)
+    rows = probe_rows(job, job.selector.probe_rows)
     choice = job.selector(job.model, list(job.datamodule.batches("train", rows)))
     record = {
         "strategy": strategy,
@@ -108,8 +113,8 @@ def select_layers(job: Job) -> list[int]:
     return choice.layers
 
 
-def _probe_rows(job: Job, wanted: int) -> list[int]:
-    """Rows drawn with the seed from the training rows that can be attributed, in ascending order."""
+def probe_rows(job: Job, wanted: int) -> list[int]:
+    """Row numbers drawn with the seed from the training rows that can be attributed, in ascending order."""
     if not wanted:
         return []
     order = np.random.default_rng(job.config.seed).permutation(len(job.datamodule.source("train")))
@@ -173,7 +178,7 @@ def token_scores(job: Job, hits: dict[int, list[int]], layer: int) -> Iterator[d
     encoded = lru_cache(maxsize=256)(job.datamodule.encoded)
     with progress("Scoring tokens", total=2 * len(pairs), unit="texts") as advance:
         scored = score_pairs(job.model, job.extractor, job.datamodule, pairs, layer, job.config.tokens.form)
-        for query, row, side, scores in scored:
+        for query, row, side, scores, agrees in scored:
             text = encoded(side, row if side == "train" else query)
             advance(1)
             yield {
@@ -183,6 +188,40 @@ def token_scores(job: Job, hits: dict[int, list[int]], layer: int) -> Iterator[d
                 "tokens": [text.text[start:end] for start, end in text.pieces],
                 "scores": [float(f"{score:.6g}") for score in scores.tolist()],
                 "special": text.special,
+                "agrees": [[i for i in others if i >= 0] for others in agrees.tolist()],
                 "layer": layer,
                 "form": job.config.tokens.form,
             }
+
+
+def write_tokens(job: Job, hits: dict[int, list[int]], layer: int) -> None:
+    """tokens.jsonl; and where the true spans are known, the mean token_average_precision in metrics.json."""
+    found: list[float] = []
+
+    def judged() -> Iterator[dict[str, Any]]:
+        for line in token_scores(job, hits, layer):
+            if line["side"] == "train":
+                marked = job.datamodule.encoded("train", line["row"]).marked
+                precision = token_average_precision(line["scores"], marked)
+                if precision is not None:
+                    found.append(precision)
+            yield line
+
+    write_jsonl(job.folder.tokens, judged())
+    if found:
+        measured = {"token_average_precision": float(np.mean(found)), "texts": len(found)}
+        write_json(job.folder.metrics, read_json(job.folder.metrics) | {"tokens": measured})
+
+
+def tell_trouble(module: AttributionModule, folder: RunFolder) -> None:
+    """Says, and notes in provenance.json, what the user should know about the extraction."""
+    if module.halvings:
+        say(
+            f"{module.halvings} batches did not fit on the device and were cut in two: lower datamodule.tokens_per_batch."
+        )
+    if module.underflowed:
+        say(
+            f"{module.underflowed:,} rows have a gradient of exactly 0, below what {module.model.dtype} holds: set "
+            "model.dtype=float32 (or bfloat16) to attribute them by their gradients."
+        )
+    folder.describe(halved_batches=module.halvings, underflowed_rows=module.underflowed)

@@ -1,0 +1,174 @@
+"""From stored signatures to results: ranking, hits with their text, measures. No model is needed here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, distributed
+
+from rept.metrics import measures
+from rept.progress import progress
+from rept.ranking import Hits, Ranking, ScoreFile, blocks_share, merge, rank, read_scores
+from rept.run_folder import RunFolder, write_json, write_jsonl
+from rept.signature import Key, Status
+from rept.store import AttributionStore
+
+
+def process() -> tuple[int, int]:
+    """This process's rank and their number, as far as processes were started."""
+    started = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_rank(), distributed.get_world_size()) if started else (0, 1)
+
+
+@dataclass
+class Scoring:
+    """Ranks the signatures stored in ``folder``, and writes results, opponents and measures into ``out``.
+
+    Every process of a run scores its share of the store; rank 0 writes.
+    """
+
+    folder: RunFolder
+    out: RunFolder
+    config: DictConfig
+    datamodule: Any
+    scorer: Any
+    device: torch.device | str = "cpu"
+
+    def run(self) -> dict[int, list[int]]:
+        """The rows of the best hits of each query that was attributed."""
+        asked = self.query.read(self.queries, self.query.keys)
+        ranking, measured = self._rank(asked)
+        if process()[0] == 0:
+            self._write(ranking, self.out.results, self.out.opponents)
+            self.out.describe(blocks=_blocks(self.train, asked, ranking.best))
+        if self.config.each:
+            measured |= {"each": self._each(asked)}
+        write_json(self.out.metrics, measured | {"rows": _rows(self.train.status)})
+        return dict(zip(self.queries, ranking.best.row.tolist(), strict=True))
+
+    @cached_property
+    def train(self) -> AttributionStore:
+        return AttributionStore(self.folder.store, "train")
+
+    @cached_property
+    def query(self) -> AttributionStore:
+        return AttributionStore(self.folder.store, "query")
+
+    @cached_property
+    def queries(self) -> list[int]:
+        """The queries that have a signature, by their row in the query data."""
+        return self.query.attributed.tolist()
+
+    @cached_property
+    def labels(self) -> tuple[list[str | None], list[str | None]] | None:
+        """Labels of the training rows and of the ranked queries; None unless both sides have some."""
+        train, query = (self._labels(side) for side in ("train", "query"))
+        query = [query[row] for row in self.queries]
+        return (train, query) if any(train) and any(query) else None
+
+    def _labels(self, side: str) -> list[str | None]:
+        source = self.datamodule.source(side)
+        samples = (source[row] for row in range(len(source)))
+        return [None if isinstance(sample, Status) else sample.label for sample in samples]
+
+    def _each(self, asked: Mapping[Key, Tensor]) -> dict[str, Any]:
+        """Results and measures by each site and layer alone."""
+        measured = {}
+        for site, layer in sorted({key[:2] for key in asked}):
+            alone = {key: block for key, block in asked.items() if key[:2] == (site, layer)}
+            ranking, measured[f"{site}/{layer}"] = self._rank(alone)
+            if process()[0] == 0:
+                self._write(ranking, self.out.path / f"results-{site}-{layer}.jsonl")
+        return measured
+
+    def _rank(self, asked: Mapping[Key, Tensor]) -> tuple[Ranking, dict[str, Any]]:
+        """The ranking by the mean over the sites and layers asked for, and its measures if there are labels."""
+        part, parts = process()
+        paths = [self.out.path / f".scores-{i}-of-{parts}" for i in range(parts)]
+        with ExitStack() as stack:
+            scores = stack.enter_context(closing(ScoreFile(paths[part]))) if self.labels else None
+            advance = stack.enter_context(progress("Ranking", total=len(self.train.attributed), unit="rows"))
+            ranking = rank(
+                self.train,
+                asked,
+                self.scorer,
+                top_k=self.config.top_k,
+                bottom_k=self.config.bottom_k,
+                device=self.device,
+                part=(part, parts),
+                on_block=lambda rows: advance(rows * parts),
+                sink=scores,
+            )
+        ranking = merge(_gather(ranking), self.config.top_k, self.config.bottom_k)
+        measured = self._measures(paths) if self.labels and part == 0 else {}
+        return ranking, measured
+
+    def _measures(self, paths: list[Path]) -> dict[str, Any]:
+        assert self.labels is not None
+        train, query = self.labels
+        measured = measures(lambda i: read_scores(paths, i), query, train)
+        for path in paths:
+            path.unlink()
+        return measured
+
+    def _write(self, ranking: Ranking, results: Path, opponents: Path | None = None) -> None:
+        sample = lru_cache(maxsize=4096)(self.datamodule.sample)
+
+        def lines(hits: Hits) -> Iterator[dict[str, Any]]:
+            for i, query in enumerate(self.queries):
+                asked = sample("query", query)
+                pairs = zip(hits.row[i].tolist(), hits.score[i].tolist(), strict=True)
+                for position, (row, score) in enumerate(pairs, start=1):
+                    found = sample("train", row)
+                    yield {
+                        "query": query,
+                        "rank": position,
+                        "row": row,
+                        "score": float(f"{score:.7g}"),
+                        "label": found.label,
+                        "prompt": found.prompt,
+                        "response": found.response,
+                        "same_as_query": (found.prompt, found.response) == (asked.prompt, asked.response),
+                    }
+
+        write_jsonl(results, lines(ranking.best))
+        if opponents is not None and ranking.lowest.row.shape[1]:
+            write_jsonl(opponents, lines(ranking.lowest))
+
+
+def _gather(ranking: Ranking) -> list[Ranking]:
+    everyone: list[Any] = [ranking] * process()[1]
+    if len(everyone) > 1:
+        distributed.all_gather_object(everyone, ranking)
+    return everyone
+
+
+def _rows(status: np.ndarray) -> dict[str, Any]:
+    counts = Counter(Status(code) for code in status.tolist())
+    return {
+        "read": len(status),
+        "attributed": sum(count for code, count in counts.items() if code.attributed),
+        "cut": counts[Status.CUT],
+        "set_aside": {code.reason: count for code, count in sorted(counts.items()) if not code.attributed},
+    }
+
+
+def _blocks(train: AttributionStore, asked: Mapping[Key, Tensor], best: Hits) -> dict[str, dict[str, float]]:
+    """Mean norms of each block on both sides, and its share of the cosine of the concatenation over the best hits."""
+    return {
+        key.path: {
+            "train_norm": train.mean_norm(key),
+            "query_norm": float(asked[key].norm(dim=1).mean()),
+            "share": share,
+        }
+        for key, share in blocks_share(train, asked, best).items()
+    }
