@@ -205,16 +205,20 @@ class AttributionStore:
         except DamagedStore as fault:
             fault.path.unlink()
             sides = {}
-        if fingerprint is None and side in sides:
-            fingerprint = sides[side].fingerprint
-        if sides.pop(side, None) is not None:
+        listed = None
+        if (entry := sides.pop(side, None)) is not None:
+            fingerprint = fingerprint or entry.fingerprint
+            listed = {shard.name for shard in entry.shards}
             Listing(sides).write(folder)  # first, so that what is left is never taken for finished
         (folder / side / "index.h5").unlink(missing_ok=True)
         removed = []
         for path in shard_paths(folder, side):
             try:
                 read_shard(path, side, fingerprint)
+                foreign = listed is not None and path.name not in listed
             except DamagedStore:
+                foreign = True
+            if foreign:
                 path.unlink()
                 removed.append(path)
         while True:

@@ -1,0 +1,391 @@
+"""A store gives back what was written, names what is damaged, never uses it, and is mended by computing it anew."""
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rept import shards
+from rept.errors import UsageError
+from rept.index import Listing
+from rept.shards import DamagedStore, ShardName, digest, read_shard
+from rept.signature import Key, Status
+from rept.store import AttributionStore
+from tests.stores import FINGERPRINT, G, H, batches, files, make, signatures, write
+
+ROWS = 30
+ALL = range(ROWS)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished store of two ranks, not to be touched."""
+    folder = tmp_path_factory.mktemp("store")
+    make(folder, signatures(ROWS), world=2, lost={5, 17})
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy of it, to be damaged."""
+    shutil.copytree(made, tmp_path / "store")
+    return tmp_path / "store"
+
+
+def read_all(folder):
+    """Everything that a reader of the train side may look at."""
+    store = AttributionStore(folder, "train")
+    blocks = [(block.row.clone(), block.fields) for block in store.blocks([H, G], rows_per_block=5)]
+    return store.status.copy(), blocks, store.read(ALL, [H, G])
+
+
+def first_shard(folder, side="train"):
+    return min((folder / side / "shards").glob("*.h5"))
+
+
+def test_what_was_written_comes_back(made):
+    store = AttributionStore(made, "train")
+    assert store.keys == [G, H] and store.rows == ROWS and store.fingerprint == FINGERPRINT
+    assert [row for row in ALL if store.status[row] == Status.EMPTY_PROMPT] == [5, 17]
+    assert store.attributed.tolist() == [row for row in ALL if row not in (5, 17)]
+    for key, block in signatures(ROWS).items():
+        block[[5, 17]] = 0
+        error = (store.read(ALL, [key])[key] - block).norm(dim=1)
+        assert (error <= 5e-4 * block.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("rows_per_block", [1, 3, 1000])
+def test_blocks_are_the_attributed_rows_once_each(made, rows_per_block):
+    store = AttributionStore(made, "train")
+    stored = store.read(ALL, [H, G])
+    seen = []
+    for block in store.blocks([H, G], rows_per_block):
+        assert 0 < len(block.row) <= rows_per_block
+        for key in (H, G):
+            assert torch.equal(block.fields[key], stored[key][block.row])
+        seen += block.row.tolist()
+    assert sorted(seen) == store.attributed.tolist()
+
+
+def test_parts_of_the_blocks_are_a_partition(made):
+    store = AttributionStore(made, "train")
+    parts = [[row for block in store.blocks([H], part=(i, 3)) for row in block.row.tolist()] for i in range(3)]
+    assert all(parts) and sorted(sum(parts, [])) == store.attributed.tolist()
+
+
+def test_rows_are_read_in_the_order_asked_for(made):
+    store = AttributionStore(made, "train")
+    stored = store.read(ALL, [H])[H]
+    rows = [29, 3, 3, 0, 5]
+    assert torch.equal(store.read(rows, [H])[H], stored[rows])
+    assert store.read([], [H])[H].shape == (0, 8)
+    with pytest.raises(IndexError, match="from 0 to 29, but got -1 to 4"):
+        store.read([4, -1], [H])
+    with pytest.raises(UsageError, match=r"holds \(residual_stream/2/gradient, .* but got mlp_output/2/gradient"):
+        store.read([0], [Key("mlp_output", 2, "gradient")])
+
+
+def test_mean_norms(made):
+    store = AttributionStore(made, "train")
+    norm = store.read(store.attributed, [G])[G].norm(dim=1)
+    assert store.mean_norm(G) == pytest.approx(norm.mean().item(), rel=1e-3)
+
+
+def test_layers_and_sites_are_ordered_by_number(tmp_path):
+    keys = [Key("mlp_output", layer, "representation") for layer in (10, 2, 1)]
+    store = make(tmp_path, signatures(4, keys))
+    assert [key.layer for key in store.keys] == [1, 2, 10]
+
+
+def test_any_hdf5_reader_sees_the_index_as_one_table(folder, tmp_path, monkeypatch):
+    expected = AttributionStore(folder, "train").read(ALL, [H, G])
+    moved = tmp_path / "elsewhere" / "store"
+    moved.parent.mkdir()
+    folder.rename(moved)
+    monkeypatch.chdir(tmp_path)
+    with h5py.File(moved / "train" / "index.h5") as index:
+        row, position = index["row"][:], index["position"][:]
+        assert np.array_equal(row[position], ALL)
+        for key in (H, G):
+            unit, norm = index[key.path][:], index[f"norm/{key.path}"][:]
+            assert index[key.path].is_virtual and unit.dtype == np.float16
+            assert len(index[key.path].virtual_sources()) == len(list((moved / "train" / "shards").iterdir()))
+            assert np.array_equal((unit.astype(np.float32) * norm[:, None])[position], expected[key])
+        assert np.array_equal(index["status"][:] == Status.EMPTY_PROMPT, np.isin(ALL, [5, 17]))
+    assert torch.equal(AttributionStore(moved, "train").read(ALL, [H])[H], expected[H])
+
+
+def test_a_shard_without_any_attributed_row(tmp_path):
+    lost = {row for batch in batches(ROWS)[2:4] for row in batch.tolist()}
+    store = make(tmp_path, signatures(ROWS), lost=lost, shard_rows=4)
+    assert min(len(read_shard(path, "train").unit) for path in (tmp_path / "train" / "shards").iterdir()) == 0
+    assert store.attributed.tolist() == [row for row in ALL if row not in lost]
+    assert not store.read(sorted(lost), [H])[H].any()
+    with h5py.File(tmp_path / "train" / "index.h5") as index:
+        assert not index[H.path][:][index["position"][:][sorted(lost)]].any()
+
+
+def test_a_store_of_which_no_row_could_be_attributed(tmp_path):
+    with pytest.raises(UsageError, match="a row that could be attributed, but got: 30 empty prompt"):
+        make(tmp_path, signatures(ROWS), lost=set(ALL))
+
+
+def test_a_store_that_is_not_finished(tmp_path):
+    write(tmp_path, signatures(ROWS))
+    assert not AttributionStore.finished(tmp_path, "train")
+    with pytest.raises(UsageError, match="not finished; give the same command again"):
+        AttributionStore(tmp_path, "train")
+
+
+def test_no_index_while_a_row_is_missing(tmp_path):
+    plan = [batch for batch in batches(ROWS) if not set(batch.tolist()) & {13, 2}]
+    write(tmp_path, signatures(ROWS), plan=plan)
+    missing = sorted(set(ALL) - {row for batch in plan for row in batch.tolist()})
+    first = ", ".join(map(str, missing[:5]))
+    with pytest.raises(UsageError, match=rf"{len(missing)} of 30 rows are missing in .*train \(first: {first}\)"):
+        AttributionStore.finish(tmp_path, "train", ROWS)
+    assert not (tmp_path / "train" / "index.h5").exists()
+    with pytest.raises(UsageError, match="5 of 5 rows are missing"):
+        AttributionStore.finish(tmp_path, "query", 5)
+
+
+def test_stored_rows_are_those_in_whole_shards(tmp_path):
+    assert AttributionStore.stored_rows(tmp_path, "train") is None
+    plan = batches(ROWS)
+    write(tmp_path, signatures(ROWS), plan=plan[:3])
+    stored = AttributionStore.stored_rows(tmp_path, "train", ROWS, FINGERPRINT)
+    assert np.flatnonzero(stored).tolist() == sorted(torch.cat(plan[:3]).tolist())
+    with pytest.raises(DamagedStore, match="was made by another run"):
+        AttributionStore.stored_rows(tmp_path, "train", ROWS, "another")
+    with pytest.raises(DamagedStore, match="holds rows .* but the data have 2"):
+        AttributionStore.stored_rows(tmp_path, "train", 2)
+
+
+def test_a_row_that_is_there_twice_is_refused_and_repaired(tmp_path):
+    make(tmp_path / "whole", signatures(ROWS))
+    write(tmp_path / "twice", signatures(ROWS))
+    shutil.copytree(tmp_path / "twice", tmp_path / "copy")
+    path = first_shard(tmp_path / "copy")
+    shutil.copy(path, tmp_path / "twice" / "train" / "shards" / path.name.replace("r000", "r001"))
+    with pytest.raises(DamagedStore, match="r001-.* holds rows that are in .* already"):
+        AttributionStore.finish(tmp_path / "twice", "train", ROWS)
+    AttributionStore.repair(tmp_path / "twice", "train")
+    make(tmp_path / "twice", signatures(ROWS))
+    assert files(tmp_path / "twice") == files(tmp_path / "whole")
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_flipped_bit_anywhere_is_found_and_named(made, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("flipped") / "store"
+    shutil.copytree(made, folder)
+    path = data.draw(st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file())), "file")
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1), "byte")] ^= 1 << data.draw(st.integers(0, 7), "bit")
+    path.write_bytes(content)
+    with pytest.raises(DamagedStore) as error:
+        read_all(folder)
+    assert str(path) in str(error.value) and "store.repair=true" in str(error.value)
+    shutil.rmtree(folder.parent)
+
+
+def test_no_damaged_file_reaches_hdf5(folder, monkeypatch):
+    for path in folder.rglob("*.h5"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    monkeypatch.setattr(h5py, "File", None)  # to open anything would raise TypeError
+    with pytest.raises(DamagedStore):
+        AttributionStore(folder, "train")
+    with pytest.raises(DamagedStore):
+        read_shard(first_shard(folder), "train")
+    with pytest.raises(DamagedStore):
+        AttributionStore.stored_rows(folder, "train")
+
+
+def damages(folder):
+    """Ways to spoil the store: (what the error must say, a function that does it)."""
+    shard, index, listing = first_shard(folder), folder / "train" / "index.h5", folder / "digests.json"
+
+    def cut(path, length):
+        return lambda: path.write_bytes(path.read_bytes()[:length])
+
+    def rename():
+        name = ShardName.parse(shard)
+        shard.rename(shard.with_name(str(name._replace(number=77))))
+
+    def swap_listing():
+        content = json.loads(listing.read_text())
+        content["sides"]["train"]["rows"] = 29
+        listing.write_text(json.dumps(content, indent=1) + "\n")
+
+    other = folder.parent / "other"
+    return {
+        "cut": ("damaged", cut(shard, 1000)),
+        "empty": ("damaged", cut(shard, 0)),
+        "missing": ("is missing", shard.unlink),
+        "renamed": ("is missing", rename),
+        "foreign": ("does not belong", lambda: shutil.copy(first_shard(make_other(other)), shard.parent)),
+        "file": ("does not belong", lambda: (shard.parent / "mine.h5").write_bytes(b"mine")),
+        "index missing": ("is missing", index.unlink),
+        "index cut": ("damaged", cut(index, 100)),
+        "listing cut": ("damaged", cut(listing, 100)),
+        "listing empty": ("damaged", cut(listing, 0)),
+        "listing changed": ("damaged", swap_listing),
+        "listing not text": ("damaged", lambda: listing.write_bytes(b"\xff\xfe[")),
+        "listing a list": ("damaged", lambda: listing.write_text("[]")),
+        "listing nested": ("damaged", lambda: listing.write_text("[" * 100_000)),
+    }
+
+
+def make_other(folder):
+    make(folder, signatures(ROWS, seed=3), fingerprint="another")
+    return folder
+
+
+DAMAGES = [
+    "cut", "empty", "missing", "renamed", "foreign", "file", "index missing", "index cut", "listing cut",
+    "listing empty", "listing changed", "listing not text", "listing a list", "listing nested",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_told_in_one_sentence_and_repaired(made, folder, damage):
+    said, spoil = damages(folder)[damage]
+    spoil()
+    with pytest.raises(DamagedStore, match=said) as error:
+        read_all(folder)
+    assert "\n" not in str(error.value) and str(error.value).endswith("compute its rows anew.")
+    AttributionStore.repair(folder, "train", FINGERPRINT)
+    make(folder, signatures(ROWS), world=2, lost={5, 17})
+    assert files(folder) == files(made)
+
+
+def test_only_what_is_damaged_is_computed_again(folder):
+    shard = first_shard(folder)
+    rows = read_shard(shard, "train").row.tolist()
+    shard.write_bytes(b"spoilt")
+    assert AttributionStore.repair(folder, "train") == [shard]
+    stored = AttributionStore.stored_rows(folder, "train", ROWS)
+    assert sorted(rows) == np.flatnonzero(~stored).tolist()
+
+
+def test_repairing_one_side_leaves_the_other(folder):
+    make(folder, signatures(6, seed=1), side="query")
+    before = files(folder / "query")
+    first_shard(folder).unlink()
+    AttributionStore.repair(folder, "train")
+    assert AttributionStore.finished(folder, "query") and not AttributionStore.finished(folder, "train")
+    assert files(folder / "query") == before
+
+
+def test_a_shard_of_the_other_side_is_refused(folder):
+    make(folder, signatures(ROWS), side="query")
+    shard = shutil.copy(first_shard(folder, "query"), folder / "train" / "shards")
+    with pytest.raises(DamagedStore, match="holds rows of the query side"):
+        read_shard(Path(shard), "train")
+
+
+@pytest.mark.parametrize("content", [b"", b"mine", bytes(5000)], ids=["empty", "short", "zeros"])
+def test_a_file_that_is_no_shard_is_refused_even_under_its_own_digest(tmp_path, content):
+    path = tmp_path / str(ShardName(0, 0, digest(content)))
+    path.write_bytes(content)
+    with pytest.raises(DamagedStore, match="is no shard of schema 1"):
+        read_shard(path, "train")
+
+
+def test_another_schema_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "SCHEMA", 2)
+        write(tmp_path, signatures(4))
+    with pytest.raises(DamagedStore, match="is no shard of schema 1"):
+        AttributionStore.stored_rows(tmp_path, "train")
+
+
+def test_a_run_killed_between_topping_up_a_shard_and_removing_the_short_one(tmp_path):
+    signature, plan = signatures(ROWS), batches(ROWS)
+    write(tmp_path / "a", signature, plan=plan[:1])
+    short = first_shard(tmp_path / "a")
+    make(tmp_path / "whole", signature, plan=plan)
+    shutil.copytree(tmp_path / "whole", tmp_path / "b")
+    (tmp_path / "b" / "digests.json").unlink()
+    shutil.copy(short, tmp_path / "b" / "train" / "shards")
+    assert AttributionStore.stored_rows(tmp_path / "b", "train").all()
+    make(tmp_path / "b", signature, plan=plan)
+    assert files(tmp_path / "b") == files(tmp_path / "whole")
+
+
+def test_what_killed_runs_left_is_removed_at_the_end(tmp_path):
+    write(tmp_path, signatures(ROWS))
+    leftover = tmp_path / "train" / "shards" / ".r007-000000-00.h5.partial"
+    leftover.touch()
+    AttributionStore.finish(tmp_path, "train", ROWS)
+    assert not leftover.exists()
+
+
+def test_one_shard_is_mapped_at_a_time(tmp_path):
+    store = make(tmp_path, signatures(200), shard_rows=4)
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs Linux to see what is mapped")
+    most = 0
+    for _ in store.blocks([H]):
+        most = max(most, maps.read_text().count(str(tmp_path)))
+    AttributionStore.stored_rows(tmp_path, "train")
+    assert 1 <= most <= 2
+    assert maps.read_text().count(str(tmp_path)) <= 2
+
+
+def test_a_read_only_folder_can_be_read(folder, monkeypatch):
+    expected = read_all(folder)[2]
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    real_open = os.open
+
+    def read_only(path, flags, *args, **kwargs):
+        assert not flags & (os.O_WRONLY | os.O_RDWR), path  # root may write in spite of the mode
+        return real_open(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", read_only)
+    try:
+        assert torch.equal(read_all(folder)[2][H], expected[H])
+    finally:
+        for path in [folder, *folder.rglob("*")]:
+            path.chmod(0o755)
+
+
+def test_ten_can_read_while_one_writes(folder):
+    expected = read_all(folder)[2]
+    faults = []
+
+    def read():
+        try:
+            for _ in range(5):
+                assert torch.equal(read_all(folder)[2][G], expected[G])
+        except BaseException as fault:
+            faults.append(fault)
+
+    readers = [threading.Thread(target=read) for _ in range(10)]
+    for reader in readers:
+        reader.start()
+    make(folder, signatures(50, seed=4), side="query", shard_rows=3)
+    for reader in readers:
+        reader.join()
+    assert not faults
+    assert Listing.read(folder).sides.keys() == {"train", "query"}
+
+
+def test_nothing_in_a_store_is_a_string_or_pickled(made):
+    def check(name, item):
+        if isinstance(item, h5py.Dataset):
+            assert item.dtype.kind in "iuf" and item.dtype.hasobject is False, name
+
+    for path in made.rglob("*.h5"):
+        with h5py.File(path) as file:
+            file.visititems(check)
