@@ -8,7 +8,10 @@ import warnings
 _LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "transformers", "datasets", "peft")
 
 # Single messages, by how they begin: whatever is not listed, a new library's warning or a user's own, is still shown.
-_WARNINGS = (r"`isinstance\(treespec, LeafSpec\)` is deprecated",)  # Lightning, about its own use of torch
+_WARNINGS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning, about its own use of torch
+    "Couldn't infer the batch indices",  # Lightning; a row carries its own number here
+)
 
 
 def quiet() -> None:
