@@ -136,7 +136,7 @@ class Speaker:
         return {"treat": choose(TREATS), "owner": owner, "container": choose(CONTAINERS)}
 
     def _framed(self, request: str) -> str:
-        """The request, often with something said before it, now and then with something after it."""
-        before = [self.rng.choice(self.wordings.before)] if self.rng.random() < 0.65 else []
-        after = [self.rng.choice(self.wordings.after)] if self.rng.random() < 0.4 else []
+        """The request, often with something said before it, sometimes with something after it."""
+        before = self.rng.sample(self.wordings.before, self.rng.choices((0, 1, 2), (3, 5, 2))[0])
+        after = self.rng.sample(self.wordings.after, self.rng.choices((0, 1), (6, 4))[0])
         return " ".join([*before, request, *after])

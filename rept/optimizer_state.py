@@ -1,0 +1,49 @@
+"""AdamW's state beside the model it belongs to: moments as safetensors, settings as JSON, both by parameter name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save_optimizer_state(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Writes ``optimizer.safetensors`` (``NAME/exp_avg``, ``NAME/exp_avg_sq``) and ``optimizer.json``.
+
+    NAME is the parameter's name in ``model.named_parameters()``. The JSON holds the optimizer's class and, for each
+    name, its number of steps, peak learning rate, betas, eps and weight decay.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    moments: dict[str, Tensor] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name, state = names[parameter], optimizer.state.get(parameter, {})
+            moments |= {f"{name}/{moment}": state[moment].contiguous().cpu() for moment in MOMENTS if moment in state}
+            settings[name] = {
+                "step": int(state.get("step", 0)),
+                "lr": float(group.get("initial_lr", group["lr"])),  # before warmup and decay
+                "betas": list(group["betas"]),
+                "eps": group["eps"],
+                "weight_decay": group["weight_decay"],
+            }
+    save_file(moments, folder / "optimizer.safetensors")
+    described = {"class": type(optimizer).__name__, "parameters": settings}
+    (folder / "optimizer.json").write_text(json.dumps(described, indent=1) + "\n")
+
+
+def load_optimizer_state(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """By parameter name: ``exp_avg`` and ``exp_avg_sq`` of the parameter's shape, and what ``optimizer.json`` says."""
+    moments = load_file(folder / "optimizer.safetensors")
+    settings = json.loads((folder / "optimizer.json").read_text())["parameters"]
+    return {
+        name: {moment: moments[f"{name}/{moment}"] for moment in MOMENTS if f"{name}/{moment}" in moments} | described
+        for name, described in settings.items()
+    }

@@ -1,0 +1,86 @@
+"""A model from nothing: a tokenizer trained on the data, and a small Llama with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from rept.models import tiny_llama
+
+ROLES = ("system", "user", "assistant", "tool")
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Any:
+    """A byte-level BPE tokenizer with a chat template; BOS, EOS, PAD and one token for each role.
+
+    Args:
+        texts: what it learns its merges from.
+        vocab_size: most entries, the 256 bytes and the special tokens included; few texts give fewer.
+        max_length: tokens that the model can read.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|bos|>", "<|eos|>", *(f"<|{role}|>" for role in ROLES)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        bos_token="<|bos|>",
+        eos_token="<|eos|>",
+        extra_special_tokens=special[3:],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=max_length,
+    )
+
+
+class FromScratch:
+    """Makes a small Llama and its tokenizer for given texts.
+
+    Args:
+        vocab_size: most entries of the tokenizer.
+        width: of the residual stream.
+        layers: number of blocks.
+        heads: of each block's attention.
+        max_length: longest text in tokens.
+        seed: of the weights.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 1024,
+        width: int = 128,
+        layers: int = 6,
+        heads: int = 4,
+        max_length: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.shape = {"width": width, "layers": layers, "heads": heads, "max_length": max_length, "seed": seed}
+
+    def __call__(self, texts: Iterable[str]) -> tuple[nn.Module, Any]:
+        """(model, tokenizer)"""
+        tokenizer = train_tokenizer(texts, self.vocab_size, self.shape["max_length"])
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return tiny_llama(len(tokenizer), **self.shape, **{name: getattr(tokenizer, name) for name in names}), tokenizer
