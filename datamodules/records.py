@@ -10,6 +10,7 @@ once, not hours later.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import mmap
 from array import array
@@ -39,6 +40,8 @@ class Records(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int, /) -> Record | None: ...  # None: there is no record of these columns
+
+    def digest(self) -> str: ...  # of the content, which it changes with
 
 
 class JsonLines:
@@ -77,6 +80,9 @@ class JsonLines:
         record = json.loads(self._bytes[start : end if end >= 0 else len(self._bytes)].decode())
         return record if isinstance(record, dict) else None
 
+    def digest(self) -> str:
+        return hashlib.sha256(self._bytes).hexdigest()
+
 
 class JsonArray(list[Record | None]):
     """A file that is one JSON array of objects, held in memory whole.
@@ -93,6 +99,9 @@ class JsonArray(list[Record | None]):
             raise UsageError(f"{path}{line}: {_fault(error)}; expected a JSON array of objects.") from None
         super().__init__(record if isinstance(record, dict) else None for record in records)
         self.columns = list(dict.fromkeys(key for record in self if record for key in record))
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(list(self)).encode()).hexdigest()
 
 
 class CsvRows:
@@ -140,6 +149,9 @@ class CsvRows:
             return None
         return {name: value or None for name, value in zip(self._header, values, strict=True) if name}
 
+    def digest(self) -> str:
+        return hashlib.sha256(self._bytes).hexdigest()
+
 
 def open_records(path: str, split: str, setting: str) -> Records:
     """The records of a file, a folder or a hub data set.
@@ -158,8 +170,10 @@ def open_records(path: str, split: str, setting: str) -> Records:
         raise UsageError(f"{setting}={path} does not exist; expected {ACCEPTED}.")
     if not where.exists():
         records = tables.from_hub(path, split, setting)
-    elif where.is_dir():
+    elif tables.is_arrow_folder(where):
         records = tables.arrow_folder(where, split)
+    elif where.is_dir():
+        raise UsageError(f"{setting}={path} is a folder that holds no data set; expected {ACCEPTED}.")
     elif where.stat().st_size == 0:
         raise UsageError(f"{setting}={path} is empty; expected at least one row.")
     elif kind == ".json" and _is_array(where):

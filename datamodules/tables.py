@@ -1,10 +1,11 @@
 """Arrow folders, Parquet files and hub data: tables of the `datasets` library, memory-mapped.
 
-Holds Table, arrow_folder, parquet, is_hub_id, from_hub.
+Holds Table, is_arrow_folder, arrow_folder, parquet, is_hub_id, from_hub.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from rept.fingerprint import digest
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 _ENDS = 1 << 16  # bytes at either end of a Parquet file that its cache's name depends on
+_AT_ONCE = 1000  # rows that are digested together
 
 
 class Table:
@@ -34,10 +36,22 @@ class Table:
     def __getitem__(self, row: int) -> dict[str, Any]:
         return self._data[row].to_pylist()[0]
 
+    def digest(self) -> str:
+        made = hashlib.sha256()
+        for rows in self._data.iter(batch_size=_AT_ONCE):
+            for batch in rows.combine_chunks().to_batches():
+                made.update(batch.serialize())
+        return made.hexdigest()
+
+
+def is_arrow_folder(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it: one data set, or one with splits."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
 
 def arrow_folder(folder: Path, split: str) -> Table:
-    """What `save_to_disk` wrote. Raises UsageError where it is something else, or has no such split."""
-    with _quietly(f"{folder} is no Arrow folder written by datasets' save_to_disk"):
+    """What `save_to_disk` wrote. Raises UsageError where it is damaged, or has no such split."""
+    with _quietly(f"{folder} cannot be read as an Arrow folder"):
         data = datasets.load_from_disk(str(folder))
     if isinstance(data, datasets.DatasetDict):
         if split not in data:

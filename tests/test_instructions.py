@@ -93,6 +93,15 @@ def test_excluded_rows_keep_their_numbers(tmp_path: Path) -> None:
         data.source("train")
 
 
+def test_a_digest_changes_with_the_rows_and_the_columns(tmp_path: Path) -> None:
+    path = str(json_lines(tmp_path / "a.jsonl", PAIRS))
+    again, other = str(json_lines(tmp_path / "b.jsonl", PAIRS)), str(json_lines(tmp_path / "c.jsonl", PAIRS[:1]))
+    digest = InstructionData(path).digest("train")
+    assert digest == InstructionData(again).digest("train") and digest.startswith("2 rows ")
+    assert digest != InstructionData(other).digest("train")
+    assert digest != InstructionData(path, label_column="response").digest("train")
+
+
 @pytest.mark.parametrize("side", ["train", "query"])
 def test_a_path_that_is_not_set_is_asked_for(side: str) -> None:
     setting = {"train": "datamodule.train", "query": "datamodule.queries"}[side]

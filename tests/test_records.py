@@ -106,6 +106,20 @@ def test_a_path_where_nothing_is_gets_the_forms_that_are_read(path: str) -> None
         open_records(path or "nothing", "train", "datamodule.train")
 
 
+def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a folder that holds no data set; expected a file .jsonl"):
+        open_records(str(tmp_path), "train", "datamodule.train")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_digest_changes_with_the_content(tmp_path: Path, name: str) -> None:
+    digests = []
+    for word in ("x", "x", "y"):
+        content = {"a.jsonl": f'{{"a": "{word}"}}', "a.json": f'[{{"a": "{word}"}}]', "a.csv": f"a\n{word}"}[name]
+        digests.append(open_records(written(tmp_path, name, content), "train", "").digest())
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_only_the_index_is_held_in_memory(tmp_path: Path) -> None:
     """Rows are read anew each time: one that changes in the file changes here."""
     path = written(tmp_path, "a.jsonl", '{"a": "x"}\n{"a": "y"}\n')

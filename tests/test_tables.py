@@ -29,9 +29,23 @@ def test_a_folder_with_splits_gives_the_one_asked_for(tmp_path: Path) -> None:
         tables.arrow_folder(tmp_path / "a", "dev")
 
 
-def test_another_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no Arrow folder"):
+def test_a_damaged_folder_is_told_in_a_sentence(tmp_path: Path) -> None:
+    assert not tables.is_arrow_folder(tmp_path)
+    (tmp_path / "state.json").write_text("{}")
+    assert tables.is_arrow_folder(tmp_path)
+    with pytest.raises(UsageError, match="cannot be read as an Arrow folder: ") as error:
         tables.arrow_folder(tmp_path, "train")
+    assert "\n" not in str(error.value)
+
+
+def test_a_digest_is_of_the_rows(tmp_path: Path) -> None:
+    def digest(rows: list[dict[str, str | None]], name: str) -> str:
+        datasets.Dataset.from_list(rows).save_to_disk(tmp_path / name)
+        return tables.arrow_folder(tmp_path / name, "train").digest()
+
+    many = ROWS * 1500
+    assert digest(many, "a") == digest(list(many), "b")
+    assert len({digest(many, "c"), digest(many[:-1], "d"), digest(many[::-1], "e"), digest(ROWS, "f")}) == 4
 
 
 def test_parquet_is_never_read_from_the_cache_of_another_file(
