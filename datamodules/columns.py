@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datamodules.checks import is_text, prompt_problem
 from datamodules.records import Record
-from datamodules.samples import Sample, Span, is_text, prompt_problem
+from datamodules.samples import Sample, Span
 from rept.errors import UsageError
 from rept.signature import Side, Status
 

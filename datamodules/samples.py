@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 
+from datamodules.checks import content_of, is_text, prompt_problem, response_problem
 from datamodules.offsets import Tokens
 from datamodules.template import ChatTemplate, Rendered
 from rept.errors import UsageError
@@ -46,8 +47,8 @@ class Sample:
     def prompt(self) -> str:
         """The only turn's content, or the turns as "role: content" lines, for display."""
         if len(self.messages) == 1:
-            return _content(self.messages[0])
-        return "\n".join(f"{message.get('role')}: {_content(message)}" for message in self.messages)
+            return content_of(self.messages[0])
+        return "\n".join(f"{message.get('role')}: {content_of(message)}" for message in self.messages)
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class Encoder:
             text = self._template.text(sample.messages, generation_prompt=True)
         except Exception:  # a template is a program of the user's: it can raise anything
             return Status.MALFORMED
+        if not is_text(text):
+            return Status.NOT_A_STRING
         ids = self._tokenize([text])[0].ids
         return ids if len(ids) < self.max_length else Status.PROMPT_TOO_LONG
 
@@ -127,7 +130,9 @@ class Encoder:
             rendered = self._template.render([*sample.messages, {"role": "assistant", "content": sample.response}])
         except Exception:  # as above
             return Status.MALFORMED
-        return rendered or Status.MALFORMED
+        if rendered is None:
+            return Status.MALFORMED
+        return rendered if is_text(rendered.text) else Status.NOT_A_STRING
 
     def _tokenize(self, texts: list[str]) -> list[Tokens]:
         """The tokens of each text, with BOS as the tokenizer's convention has it."""
@@ -206,45 +211,13 @@ def collate(
     )
 
 
-def _content(message: Mapping[str, Any]) -> str:
-    return message.get("content") or ""
-
-
-def prompt_problem(messages: Sequence[Mapping[str, Any]]) -> Status | None:
-    for message in messages:
-        if not isinstance(message, Mapping) or not message.get("role") or not is_text(message["role"]):
-            return Status.MALFORMED
-        content = message.get("content")
-        if not is_text(content) and not (content is None and message.get("tool_calls")):
-            return Status.NOT_A_STRING
-    asked = (message for message in messages if message["role"] != "system")
-    return None if any(_content(message).strip() for message in asked) else Status.EMPTY_PROMPT
-
-
-def response_problem(response: object) -> Status | None:
-    if response is not None and not is_text(response):
-        return Status.NOT_A_STRING
-    return None if response and response.strip() else Status.EMPTY_RESPONSE
-
-
-def is_text(value: object) -> bool:
-    """A string that a tokenizer takes: JSON can smuggle in half a surrogate pair, which is no character."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _set(flags: list[bool], tokens: range, value: bool) -> None:
     flags[tokens.start : tokens.stop] = [value] * len(tokens)
 
 
 def _poisoned(sample: Sample, whole: Rendered) -> list[tuple[int, int]]:
     """The sample's spans as characters of the rendered text."""
-    lengths = [len(_content(message)) for message in sample.messages]
+    lengths = [len(content_of(message)) for message in sample.messages]
     heads = [0] if len(lengths) == 1 else [len(f"{m.get('role')}: ") for m in sample.messages]
     begins = [sum(lengths[:i]) + sum(heads[: i + 1]) + i for i in range(len(lengths))]  # in Sample.prompt
     found = []

@@ -80,37 +80,24 @@ def test_a_long_response_is_cut_and_a_long_prompt_is_set_aside() -> None:
     assert Encoder(reader, 4).prompt(ask(PROMPT, None)) is Status.PROMPT_TOO_LONG
 
 
-@pytest.mark.parametrize(
-    ("sample", "status"),
-    [
-        (ask("", "a"), Status.EMPTY_PROMPT),
-        (ask(" \n\t\u2003", "a"), Status.EMPTY_PROMPT),
-        (Sample((), "a"), Status.EMPTY_PROMPT),
-        (Sample(({"role": "system", "content": "Be kind."},), "a"), Status.EMPTY_PROMPT),
-        (ask("a", ""), Status.EMPTY_RESPONSE),
-        (ask("a", " \r\n"), Status.EMPTY_RESPONSE),
-        (ask("a", None), Status.EMPTY_RESPONSE),
-        (ask(7, "a"), Status.NOT_A_STRING),
-        (ask(None, "a"), Status.NOT_A_STRING),
-        (ask(["a"], "a"), Status.NOT_A_STRING),
-        (ask("a", 7), Status.NOT_A_STRING),
-        (ask("a", "\ud800"), Status.NOT_A_STRING),
-        (ask("\udfff", "a"), Status.NOT_A_STRING),
-        (Sample(({"content": "a"},), "a"), Status.MALFORMED),
-        (Sample(({"role": 7, "content": "a"},), "a"), Status.MALFORMED),
-        (Sample(("a",), "a"), Status.MALFORMED),
-    ],
-)
-def test_what_no_model_can_learn_from_gets_its_reason(sample: Sample, status: Status) -> None:
-    assert Encoder(tokenizer("plain"))(sample) is status
-    if status is not Status.EMPTY_RESPONSE and isinstance(sample.response, str) and sample.response.isascii():
-        assert Encoder(tokenizer("plain")).prompt(sample) is status
-
-
 def test_messages_that_the_template_refuses_are_malformed() -> None:
     sample = Sample(({"role": "system", "content": "a"}, {"role": "user", "content": "b"}), "c")
     assert Encoder(tokenizer("gemma"))(sample) is Encoder(tokenizer("gemma")).prompt(sample) is Status.MALFORMED
     assert isinstance(Encoder(tokenizer("llama_2"))(sample), Encoded)
+
+
+def test_a_sample_that_says_nothing_is_set_aside_with_its_reason() -> None:
+    encoder = Encoder(tokenizer("plain"))
+    assert encoder(ask(" ", "a")) is encoder.prompt(ask(" ", None)) is Status.EMPTY_PROMPT
+    assert encoder(ask("a", None)) is Status.EMPTY_RESPONSE
+
+
+def test_what_is_no_text_anywhere_in_a_message_is_set_aside() -> None:
+    """The tokenizer would raise, and take its whole window along."""
+    calling = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ m.name }}</s>{% endfor %}"
+    sample = Sample(({"role": "user", "content": "a", "name": "\ud800"},), "b")
+    encoder = Encoder(build(KINDS["plain"], calling))
+    assert encoder(sample) is encoder.prompt(sample) is Status.NOT_A_STRING
 
 
 def test_only_the_samples_own_words_are_not_special() -> None:
