@@ -163,32 +163,37 @@ def open_records(path: str, split: str, setting: str) -> Records:
     Raises:
         UsageError: nothing there, nothing in it, or not in the form that its name promises.
     """
-    where = Path(path).expanduser()
-    kind = where.suffix.lower()
-    records: Records
-    if not where.exists() and not tables.is_hub_id(path):
-        raise UsageError(f"{setting}={path} does not exist; expected {ACCEPTED}.")
-    if not where.exists():
-        records = tables.from_hub(path, split, setting)
-    elif tables.is_arrow_folder(where):
-        records = tables.arrow_folder(where, split)
-    elif where.is_dir():
-        raise UsageError(f"{setting}={path} is a folder that holds no data set; expected {ACCEPTED}.")
-    elif where.stat().st_size == 0:
-        raise UsageError(f"{setting}={path} is empty; expected at least one row.")
-    elif kind == ".json" and _is_array(where):
-        records = JsonArray(where)
-    elif kind in (".json", ".jsonl", ".ndjson"):
-        records = JsonLines(where)
-    elif kind in (".csv", ".tsv"):
-        records = CsvRows(where, "," if kind == ".csv" else "\t")
-    elif kind == ".parquet":
-        records = tables.parquet(where)
-    else:
-        raise UsageError(f"Expected {setting} to be {ACCEPTED}, but got the file {path}.")
+    try:
+        records = _open(path, split, setting)
+    except OSError as error:
+        raise UsageError(f"{setting}={path} cannot be read: {error.strerror}.") from None
     if not len(records):
         raise UsageError(f"{setting}={path} has no rows; expected at least one.")
     return records
+
+
+def _open(path: str, split: str, setting: str) -> Records:
+    where = Path(path).expanduser()
+    kind = where.suffix.lower()
+    if not where.exists():
+        if tables.is_hub_id(path):
+            return tables.from_hub(path, split, setting)
+        raise UsageError(f"{setting}={path} does not exist; expected {ACCEPTED}.")
+    if where.is_dir():
+        if tables.is_arrow_folder(where):
+            return tables.arrow_folder(where, split)
+        raise UsageError(f"{setting}={path} is a folder that holds no data set; expected {ACCEPTED}.")
+    if where.stat().st_size == 0:
+        raise UsageError(f"{setting}={path} is empty; expected at least one row.")
+    if kind == ".json" and _is_array(where):
+        return JsonArray(where)
+    if kind in (".json", ".jsonl", ".ndjson"):
+        return JsonLines(where)
+    if kind in (".csv", ".tsv"):
+        return CsvRows(where, "," if kind == ".csv" else "\t")
+    if kind == ".parquet":
+        return tables.parquet(where)
+    raise UsageError(f"Expected {setting} to be {ACCEPTED}, but got the file {path}.")
 
 
 def _is_array(path: Path) -> bool:
@@ -198,11 +203,8 @@ def _is_array(path: Path) -> bool:
 
 
 def _memory_map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if mapped[:3] == b"\xef\xbb\xbf":  # a byte order mark
         mapped.seek(3)
     return mapped

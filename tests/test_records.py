@@ -111,6 +111,11 @@ def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
         open_records(str(tmp_path), "train", "datamodule.train")
 
 
+def test_what_the_file_system_refuses_is_told_in_a_sentence() -> None:
+    with pytest.raises(UsageError, match="cannot be read: File name too long"):
+        open_records("a" * 5000 + ".jsonl", "train", "datamodule.train")
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_a_digest_changes_with_the_content(tmp_path: Path, name: str) -> None:
     digests = []
