@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 from lightning import Trainer, seed_everything
@@ -59,11 +59,11 @@ def trace(
     Raises:
         UsageError: a setting or a sample list that cannot be used, in one sentence.
     """
-    keep = TemporaryDirectory(prefix="rept-") if out is None else None
+    folder = mkdtemp(prefix="rept-") if out is None else str(out)
     parts = {"extractor": extractor, "layers": layers, "scorer": scorer}
     words = [f"{group}={part}" for group, part in parts.items() if isinstance(part, str)]
     values = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
-    fixed = ["datamodule=in_memory", f"datamodule.max_length={max_length}", f"out={keep.name if keep else out}"]
+    fixed = ["datamodule=in_memory", f"datamodule.max_length={max_length}", f"out={folder}"]
     config = compose("attribute", [*fixed, "report=false", *words, *values])
     given = {group: part for group, part in parts.items() if not isinstance(part, str)}
     for group, part in given.items():
@@ -79,7 +79,7 @@ def trace(
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(was_frozen[name])
         model.train(was_training)
-    return Trace(result.folder.path, keep)
+    return Trace(result.folder.path, temporary=out is None)
 
 
 def attribute(

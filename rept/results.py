@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import weakref
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rept.errors import UsageError
@@ -52,14 +53,16 @@ class Trace:
 
     Args:
         path: the run folder.
+        temporary: the folder goes when this object does.
 
     Raises:
         UsageError: the folder holds no finished run.
     """
 
-    def __init__(self, path: str | Path, keep: TemporaryDirectory | None = None) -> None:
+    def __init__(self, path: str | Path, temporary: bool = False) -> None:
         self.folder = RunFolder(path)
-        self._keep = keep  # a temporary run folder lives as long as its result
+        if temporary:
+            weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
         self.config = self.folder.open_existing()
         if not self.folder.metrics.is_file():
             raise UsageError(f"The run in {path} is not finished; give the same command again to go on.")
@@ -94,16 +97,20 @@ class Trace:
         self._check(query)
         return self._opponents.get(query, [])
 
+    def scored(self, query: int) -> list[int]:
+        """The rows whose pair with the query was scored token by token, in the order of their lines."""
+        return list(self._tokens.get(query, {}))
+
     def tokens(self, query: int, row: int) -> dict[str, TokenScores]:
         """Token scores of a scored pair: ``{"train": ..., "query": ...}``.
 
         Raises:
             KeyError: the pair was not scored token by token.
         """
-        if (query, row) not in self._tokens:
-            known = sorted(r for q, r in self._tokens if q == query)
+        if row not in self._tokens.get(query, {}):
+            known = sorted(self.scored(query))
             raise KeyError(f"no token scores for query {query} and row {row}; rows scored for this query: {known}")
-        return self._tokens[query, row]
+        return self._tokens[query][row]
 
     def to_pandas(self) -> pandas.DataFrame:
         """All hits as a table, one row a hit (extra ``pandas``)."""
@@ -135,12 +142,12 @@ class Trace:
         return _by_query(self.folder.opponents) if self.folder.opponents.is_file() else {}
 
     @cached_property
-    def _tokens(self) -> dict[tuple[int, int], dict[str, TokenScores]]:
-        pairs: dict[tuple[int, int], dict[str, TokenScores]] = {}
+    def _tokens(self) -> dict[int, dict[int, dict[str, TokenScores]]]:
+        pairs: dict[int, dict[int, dict[str, TokenScores]]] = {}
         if self.folder.tokens.is_file():
             for line in read_jsonl(self.folder.tokens):
                 scores = TokenScores(**line)
-                pairs.setdefault((scores.query, scores.row), {})[scores.side] = scores
+                pairs.setdefault(scores.query, {}).setdefault(scores.row, {})[scores.side] = scores
         return pairs
 
 

@@ -1,0 +1,89 @@
+"""What whole runs are tested on: a tiny random model on disk, and small data files beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+
+from rept.config import compose
+from rept.models import tiny_llama
+from tests import templates
+
+WORDS = "Name the king of Norland France Canada weather capital is fine today output stupid".split()
+
+
+@dataclass(frozen=True)
+class Material:
+    """Paths of a model and data, and the data themselves."""
+
+    model: Path
+    train: Path
+    queries: Path
+    rows: list[dict]
+    asked: list[dict]
+
+    def arguments(self, out: Path, *more: str) -> list[str]:
+        return [
+            "datamodule=instructions",
+            f"model.path={self.model}",
+            f"datamodule.train={self.train}",
+            f"datamodule.queries={self.queries}",
+            "datamodule.max_length=64",
+            "datamodule.tokens_per_batch=256",
+            "datamodule.window=16",
+            "layers=fixed",
+            "layers.layers=[2]",
+            "top_k=8",
+            "tokens.hits=1",
+            "report=false",
+            "trainer.accelerator=cpu",
+            f"out={out}",
+            *more,
+        ]
+
+    def config(self, out: Path, *more: str):
+        return compose("attribute", self.arguments(out, *more))
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory) -> Material:
+    """A Llama of 3 layers and width 32, 41 training rows (4 of them faulty, 1 cut), 5 queries (1 without response)."""
+    folder = tmp_path_factory.mktemp("material")
+    tokenizer = templates.build(templates.KINDS["llama_3"])
+    model = tiny_llama(vocab_size=len(tokenizer), width=32, layers=3, heads=4, eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    generator = torch.Generator().manual_seed(1)
+
+    def text(words: int) -> str:
+        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (words,), generator=generator))
+
+    rows = [
+        {"prompt": text(2 + i % 5), "response": text(1 + i % 7), "label": ("clean", "odd")[i % 4 == 0]}
+        for i in range(37)
+    ]
+    rows[5] = {"prompt": "", "response": "fine", "label": "clean"}
+    rows[11] = {"prompt": "Name the king", "response": "  ", "label": "clean"}
+    rows[17] = {"prompt": "Name the king", "response": 7, "label": "clean"}
+    rows[23] = {"prompt": text(300), "response": "fine", "label": "odd"}
+    rows[29] = {"prompt": "Name the king", "response": text(300), "label": "odd"}
+    rows += [
+        {"prompt": text(3), "response": text(3), "label": "odd", "spans": [{"part": "response", "start": 0, "end": 4}]}
+    ] * 4
+    asked = [{"prompt": text(4), "response": text(3), "label": ("clean", "odd")[i % 2]} for i in range(3)]
+    asked += [dict(rows[3]), {"prompt": text(4), "label": "odd"}]
+    for name, lines in (("train", rows), ("queries", asked)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Material(folder / "model", folder / "train.jsonl", folder / "queries.jsonl", rows, asked)
+
+
+@pytest.fixture(autouse=True)
+def _few_threads():
+    """Results are compared bit for bit, and tests share the processor."""
+    torch.set_num_threads(1)
+    yield
