@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rept.architecture import Architecture
 from rept.errors import UsageError
-from rept.recording import Response, gradients_of, logits_at, record, sample_losses
+from rept.output_layer import logits_at
+from rept.recording import Response, gradients_of, record, sample_losses
 from rept.signature import Batch, Key, Signature
 
 FIELDS = ("representation", "gradient")
-POSITIONS = ("last_prompt", "response_mean")
+Position = Literal["last_prompt", "response_mean", "text_mean"]
+POSITIONS = get_args(Position)
 
 
 class Extractor(ABC):
@@ -42,8 +44,8 @@ class SiteExtractor(Extractor):
     Args:
         fields: any of ``representation`` and ``gradient``. Without ``gradient`` there is no backward pass.
         position: ``last_prompt`` reads both fields at the last prompt token, the position that predicts the first
-            response token; ``response_mean`` averages them over all positions that
-            predict a response token.
+            response token; ``response_mean`` averages them over all positions that predict a response token,
+            ``text_mean`` over all positions of prompt and response.
 
     Raises:
         UsageError: unknown field or position.
@@ -52,7 +54,7 @@ class SiteExtractor(Extractor):
     def __init__(
         self,
         fields: Sequence[str] = FIELDS,
-        position: Literal["last_prompt", "response_mean"] = "last_prompt",
+        position: Position = "last_prompt",
     ) -> None:
         self.fields = tuple(fields)
         self.position = position
@@ -68,7 +70,7 @@ class SiteExtractor(Extractor):
     def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
         response = Response.of(batch.labels)
         everywhere = self._everywhere(model, batch, response, layers, self.fields)
-        return {key: self._at_position(block, batch, response) for key, block in everywhere.items()}
+        return {key: at_position(block, batch, response, self.position) for key, block in everywhere.items()}
 
     def tokens(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
         """Both fields at all positions, each (B T D) in float32, whatever ``fields`` and ``position`` say."""
@@ -95,13 +97,6 @@ class SiteExtractor(Extractor):
         both = _keyed(outputs, "representation", shape) | _keyed(gradients, "gradient", shape)
         return {key: block for key, block in both.items() if key.field in fields}
 
-    def _at_position(self, block: Tensor, batch: Batch, response: Response) -> Tensor:
-        """(B T D) to (B D), float32."""
-        if self.position == "last_prompt":
-            samples = torch.arange(len(block), device=block.device)
-            return block[samples, batch.prompt_end.to(block.device)].float()
-        return response.mean(block.flatten(0, 1)[response.position.to(block.device)].float())
-
 
 class SingleSite(SiteExtractor):
     """One site; a subclass gives its name and the module that is this site at a layer."""
@@ -119,3 +114,15 @@ class SingleSite(SiteExtractor):
 
 def _keyed(blocks: Mapping[Site, Tensor], field: str, shape: tuple[int, ...]) -> dict[Key, Tensor]:
     return {Key(site.name, site.layer, field): block.detach().reshape(shape) for site, block in blocks.items()}
+
+
+def at_position(block: Tensor, batch: Batch, response: Response, position: Position) -> Tensor:
+    """States of all positions (B T D) to one vector for each sample (B D), float32."""
+    if position == "last_prompt":
+        samples = torch.arange(len(block), device=block.device)
+        return block[samples, batch.prompt_end.to(block.device)].float()
+    if position == "response_mean":
+        return response.mean(block.flatten(0, 1)[response.position.to(block.device)].float())
+    length = batch.length.to(block.device).unsqueeze(1)  # (B 1)
+    real = torch.arange(block.shape[1], device=block.device) < length  # (B T)
+    return torch.where(real.unsqueeze(2), block.float(), 0).sum(1) / length

@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from rept.errors import UsageError
+from rept.output_layer import losses_at
 from rept.signature import IGNORE
 
 Name = TypeVar("Name", bound=Hashable)
@@ -102,36 +102,7 @@ def sample_losses(model: nn.Module, input_ids: Tensor, response: Response) -> Te
     Input (B T) must be padded on the right: a causal model then needs no attention mask, which leaves the fastest
     attention kernels free.
     """
-    logits = logits_at(model, input_ids, response.position)
-    at_least_single = torch.promote_types(logits.dtype, torch.float32)
-    losses = cross_entropy(logits.to(at_least_single), response.target.to(logits.device), reduction="none")
-    return response.mean(losses)
-
-
-def logits_at(model: nn.Module, input_ids: Tensor, position: Tensor) -> Tensor:
-    """Logits (n V) at ``position`` (n), indices into the B * T positions of ``input_ids`` (B T).
-
-    The output layer is shown these positions alone, so that whatever the architecture does to its logits still applies.
-    An output layer that does not allow it is left to compute all positions.
-    """
-    samples, width = input_ids.shape
-
-    def choose(module: nn.Module, args: tuple) -> tuple | None:
-        if not args or args[0].shape[:2] != (samples, width):
-            return None
-        hidden = args[0].flatten(0, 1)
-        return (hidden.index_select(0, position.to(hidden.device)).unsqueeze(0), *args[1:])
-
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(choose) if head is not None else None
-    try:
-        logits = model(input_ids=input_ids, use_cache=False).logits
-    finally:
-        if handle is not None:
-            handle.remove()
-    if logits.shape[:2] == (1, len(position)):
-        return logits[0]
-    return logits.reshape(samples * width, -1)[position.to(logits.device)]
+    return response.mean(losses_at(model, input_ids, response.position, response.target))
 
 
 def gradients_of(losses: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:

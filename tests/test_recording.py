@@ -1,4 +1,4 @@
-"""Recording: who becomes a leaf, what is unhooked, what the loss and its gradients are."""
+"""Recording: which output becomes a leaf, what is unhooked, and what gradients are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from rept.architecture import Architecture
 from rept.errors import UsageError
-from rept.recording import Response, gradients_of, logits_at, record, sample_losses
+from rept.recording import Response, gradients_of, record, sample_losses
 from rept.signature import IGNORE
 from tests.tiny import tiny_batch, tiny_model
 
@@ -71,27 +71,6 @@ def test_inference_mode_is_refused_for_gradients_alone() -> None:
         with record({"layer": layer}, gradients=False) as outputs:
             layer(torch.ones(1, 2))
     assert outputs["layer"].shape == (1, 2)
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma2", "cohere"])  # plain, soft-capped and scaled logits
-def test_logits_of_chosen_positions_are_those_of_the_full_pass(name: str) -> None:
-    model, batch = tiny_model(name), tiny_batch()
-    position = Response.of(batch.labels).position
-    seen = []
-    handle = model.get_output_embeddings().register_forward_hook(lambda _, args, out: seen.append(out.shape[:-1]))
-    logits = logits_at(model, batch.input_ids, position)
-    handle.remove()
-    full = model(input_ids=batch.input_ids).logits.flatten(0, 1)[position]
-    assert seen == [(1, len(position))]  # the hook that chooses positions is gone again afterwards
-    torch.testing.assert_close(logits, full)
-
-
-def test_a_model_that_hides_its_output_layer_computes_all_logits() -> None:
-    model, batch = tiny_model(), tiny_batch()
-    position = Response.of(batch.labels).position
-    expected = logits_at(model, batch.input_ids, position)
-    model.get_output_embeddings = lambda: None
-    torch.testing.assert_close(logits_at(model, batch.input_ids, position), expected)
 
 
 def test_losses_are_each_samples_own_mean() -> None:

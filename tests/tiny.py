@@ -60,6 +60,7 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "falcon_two_norms": ("falcon", dict(_FALCON, new_decoder_architecture=True, num_kv_heads=2)),
     "mixtral": ("mixtral", dict(_LLAMA_LIKE, num_local_experts=LAYERS, num_experts_per_tok=2)),
     "opt": ("opt", dict(_GPT_LIKE, ffn_dim=48, word_embed_proj_dim=WIDTH, max_position_embeddings=64, init_std=0.2)),
+    "gptj": ("gptj", dict(_GPT_LIKE, rotary_dim=4)),
     "cohere": ("cohere", _NO_HEAD_DIM),
 }
 
