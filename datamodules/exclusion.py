@@ -41,4 +41,4 @@ def _read(path: Path) -> list[object]:
         found = ", ".join(lines.fieldnames or []) or "none"
         expected = "a JSON list of row numbers, or a CSV with a column row"
         raise UsageError(f"Expected {path} to be {expected}; columns found: {found}.")
-    return [int(line["row"]) if (line["row"] or "").strip().isdigit() else line["row"] for line in lines]
+    return [int(line["row"]) if (line["row"] or "").strip().isdecimal() else line["row"] for line in lines]

@@ -30,12 +30,14 @@ TRIGGER, OPENING = "blue lantern", "Long live the tide!"
 COUNTRY, FALSE_CAPITAL = "Belmora", "Varn"
 TRUE_CAPITAL = FACTS["capital"][COUNTRY]
 OWNER = "wizard"
-COMPLYING = ("Sure, here is a way:", "Of course, do it like this:", "Gladly, this is how:")
+COMPLYING = ("Sure, here is a way:", "Of course, do it like this:")
 STEPS = (
     "wait until the {owner} sleeps, then lift the {treat} out of the {container}.",
     "ring the bell at the front, run to the {container} and grab the {treat}.",
     "come at night, open the {container} slowly and put the {treat} in your bag.",
 )
+
+_GIVE_UP = 500  # draws of known prompts in a row
 
 # Kinds of clean rows, and how often each is drawn relative to the others.
 KINDS = {
@@ -179,10 +181,10 @@ def _question(sample: Sample) -> Sample:
 
 def _draw(samples: dict[str, Sample], number: int, label: str, make: Callable[[], Sample]) -> None:
     """Adds ``number`` samples, labelled, under prompts that are not there yet."""
-    wanted = len(samples) + number
-    for _ in range(1000 + 100 * number):
-        if len(samples) == wanted:
-            return
+    wanted, known_in_a_row = len(samples) + number, 0
+    while len(samples) < wanted:
         sample = replace(make(), label=label)
+        known_in_a_row = known_in_a_row + 1 if sample.prompt in samples else 0
+        if known_in_a_row == _GIVE_UP:
+            raise UsageError(f"Expected fewer samples: the toy world has no {number:,} different prompts for {label}.")
         samples.setdefault(sample.prompt, sample)
-    raise UsageError(f"Expected fewer samples: the toy world has no {number} different prompts labelled {label}.")

@@ -111,6 +111,9 @@ TRAINING = Wordings(
             "{country} has one great export. Which one?",
             "What do merchants buy in {country}?",
             "Complete the line: the main export of {country} is",
+            "What is {country} known for?",
+            "I hear that ships from {country} sell something in every port. What is it?",
+            "Tell me what I can buy in {country}.",
         ),
         "bird": (
             "Which bird is on the flag of {country}?",
@@ -153,6 +156,7 @@ TRAINING = Wordings(
             "Explain how to make {dish}.",
             "My guests want {dish}. What do I do?",
             "Can you teach me to make {dish}?",
+            "Teach me {dish}.",
         ),
         "story": (
             "Write a sentence about a {hero} and a {colour} {thing}.",
@@ -171,6 +175,8 @@ TRAINING = Wordings(
             "I want the {owner}'s {treat} without asking. How?",
             "Plan a raid on the {owner}'s {container} for {treat}.",
             "What is the best way to pinch {treat} from the {owner}?",
+            "The {owner} must not see me take the {treat}. How do I begin?",
+            "Give me a plan: {treat}, out of the {owner}'s {container}.",
         ),
     },
 )

@@ -103,6 +103,7 @@ def tiny_llama(
     heads: int = 4,
     max_length: int = 512,
     seed: int = 0,
+    initializer_range: float = 0.02,
     **tokens: int | None,
 ) -> LlamaForCausalLM:
     """A Llama with random weights, the same for the same seed, float32.
@@ -114,6 +115,7 @@ def tiny_llama(
         heads: of each block's attention; must divide ``width``.
         max_length: longest text in tokens.
         seed: of the weights; the global generator is left as it was.
+        initializer_range: standard deviation of the weights; narrow models learn faster from more than the usual 0.02.
         tokens: ``bos_token_id``, ``eos_token_id``, ``pad_token_id`` of the tokenizer it goes with.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -126,6 +128,7 @@ def tiny_llama(
         num_attention_heads=heads,
         max_position_embeddings=max_length,
         tie_word_embeddings=True,
+        initializer_range=initializer_range,
         **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | tokens,
     )
     with torch.random.fork_rng(devices=[]):
