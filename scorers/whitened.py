@@ -1,0 +1,58 @@
+"""The cosine of signatures whitened by the covariance of the training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rept.errors import UsageError
+from scorers.base import FIELDS, Scorer
+from scorers.centred import centre
+from scorers.cosine import cosine
+from scorers.moments import Moments, shrunk
+
+
+class Whitened(Scorer):
+    """``s(x, y) = cos(W (x - m), W (y - m))`` with ``W^T W = C^-1``: every direction of the training data counts alike.
+
+    m and C are mean and shrunk covariance of the training rows (see `scorers.moments.shrunk`). Each field is whitened
+    by itself, so that none drowns another, and the whitened fields are concatenated. W is the inverse of C's Cholesky
+    factor; cosines are the same for any other root of C^-1.
+
+    Args:
+        fields: the blocks that are whitened and concatenated.
+        shrinkage: share of the mean variance in the covariance, above 0 and up to 1; at 1 it is `Centred` with fields
+            of one mean norm.
+
+    Raises:
+        UsageError: shrinkage is out of its range.
+    """
+
+    def __init__(self, fields: Sequence[str] = FIELDS, shrinkage: float = 0.1) -> None:
+        if not 0 < shrinkage <= 1:
+            raise UsageError(f"Expected scorer.shrinkage to be above 0 and at most 1, but got {shrinkage}.")
+        self.needs = tuple(fields)
+        self.shrinkage = shrinkage
+        self.mean: dict[str, Tensor] = {}
+        self.factor: dict[str, Tensor] = {}  # lower triangular (D D), C = factor factor^T
+
+    def fit(self, train: Iterable[Mapping[str, Tensor]]) -> None:
+        moments = {field: Moments(covariance=True) for field in self.needs}
+        for block in train:
+            for field in self.needs:
+                moments[field].add(block[field])
+        for field, seen in moments.items():
+            self.mean[field] = seen.mean
+            covariance = shrunk(seen.covariance, self.shrinkage)
+            if not covariance.any():  # all rows are the same: nothing to whiten, and nothing to tell apart
+                covariance = torch.eye(len(covariance)).to(covariance)
+            self.factor[field] = torch.linalg.cholesky(covariance / covariance.diagonal().mean())
+
+    def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
+        return cosine(*([self._whiten(field, side[field]) for field in self.needs] for side in (train, query)))
+
+    def _whiten(self, field: str, rows: Tensor) -> Tensor:
+        centred = centre(rows, self.mean[field]).double()
+        return torch.linalg.solve_triangular(self.factor[field], centred.T, upper=False).T.to(rows.dtype)
