@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import nn
 
 from extractors.attention_output import AttentionOutput
-from extractors.base import FIELDS, SingleSite, Site, SiteExtractor
+from extractors.base import FIELDS, Position, SingleSite, Site, SiteExtractor
 from extractors.mlp_output import MLPOutput
 from extractors.residual_stream import ResidualStream
 from rept.errors import UsageError
@@ -32,7 +31,7 @@ class SeveralSites(SiteExtractor):
         self,
         sites: Sequence[str] = tuple(SITES),
         fields: Sequence[str] = FIELDS,
-        position: Literal["last_prompt", "response_mean"] = "last_prompt",
+        position: Position = "last_prompt",
     ) -> None:
         super().__init__(fields, position)
         if not sites or not set(sites) <= set(SITES):
