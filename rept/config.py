@@ -231,6 +231,8 @@ def _misplaced(key: str, schema: DictConfig, config: DictConfig, words: dict[str
         )
     if group == "trainer" or name == TARGET or f"{group}.{TARGET}" in values or name in config.get(group, {}):
         return None
+    if group in words and not (CONFIGS / group / f"{words[group]}.yaml").is_file():
+        return None  # the word itself is wrong, which is told already
     others = [p.stem for p in sorted((CONFIGS / group).glob("*.yaml")) if name in _load(p)]
     if others:
         given = f", but {group}={words[group]} was chosen" if group in words else ""

@@ -131,6 +131,7 @@ def prepare(
     extractor, scorer = extractor or build(config.extractor), scorer or build(config.scorer)
     selector = selector or build(config.layers)
     check_fields(extractor, scorer)
+    check_numbers(config)
     check_form(config.tokens.form)
     trainer = build_trainer(config)
     for side in ("train", "query"):
@@ -168,6 +169,14 @@ def run(job: Job) -> None:
         with folder.stage("tokens"):
             best = {query: rows[: config.tokens.hits] for query, rows in hits.items()}
             stages.write_tokens(job, best, layer)
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Raises UsageError where a count is below its least."""
+    for key, least in (("top_k", 1), ("bottom_k", 0), ("max_new_tokens", 1), ("tokens.hits", 0)):
+        value = OmegaConf.select(config, key)
+        if value < least:
+            raise UsageError(f"Expected {key} to be at least {least}, but got {value}.")
 
 
 def check_fields(extractor: Any, scorer: Any) -> None:

@@ -102,7 +102,7 @@ class Batch:
 
     def select(self, samples: Sequence[int]) -> Batch:
         """A smaller batch of the given samples, trimmed to their longest; ``set_aside`` stays behind."""
-        index = torch.as_tensor(samples, device=self.row.device)
+        index = torch.as_tensor(samples, dtype=torch.int64, device=self.row.device)
         width = int(self.length[index].max()) if len(samples) else 0
         return Batch(
             input_ids=self.input_ids[index, :width],

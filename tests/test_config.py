@@ -115,6 +115,10 @@ def test_faults_are_told_in_words(argument, words):
         assert word in said
 
 
+def test_a_wrong_word_is_told_once():
+    assert len(fault("datamodule=instruction", "datamodule.train=a", "datamodule.window=4").splitlines()) == 1
+
+
 def test_all_faults_are_told_together():
     assert len(fault("topk=3", "scorer=cosin", "store.dtpe=1").splitlines()) == 3
 
