@@ -1,0 +1,123 @@
+// The list of queries: search, filters, keyboard.
+
+const page = { queries: [], rows: {}, shown: [], current: null };
+const texts = new Map(); // of rows, in lower case, once the reader searches
+
+async function startQueries() {
+  Object.assign(page, await block("index"));
+  for (const label of [...new Set(page.queries.map((query) => query.label))].filter((label) => label !== null)) {
+    byId("label").append(put(el("option", { value: label }), label));
+  }
+  const best = page.queries.filter((query) => query.hits.length).map((query) => query.hits[0].score);
+  const [low, high] = [best.reduce((a, b) => Math.min(a, b), Infinity), best.reduce((a, b) => Math.max(a, b), -Infinity)];
+  Object.assign(byId("least"), best.length ? { min: low, max: high, step: (high - low) / 200 || "any", value: low } : { disabled: true });
+  byId("least").low = low;
+  for (const id of ["label", "match", "flagged", "least"]) byId(id).addEventListener("input", filter);
+  byId("search").addEventListener("input", search);
+  document.querySelector(".filters").addEventListener("submit", (event) => event.preventDefault());
+  byId("list").addEventListener("click", (event) => choose(numberOf(event.target.closest("[role=option]"))));
+  byId("list").addEventListener("keydown", keys);
+  window.addEventListener("hashchange", fromAddress);
+  document.querySelector(".browser").hidden = false;
+  filter();
+  fromAddress();
+}
+
+const numberOf = (node) => (node ? Number(node.dataset.query) : null);
+
+function fromAddress() {
+  const found = /^#query-(\d+)$/.exec(location.hash);
+  const known = found && page.queries.some((query) => query.query === Number(found[1]));
+  if (!known) return;
+  if (!page.shown.includes(Number(found[1]))) byId("search").form.reset();
+  filter();
+  choose(Number(found[1]));
+  byId("queries").scrollIntoView();
+  byId("detail-title").focus({ preventScroll: true });
+}
+
+async function search() {
+  if (!texts.size && byId("search").value) {
+    const names = new Set(Object.values(page.rows).map(([, number]) => number));
+    for (const part of await Promise.all([...names].map((number) => block(`rows-${number}`)))) {
+      for (const [row, sample] of Object.entries(part)) texts.set(Number(row), `${plain(sample.prompt)}\n${plain(sample.response)}`.toLowerCase());
+    }
+  }
+  filter();
+}
+
+function filter() {
+  const [words, label, match, flagged] = ["search", "label", "match", "flagged"].map((id) => byId(id).value);
+  const slider = byId("least");
+  const least = Number(slider.value) <= slider.low + 1e-12 ? -Infinity : Number(slider.value);
+  byId("least-value").textContent = least === -Infinity ? "" : number(least);
+  const fits = (query) => {
+    const best = query.hits[0];
+    if (label && query.label !== label) return false;
+    if (match && (!best || (page.rows[best.row][0] === query.label) !== (match === "own"))) return false;
+    if (flagged && query.hits.some((hit) => hit.flagged) !== (flagged === "yes")) return false;
+    if (least !== -Infinity && !(best && best.score >= least)) return false;
+    return !words || holds(query, words.trim().toLowerCase());
+  };
+  const found = page.queries.filter(fits);
+  page.shown = found.map((query) => query.query);
+  byId("list").replaceChildren(...found.map(item));
+  byId("list").classList.toggle("many", found.length > 300); // then only what is in view is laid out
+  byId("count").textContent = `${found.length.toLocaleString("en")} of ${count(page.queries.length, "query")}`;
+  byId("bulk-queries").textContent = found.length.toLocaleString("en");
+  if (!page.shown.includes(page.current)) choose(page.shown[0] ?? null);
+  else select();
+}
+
+/** Whether a query, or one of its hits, holds the words; "row 12" asks for the row of that number. */
+function holds(query, words) {
+  const row = /^row (\d+)$/.exec(words);
+  if (row) return query.hits.some((hit) => hit.row === Number(row[1]));
+  const own = `query ${query.query}\n${plain(query.prompt)}\n${plain(query.response)}\n${query.label ?? ""}`.toLowerCase();
+  return own.includes(words) || query.hits.some((hit) => texts.get(hit.row)?.includes(words));
+}
+
+function item(query) {
+  const best = query.hits[0];
+  const facts = el("span", { class: "item-facts" }, el("b", {}, String(query.query)), labelChip(query.label), el("span", { class: "score" }, best ? number(best.score) : "no hit"));
+  const text = put(el("span", { class: "item-text", dir: "auto" }), snippet(query.prompt, 140) || query.status);
+  return el("li", { role: "option", id: `option-${query.query}`, "data-query": query.query, "aria-selected": "false" }, facts, text);
+}
+
+function choose(number) {
+  if (number !== null && number === page.current && byId("detail").hasChildNodes()) return;
+  page.current = number;
+  const query = page.queries.find((one) => one.query === number);
+  const nodes = query ? queryDetail(query, steps()) : [el("p", { class: "empty" }, "No query fits. Take a filter away.")];
+  byId("detail").replaceChildren(...nodes);
+  select();
+}
+
+function select() {
+  const list = byId("list");
+  list.querySelector("[aria-selected=true]")?.setAttribute("aria-selected", "false");
+  const node = byId(`option-${page.current}`);
+  if (!node) return list.removeAttribute("aria-activedescendant");
+  node.setAttribute("aria-selected", "true");
+  list.setAttribute("aria-activedescendant", node.id);
+  if (node.offsetTop < list.scrollTop) list.scrollTop = node.offsetTop;
+  else if (node.offsetTop + node.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = node.offsetTop + node.offsetHeight - list.clientHeight;
+}
+
+function step(distance) {
+  const at = page.shown.indexOf(page.current) + distance;
+  choose(page.shown[Math.max(0, Math.min(page.shown.length - 1, at))] ?? null);
+}
+
+function steps() {
+  const button = (name, sign, distance) => el("button", { type: "button", class: "step", "aria-label": name, title: `${name} (arrow key)`, click: () => step(distance) }, sign);
+  return el("span", { class: "steps" }, button("Previous query", "↑", -1), button("Next query", "↓", 1));
+}
+
+/** Arrow keys move through the list, and Home and End to its ends. */
+function keys(event) {
+  const distance = { ArrowDown: 1, ArrowUp: -1, Home: -Infinity, End: Infinity }[event.key];
+  if (!distance || event.altKey || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();
+  step(distance);
+}

@@ -1,0 +1,80 @@
+"""The numbers behind the figures, on the page as in the pictures for papers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rept.histogram import Histogram
+from rept.results import Trace
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Mean precision at k = 1, 2, ... of the queries that have a label, overall and for each label."""
+
+    overall: list[float]
+    labels: list[tuple[str, list[float]]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Counts of scores in equal bins, and of those in the tail."""
+
+    low: float
+    width: float
+    counts: list[int]
+    tail: list[int]
+    whole: bool  # scores of all training rows; else of the hits alone
+    flagged: bool  # the tail is what the calibration flagged; else each query's best hit
+
+
+def precision(trace: Trace) -> Precision | None:
+    """None without labels on queries and hits. A hit counts where it has the query's label."""
+    relevant: dict[str, list[list[bool]]] = {}
+    for query in trace.queries:
+        hits, label = trace.hits(query["query"]), query["label"]
+        if label is not None and any(hit.label is not None for hit in hits):
+            relevant.setdefault(label, []).append([hit.label == label for hit in hits])
+    if not relevant:
+        return None
+    deepest = min(len(found) for lists in relevant.values() for found in lists)
+    return Precision(
+        overall=_mean_precision([found[:deepest] for lists in relevant.values() for found in lists]),
+        labels=[(label, _mean_precision([found[:deepest] for found in lists])) for label, lists in relevant.items()],
+    )
+
+
+def scores(trace: Trace) -> Scores | None:
+    """None where no query has a hit."""
+    hits = [trace.hits(query["query"]) for query in trace.queries]
+    known = trace.metrics.get("scores")
+    if known is None:
+        histogram = Histogram()
+        histogram.add(np.array([hit.score for found in hits for hit in found]))
+        known = histogram.as_dict()
+    if not known["counts"]:
+        return None
+    flagged = any(hit.flagged is not None for found in hits for hit in found)
+    tail = [hit.score for found in hits for hit in (filter(lambda hit: hit.flagged, found) if flagged else found[:1])]
+    edges = known["low"] + known["width"] * np.arange(len(known["counts"]) + 1)
+    counts = np.histogram(np.clip(tail, edges[0], edges[-1]), edges)[0]
+    return Scores(known["low"], known["width"], known["counts"], counts.tolist(), "scores" in trace.metrics, flagged)
+
+
+def by_layer(trace: Trace) -> list[tuple[str, int, float]]:
+    """Site, layer and average precision of each alone; empty unless the run measured them (``each=true``)."""
+    found = []
+    for name, measured in (trace.metrics.get("each") or {}).items():
+        site, _, layer = name.rpartition("/")
+        value = (measured.get("overall") or {}).get("average_precision")
+        if value is not None:
+            found.append((site, int(layer), value))
+    return sorted(found)
+
+
+def _mean_precision(relevant: Sequence[Sequence[bool]]) -> list[float]:
+    found = np.array(relevant, float)  # (Q k)
+    return (found.cumsum(1) / np.arange(1, found.shape[1] + 1)).mean(0).tolist()
