@@ -1,0 +1,24 @@
+"""The mean of a sample's token embeddings: a text embedding that needs no other model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from extractors.base import Extractor
+from rept.signature import Batch, Key, Signature
+
+
+class InputEmbedding(Extractor):
+    """The model's own input embeddings, averaged over all tokens of prompt and response; the model is not run."""
+
+    fields = ("embedding",)
+
+    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+        with torch.no_grad():
+            states = model.get_input_embeddings()(batch.input_ids).float()  # (B T D)
+        real = torch.arange(states.shape[1], device=states.device) < batch.length.to(states.device).unsqueeze(1)
+        mean = torch.where(real.unsqueeze(2), states, 0).sum(1) / real.sum(1, keepdim=True)
+        return {Key("text", 0, "embedding"): mean}

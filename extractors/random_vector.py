@@ -1,0 +1,34 @@
+"""Random vectors: what a method reaches that knows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+from torch import nn
+
+from extractors.base import Extractor
+from rept.signature import Batch, Key, Signature
+
+
+class RandomVector(Extractor):
+    """Standard normal numbers drawn from seed, side and row number, so that batches and ranks do not matter.
+
+    Args:
+        width: numbers of a sample.
+        seed: another one gives other numbers.
+    """
+
+    fields = ("random",)
+
+    def __init__(self, width: int = 64, seed: int = 0) -> None:
+        self.width, self.seed = width, seed
+
+    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+        rows = [self._row(batch.side, row) for row in batch.row.tolist()]
+        return {Key("text", 0, "random"): torch.stack(rows).to(batch.input_ids.device)}
+
+    def _row(self, side: str, row: int) -> torch.Tensor:
+        mixed = blake2b(f"{self.seed}/{side}/{row}".encode(), digest_size=7).digest()
+        return torch.randn(self.width, generator=torch.Generator().manual_seed(int.from_bytes(mixed)))

@@ -1,0 +1,20 @@
+"""The length of a sample and nothing else: what any other method must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from extractors.base import Extractor
+from rept.signature import Batch, Key, Signature
+
+
+class TextLength(Extractor):
+    """``log(1 + tokens)`` of prompt and response together, as one number; the model is not run."""
+
+    fields = ("length",)
+
+    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+        return {Key("text", 0, "length"): torch.log1p(batch.length.float()).unsqueeze(1)}

@@ -1,0 +1,89 @@
+"""BM25: rows that share rare words with the query. The baseline of text retrieval; it never sees a model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from rept.errors import UsageError
+from scorers.base import Scorer
+
+_WORD = re.compile(r"\w+")
+_QUERIES = 256  # at a time: their words make a dense matrix
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters, digits and underscores, in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def decode(rows: Tensor) -> list[str]:
+    """The texts of rows of bytes (n W), as `extractors.text_bytes` gives them; half a character at a cut is dropped."""
+    return [bytes(row).rstrip(b"\0").decode("utf-8", errors="ignore") for row in rows.round().to(torch.uint8).tolist()]
+
+
+class BM25(Scorer):
+    """Okapi BM25 (Robertson and Zaragoza 2009), in Lucene's form, whose word weights are never negative.
+
+    ``s(d, q) = sum_{w in q} log(1 + (N - n_w + 1/2) / (n_w + 1/2)) f (k1 + 1) / (f + k1 (1 - b + b |d| / mean |d|))``
+
+    with f = how often w is in d, n_w = training rows that hold w; a word that the query repeats counts as often.
+    Needs ``extractor=text_bytes``. Memory: one number for each word of the training data.
+
+    Args:
+        k1: how soon repeating a word stops to help, >= 0.
+        b: how much long rows are held back, from 0 to 1.
+
+    Raises:
+        UsageError: a setting is out of its range.
+    """
+
+    needs = ("text",)
+
+    def __init__(self, k1: float = 1.5, b: float = 0.75) -> None:
+        if k1 < 0 or not 0 <= b <= 1:
+            raise UsageError(f"Expected scorer.k1 >= 0 and scorer.b between 0 and 1, but got {k1} and {b}.")
+        self.k1, self.b = k1, b
+        self._holders: Counter[str] = Counter()  # training rows that hold a word
+        self._rows = 0
+        self._words = 0
+
+    def fit(self, train: Iterable[Mapping[str, Tensor]]) -> None:
+        for block in train:
+            for text in decode(block["text"]):
+                found = words(text)
+                self._holders.update(set(found))
+                self._rows += 1
+                self._words += len(found)
+
+    def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
+        asked = [Counter(words(text)) for text in decode(query["text"])]
+        column = {word: i for i, word in enumerate(dict.fromkeys(word for counts in asked for word in counts))}
+        documents = [words(text) for text in decode(train["text"])]
+        counts = _counts([Counter(found) for found in documents], column)  # (N V)
+        length = torch.tensor([len(found) for found in documents], dtype=torch.float64) / max(1, self._words)
+        row, word = counts.indices()
+        often = counts.values()
+        held_back = self.k1 * (1 - self.b + self.b * length[row] * self._rows)
+        weight = torch.tensor([self._weight(word) for word in column], dtype=torch.float64)
+        value = weight[word] * often * (self.k1 + 1) / (often + held_back)
+        weighted = torch.sparse_coo_tensor(counts.indices(), value, counts.shape)
+        parts = [asked[start : start + _QUERIES] for start in range(0, len(asked), _QUERIES)]
+        scores = [torch.sparse.mm(weighted, _counts(part, column).to_dense().T) for part in parts]
+        return torch.cat(scores, dim=1).to(train["text"])
+
+    def _weight(self, word: str) -> float:
+        holders = torch.tensor(float(self._holders[word]), dtype=torch.float64)
+        return float(torch.log1p((self._rows - holders + 0.5) / (holders + 0.5)))
+
+
+def _counts(texts: list[Counter[str]], column: Mapping[str, int]) -> Tensor:
+    """How often each text (n) holds each word (V), sparse (n V) float64."""
+    entries = [(i, column[w], c) for i, counts in enumerate(texts) for w, c in counts.items() if w in column]
+    place = torch.tensor([entry[:2] for entry in entries], dtype=torch.long).reshape(-1, 2).T
+    often = torch.tensor([entry[2] for entry in entries], dtype=torch.float64)
+    return torch.sparse_coo_tensor(place, often, (len(texts), len(column))).coalesce()

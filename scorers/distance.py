@@ -1,0 +1,22 @@
+"""Minus the Euclidean distance of two signatures: the nearest row comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from scorers.base import FIELDS, Scorer, check_pair
+
+
+class Distance(Scorer):
+    """``s(x, y) = -|x - y|`` of the concatenated fields; 0 where one of the two is zero and holds nothing."""
+
+    def __init__(self, fields: Sequence[str] = FIELDS) -> None:
+        self.needs = tuple(fields)
+
+    def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
+        x, y = (torch.cat([side[field] for field in self.needs], dim=1) for side in (train, query))
+        check_pair(x, y)
+        return torch.where(x.any(1, keepdim=True) & y.any(1), -torch.cdist(x, y), 0)
