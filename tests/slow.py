@@ -1,0 +1,29 @@
+"""attribute.py with a pause after each training batch, so that a test can stop it midway; FAIL_RANK=n fails that rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import attribute  # noqa: E402
+from rept.attribution import AttributionModule  # noqa: E402
+from rept.cli import main  # noqa: E402
+
+extract = AttributionModule.predict_step
+
+
+def predict_step(self, batch, *rest):
+    if batch.side == "train":
+        time.sleep(0.25)
+        if os.environ.get("FAIL_RANK") == str(self.trainer.global_rank):
+            raise RuntimeError(f"rank {self.trainer.global_rank} fails on purpose")
+    return extract(self, batch, *rest)
+
+
+if __name__ == "__main__":
+    AttributionModule.predict_step = predict_step
+    sys.exit(main("attribute", attribute.USAGE, attribute.run))

@@ -1,0 +1,120 @@
+"""Several real processes: the same rows, scores and order as one, whatever dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rept.pipeline import attribute
+from rept.results import Trace
+from rept.store import AttributionStore
+from tests.commands import ROOT, environment, finish, free_port, start
+
+DDP = ("trainer.devices=2", "trainer.strategy=ddp")
+SHARDS = "store.shard_rows=4"
+
+
+@pytest.fixture(scope="module")
+def alone(material, tmp_path_factory) -> Trace:
+    return attribute(material.config(tmp_path_factory.mktemp("alone") / "run", SHARDS), show_result=False)
+
+
+def assert_same(trace: Trace, other: Trace) -> None:
+    """Bit for bit: every process computes with one thread."""
+    for name in ("results", "tokens", "queries", "metrics"):
+        assert getattr(trace.folder, name).read_bytes() == getattr(other.folder, name).read_bytes(), name
+
+
+def test_two_processes_give_what_one_gives(alone, material, tmp_path):
+    code, _, err = finish("attribute.py", *material.arguments(tmp_path / "run", SHARDS, *DDP))
+    assert code == 0, err
+    assert_same(Trace(tmp_path / "run"), alone)
+    ranks = {path.name[:4] for path in (tmp_path / "run/store/train/shards").glob("*.h5")}
+    assert ranks == {"r000", "r001"}
+
+
+def test_two_nodes_by_torchrun_give_what_one_process_gives(alone, material, tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    command += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+    run = ["attribute.py", *material.arguments(tmp_path / "run", SHARDS, "trainer.num_nodes=2", "trainer.strategy=ddp")]
+    nodes = [start(*command[1:], f"--node_rank={rank}", *run) for rank in (0, 1)]
+    ended = [node.communicate(timeout=150) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], ended
+    assert_same(Trace(tmp_path / "run"), alone)
+
+
+def test_fewer_rows_than_processes(material, tmp_path):
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(material.train.read_text().splitlines(keepends=True)[:1]))
+    code, _, err = finish("attribute.py", *material.arguments(tmp_path / "run", f"datamodule.train={few}", *DDP))
+    assert code == 0, err
+    assert Trace(tmp_path / "run").metrics["rows"]["attributed"] == 1
+
+
+@pytest.mark.parametrize(("first", "second"), [(DDP, ()), ((), DDP)], ids=["from 2 to 1", "from 1 to 2"])
+def test_a_stopped_run_goes_on_with_another_number_of_processes(alone, material, tmp_path, first, second):
+    run = tmp_path / "run"
+    stored = stop_when_stored(material.arguments(run, SHARDS, *first), run, shards=2, number=signal.SIGKILL)
+    code, out, err = finish("attribute.py", *material.arguments(run, SHARDS, *second))
+    assert code == 0, err
+    assert f"{stored} of 41 training rows: stored before, reused" in out
+    assert_same(Trace(run), alone)
+
+
+def stop_when_stored(arguments: list[str], run: Path, shards: int, number: int) -> int:
+    """Starts a run slowed down by tests/slow.py, signals all its processes once it has written some shards.
+
+    Returns:
+        The training rows that are stored.
+    """
+    process = start("tests/slow.py", *arguments)
+    deadline = time.monotonic() + 90
+    while len(list((run / "store/train/shards").glob("r*.h5"))) < shards:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no shards"
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    process.communicate(timeout=60)
+    done = AttributionStore.stored_rows(run / "store", "train", 41)
+    assert done is not None and 0 < done.sum() < 41
+    return int(done.sum())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_closes_the_shard_and_says_how_to_go_on(alone, material, tmp_path, number, code):
+    run = tmp_path / "run"
+    process = start("tests/slow.py", *material.arguments(run, "store.shard_rows=1000"))
+    while not (run / "store/train/shards").is_dir():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    time.sleep(1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert "Give the same command again to go on" in err and "Traceback" not in err
+    done = AttributionStore.stored_rows(run / "store", "train", 41)
+    assert done is not None and 0 < done.sum() < 41
+    code, out, err = finish("attribute.py", *material.arguments(run, "store.shard_rows=1000"))
+    assert code == 0, err
+    assert_same(Trace(run), alone)
+
+
+def test_a_rank_that_fails_ends_the_run_with_its_reason(material, tmp_path):
+    run = tmp_path / "run"
+    start_time = time.monotonic()
+    process = start("tests/slow.py", *material.arguments(run, *DDP), FAIL_RANK="1")
+    _, err = process.communicate(timeout=90)
+    assert process.returncode not in (0, None)
+    assert "rank 1 fails on purpose" in err
+    assert time.monotonic() - start_time < 90
+    assert not (run / "store/train/index.h5").exists()
+
+
+def test_no_test_here_depends_on_the_working_directory():
+    assert (ROOT / "attribute.py").is_file() and environment()["OMP_NUM_THREADS"] == "1"
