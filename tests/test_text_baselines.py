@@ -78,7 +78,7 @@ def test_bm25_equals_its_formula(k1, b):
     corpus = ["\n".join(pair) for pair in TEXTS]
     expected = [[direct_bm25("\n".join(q), document, corpus, k1, b) for q in asked] for document in corpus]
     torch.testing.assert_close(score, torch.tensor(expected))
-    assert (score[:, 2] == 0).all() and score[0, 0] == score.max()
+    assert (score[:, 2] == 0).all() and (score[[0, 2], 0] > score[1, 0]).all()
 
 
 def test_input_embedding_is_the_mean_over_real_tokens():
