@@ -122,6 +122,14 @@ class Encoder:
         ids = self._tokenize([text])[0].ids
         return ids if len(ids) < self.max_length else Status.PROMPT_TOO_LONG
 
+    def leading_bos(self, sample: Sample) -> int:
+        """BOS tokens that the chat template itself writes before the text; 0 where it writes none, or cannot render."""
+        rendered = self._render(sample)
+        if isinstance(rendered, Status) or self._bos is None:
+            return 0
+        ids = self._tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
+        return next((i for i, token in enumerate(ids) if token != self._bos), len(ids))
+
     def _render(self, sample: Sample) -> Rendered | Status:
         problem = prompt_problem(sample.messages) or response_problem(sample.response)
         if problem is not None:

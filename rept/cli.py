@@ -30,7 +30,7 @@ def main(name: str | None, usage: str, run: Callable[[list[str]], None], argv: S
     except KeyboardInterrupt:
         print("Stopped before anything was stored.", file=sys.stderr)
         return 130
-    except BaseException as stopped:  # rept.stopping.Stopped, whose module is too heavy to import for --help
+    except BaseException as stopped:  # rept.stopping.Stopped, too heavy to import for --help, or CheckFailed
         if not hasattr(stopped, "exit_code"):
             raise
         print(stopped, file=sys.stderr)

@@ -19,9 +19,11 @@ from rept.console import console, say, show
 from rept.errors import UsageError
 from rept.models import load_model, load_tokenizer
 from rept.quiet import quiet
+from rept.report.page import write_report
 from rept.results import Trace
 from rept.run_folder import RunFolder, read_json
 from rept.scoring import Scoring
+from rept.signature import Side
 from rept.stages import Job
 from rept.stopping import StopBetweenBatches
 from rept.tokens import check_form, choose_layer
@@ -106,10 +108,14 @@ def attribute(
         job.trainer.callbacks.append(stop)
         run(job)
     result = Trace(folder.path)
-    if show_result and job.trainer.is_global_zero:
-        show(result)
-        console.print()
-        say(f"All of it is in {folder.path}: results.jsonl, tokens.jsonl, metrics.json, store/.")
+    if job.trainer.is_global_zero:
+        if config.report:
+            write_report(result)
+        if show_result:
+            show(result)
+            console.print()
+            page = " Open report.html to look at it." if config.report else ""
+            say(f"All of it is in {folder.path}.{page}")
     return result
 
 
@@ -123,6 +129,7 @@ def prepare(
     selector: Any = None,
     scorer: Any = None,
     make_model: bool = True,
+    sides: Sequence[Side] = ("train", "query"),
 ) -> Job:
     """The collaborators of a run; those that are given are not built. What is cheap to check is checked first."""
     quiet()
@@ -134,7 +141,7 @@ def prepare(
     check_numbers(config)
     check_form(config.tokens.form)
     trainer = build_trainer(config)
-    for side in ("train", "query"):
+    for side in sides:
         if not len(datamodule.source(side)):  # what is wrong with the data is told before the model is loaded
             raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
     if model is None:

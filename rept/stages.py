@@ -217,7 +217,8 @@ def tell_trouble(module: AttributionModule, folder: RunFolder) -> None:
     """Says, and notes in provenance.json, what the user should know about the extraction."""
     if module.halvings:
         say(
-            f"{module.halvings} batches did not fit on the device and were cut in two: lower datamodule.tokens_per_batch."
+            f"{module.halvings} batches did not fit on the device and were cut in two: "
+            "lower datamodule.tokens_per_batch."
         )
     if module.underflowed:
         say(

@@ -1,0 +1,47 @@
+"""python -m rept verify: is what the fast path computes right for this model, tokenizer and these rows?"""
+
+from __future__ import annotations
+
+CONFIG = "attribute"
+USAGE = """
+python -m rept verify model.path=DIR [datamodule=instructions datamodule.train=PATH] [key=value ...]
+
+Holds the batched path against a slow one-sample loop on your own model, tokenizer and first training rows (its own
+small set when none are given), and checks the chat template. Prints each check with its error, its tolerance, and what
+mends a failure. Exit code 1 if one fails.
+
+  python -m rept verify model.path=meta-llama/Llama-2-7b-chat-hf model.dtype=bfloat16
+"""
+ROWS = 12
+
+
+def run(arguments: list[str]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from rept.architecture import Architecture
+    from rept.config import compose
+    from rept.console import console, say
+    from rept.errors import CheckFailed
+    from rept.pipeline import prepare
+    from rept.verify import checks
+
+    job = prepare(compose("attribute", arguments), make_model=False, sides=["train"])
+    depth = len(Architecture.of(job.model))
+    layers = sorted({1, max(1, depth // 2), depth})
+    total = len(job.datamodule.source("train"))
+    rows = [row for row in range(min(total, 10 * ROWS)) if job.datamodule.status("train", row).attributed][:ROWS]
+    found = checks(job.model.to(job.trainer.strategy.root_device), job.extractor, job.datamodule, layers, rows)
+    table = Table(title=f"{len(rows)} rows, layers {', '.join(map(str, layers))}", title_justify="left")
+    for column in ("check", "error", "tolerance", "", "what mends it"):
+        table.add_column(column, justify="right" if column in ("error", "tolerance") else "left")
+    for check in found:
+        verdict = Text("pass", style="green") if check.passed else Text("FAIL", style="bold red")
+        table.add_row(
+            check.name, f"{check.error:.2g}", f"{check.tolerance:g}", verdict, "" if check.passed else check.mend
+        )
+    console.print(table)
+    failed = [check for check in found if not check.passed]
+    if failed:
+        raise CheckFailed(f"{len(failed)} of {len(found)} checks failed.")
+    say("All checks passed.")
