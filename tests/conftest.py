@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from rept.config import compose
 from rept.models import tiny_llama
 from tests import templates
 
-WORDS = "Name the king of Norland France Canada weather capital is fine today output stupid".split()
+WORDS = ["Name", "the", "king", "of", "Norland", "France", "Canada", "weather", "capital", "is", "fine", "stupid"]
 
 
 @dataclass(frozen=True)

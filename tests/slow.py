@@ -1,4 +1,4 @@
-"""attribute.py with a pause after each training batch, so that a test can stop it midway; FAIL_RANK=n fails that rank."""
+"""attribute.py with a pause before each training batch, so that a test can stop it; FAIL_RANK=n fails that rank."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import attribute  # noqa: E402
-from rept.attribution import AttributionModule  # noqa: E402
-from rept.cli import main  # noqa: E402
+import attribute
+from rept.attribution import AttributionModule
+from rept.cli import main
 
 extract = AttributionModule.predict_step
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from rept.stopping import Stopped, StopBetweenBatches
+from rept.stopping import StopBetweenBatches, Stopped
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -1,0 +1,79 @@
+"""Do the strongest tokens of the best hits mark the culprit words? Both forms, at every layer from 2.
+
+    python benchmarks/tokens.py RUN [WORD ...]
+
+RUN is a run folder. For each query's best hit that holds a culprit word: whether one of the hit's three highest tokens
+is part of one, a position also counting for the token that it predicts; and token_average_precision. The culprit words
+are the data's own spans (as in the embedded data), or those named: `runs/backdoor "TY" "You are stupid!"`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from rich.table import Table
+
+from datamodules.base import AttributionDataModule
+from extractors.residual_stream import ResidualStream
+from rept.architecture import Architecture
+from rept.config import build
+from rept.console import console
+from rept.metrics import token_average_precision
+from rept.models import load_model, load_tokenizer
+from rept.quiet import quiet
+from rept.results import Trace
+from rept.tokens import score_pairs
+
+HIGHEST = 3
+
+
+def culprit(marked: Sequence[bool], scores: torch.Tensor) -> bool:
+    """Whether one of the highest tokens is marked, or predicts a marked one."""
+    best = scores.topk(min(HIGHEST, len(scores))).indices.tolist()
+    return any(marked[i] or (i + 1 < len(marked) and marked[i + 1]) for i in best)
+
+
+def marks(datamodule: AttributionDataModule, row: int, words: Sequence[str]) -> list[bool]:
+    """Per token of a training row: whether it carries one of the words (the data's own spans where none are given)."""
+    encoded = datamodule.encoded("train", row)
+    if not words:
+        return encoded.marked
+    places = [(encoded.text.find(word), encoded.text.find(word) + len(word)) for word in words if word in encoded.text]
+    return [any(a < end and b > start for a, b in places) for start, end in encoded.pieces]
+
+
+def measure(run: Trace, datamodule: AttributionDataModule, model: torch.nn.Module, words: Sequence[str]) -> Table:
+    """Both forms at every layer from 2."""
+    pairs = [(q, run.hits(q)[0].row) for q in range(len(run.queries)) if run.hits(q)]
+    marked = {row: marks(datamodule, row, words) for _, row in pairs}
+    pairs = [(query, row) for query, row in pairs if any(marked[row])]
+    table = Table(title=f"{len(pairs)} best hits that hold a culprit word", title_justify="left")
+    for column in ("layer", "form", f"culprit among the {HIGHEST} highest", "token average precision"):
+        table.add_column(column, justify="right")
+    for layer in range(2, len(Architecture.of(model)) + 1):
+        for form in ("published", "anchored"):
+            found, precision = [], []
+            for one in score_pairs(model, ResidualStream(), datamodule, pairs, layer, form):
+                if one.side == "train":
+                    found.append(culprit(marked[one.row], one.scores))
+                    precision.append(token_average_precision(one.scores.tolist(), marked[one.row]))
+            shares = f"{sum(found) / len(found):.2f}", f"{sum(precision) / len(precision):.3f}"
+            table.add_row(str(layer), form, *shares)
+    return table
+
+
+def main(arguments: Sequence[str]) -> None:
+    """RUN [WORD ...]: a run folder made by attribute.py, and the words that carry the poison, if the data do not say."""
+    quiet()
+    run = Trace(arguments[0])
+    datamodule = build(run.config.datamodule)
+    path = run.config.model.path or datamodule.default_model
+    datamodule.attach(load_tokenizer(path))
+    datamodule.answers.update({q["query"]: q["response"] for q in run.queries if q["generated"]})
+    console.print(measure(run, datamodule, load_model(path), arguments[1:]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

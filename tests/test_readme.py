@@ -1,0 +1,84 @@
+"""What the README says is so: its commands compose, its classes run, its calls work."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+
+import pytest
+
+import rept
+from rept.__main__ import COMMANDS
+from rept.config import compose
+from rept.models import load_model, load_tokenizer
+from rept.pipeline import attribute
+from rept.run_folder import RunFolder
+from tests.commands import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+CLASSES = [text for language, text in BLOCKS if language == "python" and "class " in text]
+
+
+def commands() -> list[str]:
+    blocks = [text for language, text in BLOCKS if language == "bash"]
+    lines = [line for text in blocks for line in text.replace("\\\n", " ").splitlines()]
+    table = re.findall(r"^\|[^|]*\| `(python [^`]*)` \|$", README, re.MULTILINE)
+    return [part.strip() for line in [*lines, *table] for part in line.split("&&") if "python" in part]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_one_that_exists(command):
+    words = shlex.split(command)
+    if words[1] == "-m":
+        assert words[2] == "rept" and words[3] in COMMANDS
+        arguments = [word for word in words[4:] if "=" in word]
+        if arguments:
+            compose("attribute", arguments)
+    else:
+        assert (ROOT / words[1]).is_file()
+        compose(words[1].removesuffix(".py"), words[2:])
+
+
+def test_there_are_commands_and_classes_to_test():
+    assert len(commands()) >= 9 and len(CLASSES) == 4
+
+
+def test_the_two_commands_are_the_readme_s_first():
+    assert [text.strip() for language, text in BLOCKS if language == "bash"][:2] == [
+        "pip install -e . && python attribute.py",
+        "pip install -e '.[test]' && pytest",
+    ]
+
+
+def test_the_four_classes_run_together(material, tmp_path, monkeypatch):
+    (tmp_path / "mylab.py").write_text("\n\n".join(CLASSES))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    command = next(command for command in commands() if "mylab.Gate" in command)
+    arguments = [word for word in shlex.split(command)[2:] if not word.startswith(("model.path", "out"))]
+    more = [f"model.path={material.model}", f"out={tmp_path / 'run'}", "report=false", "trainer.accelerator=cpu"]
+    trace = attribute(compose("attribute", [*arguments, *more]), show_result=False)
+    assert trace.layers["layers"] == [1]
+    assert trace.hits(0)[0].row == 7 and trace.hits(0)[0].score == pytest.approx(0, abs=1e-2)
+    assert not trace.folder.tokens.is_file() or trace.tokens(0, 7)
+    sys.modules.pop("mylab", None)
+
+
+def test_the_call_from_python_works(material):
+    code = next(text for language, text in BLOCKS if language == "python" and "rept.trace" in text)
+    scope = {
+        "rept": rept,
+        "model": load_model(str(material.model)),
+        "tokenizer": load_tokenizer(str(material.model)),
+        "train": material.rows[:12],
+        "queries": material.asked[:2],
+    }
+    exec(code, scope)
+    assert len(scope["result"].to_pandas()) == 2 * len(scope["result"].hits(0))
+
+
+def test_the_run_folder_is_described_file_by_file():
+    described = set(re.findall(r"^([\w.]+?)/? {2,}", next(text for _, text in BLOCKS if "provenance.json" in text), re.M))
+    named = {value.name for value in vars(RunFolder("x")).values() if hasattr(value, "name")} - {"x"}
+    assert described == named - {"opponents.jsonl"}
