@@ -44,7 +44,7 @@ def rank(
     part: tuple[int, int] = (0, 1),
     rows_per_block: int = 4096,
     on_block: Callable[[int], None] | None = None,
-    sink: Sink | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> Ranking:
     """Scores every attributed training row for every query; the score is the mean over sites and layers.
 
@@ -55,7 +55,7 @@ def rank(
         top_k, bottom_k: hits and opponents to keep for each query.
         part: (i, n) scores the share of the i-th of n processes; `merge` puts the shares together.
         on_block: called with the number of rows of each block that is done.
-        sink: called with the rows and scores of each block, for measures over the whole ranking.
+        sinks: each is called with the rows and scores of each block, for what needs the whole ranking.
 
     Raises:
         UsageError: the scorer needs a field that is not stored, or gives scores that are not finite or not (n Q).
@@ -76,7 +76,7 @@ def rank(
             total += score / len(pairs)
         best.add(row, total)
         lowest.add(row, total)
-        if sink is not None:
+        for sink in sinks:
             sink(block.row, total.cpu())
         if on_block is not None:
             on_block(len(row))

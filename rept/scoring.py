@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, distributed
 
+from rept.histogram import Histogram
 from rept.metrics import measures
 from rept.progress import progress
 from rept.ranking import Hits, Ranking, ScoreFile, blocks_share, merge, rank, read_scores
@@ -91,8 +92,10 @@ class Scoring:
         return measured
 
     def _rank(self, asked: Mapping[Key, Tensor]) -> tuple[Ranking, dict[str, Any]]:
-        """The ranking by the mean over the sites and layers asked for, and its measures if there are labels."""
+        """The ranking by the mean over the sites and layers asked for, a histogram of all scores, and the measures if
+        there are labels."""
         part, parts = process()
+        histogram = Histogram()
         paths = [self.out.path / f".scores-{i}-of-{parts}" for i in range(parts)]
         with ExitStack() as stack:
             scores = stack.enter_context(closing(ScoreFile(paths[part]))) if self.labels else None
@@ -106,11 +109,12 @@ class Scoring:
                 device=self.device,
                 part=(part, parts),
                 on_block=lambda rows: advance(rows * parts),
-                sink=scores,
+                sinks=[histogram, scores] if scores else [histogram],
             )
         ranking = merge(_gather(ranking), self.config.top_k, self.config.bottom_k)
+        histogram = Histogram.merged(_gather(histogram))
         measured = self._measures(paths) if self.labels and part == 0 else {}
-        return ranking, measured
+        return ranking, measured | {"scores": histogram.as_dict()}
 
     def _measures(self, paths: list[Path]) -> dict[str, Any]:
         assert self.labels is not None
@@ -145,10 +149,11 @@ class Scoring:
             write_jsonl(opponents, lines(ranking.lowest))
 
 
-def _gather(ranking: Ranking) -> list[Ranking]:
-    everyone: list[Any] = [ranking] * process()[1]
+def _gather(own: Any) -> list[Any]:
+    """What each process has."""
+    everyone = [own] * process()[1]
     if len(everyone) > 1:
-        distributed.all_gather_object(everyone, ranking)
+        distributed.all_gather_object(everyone, own)
     return everyone
 
 

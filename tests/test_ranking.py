@@ -162,7 +162,7 @@ def test_whole_rankings_on_disk(store, tmp_path):
     seen = []
     for i, path in enumerate(paths):
         sink = ScoreFile(path)
-        rank(store, queries, Cosine(), part=(i, 2), rows_per_block=5, sink=sink, on_block=seen.append)
+        rank(store, queries, Cosine(), part=(i, 2), rows_per_block=5, sinks=[sink], on_block=seen.append)
         sink.close()
     assert sum(seen) == 58
     expected = full_ranking(store, queries, Cosine(), [H, G])
