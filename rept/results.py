@@ -129,6 +129,12 @@ class Trace:
             lines.append(f"  query {query}: {best}")
         return "\n".join(lines + (["  ..."] if len(self._hits) > 5 else []))
 
+    def _repr_html_(self) -> str:
+        """In a notebook: the first hits with shaded tokens."""
+        from rept.report.notebook import to_html
+
+        return to_html(self)
+
     def _check(self, query: int) -> None:
         if not 0 <= query < len(self.queries):
             raise IndexError(f"expected a query from 0 to {len(self.queries) - 1}, but got {query}")

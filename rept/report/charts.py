@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -104,7 +105,7 @@ def score_histogram(low: float, width: float, counts: Sequence[int], tail: Seque
 def _bars(edges: Sequence[float], heights: Sequence[int], y: Axis, name: str) -> Markup:
     path = "".join(
         f"M{left} {y(0)}V{y(math.log10(1 + count))}H{right}V{y(0)}Z"
-        for left, right, count in zip(edges, edges[1:], heights, strict=True)
+        for (left, right), count in zip(pairwise(edges), heights, strict=True)
         if count
     )
     return Markup('<path class="bar {}" d="{}"/>').format(name, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,11 +58,12 @@ def scores(trace: Trace) -> Scores | None:
         known = histogram.as_dict()
     if not known["counts"]:
         return None
+    low, width, counts = _coarser(known["low"], known["width"], known["counts"])
     flagged = any(hit.flagged is not None for found in hits for hit in found)
     tail = [hit.score for found in hits for hit in (filter(lambda hit: hit.flagged, found) if flagged else found[:1])]
-    edges = known["low"] + known["width"] * np.arange(len(known["counts"]) + 1)
-    counts = np.histogram(np.clip(tail, edges[0], edges[-1]), edges)[0]
-    return Scores(known["low"], known["width"], known["counts"], counts.tolist(), "scores" in trace.metrics, flagged)
+    edges = low + width * np.arange(len(counts) + 1)
+    in_tail = np.histogram(np.clip(tail, edges[0], edges[-1]), edges)[0]
+    return Scores(low, width, counts, in_tail.tolist(), "scores" in trace.metrics, flagged)
 
 
 def by_layer(trace: Trace) -> list[tuple[str, int, float]]:
@@ -73,6 +75,17 @@ def by_layer(trace: Trace) -> list[tuple[str, int, float]]:
         if value is not None:
             found.append((site, int(layer), value))
     return sorted(found)
+
+
+def _coarser(low: float, width: float, counts: list[int]) -> tuple[float, float, list[int]]:
+    """Bins merged two by two until there are at most ``2 sqrt(n)`` of them, or 12: n values fill no more."""
+    first = round(low / width)
+    while len(counts) > max(12, 2 * math.isqrt(sum(counts))):
+        padded = [0] * (first % 2) + counts
+        padded += [0] * (len(padded) % 2)
+        counts = [a + b for a, b in zip(padded[::2], padded[1::2], strict=True)]
+        first, width = first // 2, 2 * width
+    return first * width, width, counts
 
 
 def _mean_precision(relevant: Sequence[Sequence[bool]]) -> list[float]:

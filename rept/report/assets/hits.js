@@ -34,7 +34,7 @@ const sampleOf = async (row) => (await block(`rows-${page.rows[row][1]}`))[row];
 const labelChip = (label) => (label === null ? null : put(el("span", { class: "label", dir: "auto" }), label));
 
 /** One card: a hit, and the near-duplicates of it that follow. */
-function hitCard(query, hits, open, best) {
+function hitCard(query, hits, open) {
   const [head, ...others] = hits;
   const body = el("div", { class: "body", id: `hit-${query.query}-${head.row}`, hidden: true });
   const name = `Hit ${head.rank}, row ${head.row}`;
@@ -44,12 +44,10 @@ function hitCard(query, hits, open, best) {
     { type: "button", class: "toggle", "aria-expanded": "false", "aria-controls": body.id, "aria-label": `${name}: show its text`, click: () => show(body.hidden) },
     el("span", { class: "rank" }, String(head.rank)), line,
   );
-  const share = el("i", { class: "share", "aria-hidden": "true" });
-  share.style.setProperty("--share", best > 0 ? Math.max(0, head.score / best) : 0);
   const facts = el(
     "p", { class: "hit-facts" },
     el("span", {}, "row ", el("b", {}, String(head.row))), labelChip(page.rows[head.row][0]),
-    el("span", { class: "score" }, share, number(head.score)), ...standing(head),
+    el("span", {}, `score ${number(head.score)}`), ...standing(head),
   );
   const card = el("article", { class: "hit", "aria-label": name }, el("header", {}, toggle, facts, markBox(hits.map((hit) => hit.row))), body);
   if (others.length) card.append(duplicates(others));
@@ -91,14 +89,13 @@ function queryDetail(query, steps) {
   );
   const folds = new Map();
   query.hits.forEach((hit) => folds.set(hit.head, [...(folds.get(hit.head) ?? []), hit]));
-  const best = query.hits[0]?.score ?? 0;
-  const cards = [...folds.values()].map((hits, i) => hitCard(query, hits, i === 0, best));
+  const cards = [...folds.values()].map((hits, i) => hitCard(query, hits, i === 0));
   const folded = query.hits.length - cards.length;
   const told = query.hits.length ? `${count(query.hits.length, "hit")}, best first${folded ? `; ${folded} folded into those that they repeat` : ""}` : `No hits: ${query.status}`;
   const nodes = [el("header", { class: "detail-head" }, title, steps), asked];
   if (query.hits.length && query.hits.every((hit) => hit.flagged === false)) nodes.push(el("p", { class: "none-stands-out" }, "No training sample stands out for this query."));
   nodes.push(el("div", { class: "hits-head" }, el("h4", {}, told), query.scored.length ? specialSwitch() : ""), ...cards);
-  if (query.lowest.length) nodes.push(el("div", { class: "hits-head" }, el("h4", {}, "Opponents: the rows that score lowest")), ...query.lowest.map((hit) => hitCard(query, [hit], false, 0)));
+  if (query.lowest.length) nodes.push(el("div", { class: "hits-head" }, el("h4", {}, "Opponents: the rows that score lowest")), ...query.lowest.map((hit) => hitCard(query, [hit], false)));
   return nodes;
 }
 
