@@ -239,5 +239,5 @@ def _keys(index: h5py.File) -> list[Key]:
 
 def _restore(shard: Shard, key: Key, index: slice | np.ndarray) -> Tensor:
     """Rows (n D) of a block in float32 and in their original scale."""
-    unit = torch.from_numpy(shard.unit[key][index]).float()
-    return unit * torch.from_numpy(shard.norm[key][index])[:, None]
+    rows = torch.from_numpy(shard.unit[key][index]).to(torch.float32, copy=True)
+    return rows.mul_(torch.from_numpy(shard.norm[key][index])[:, None])

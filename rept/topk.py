@@ -19,6 +19,9 @@ class Hits:
 class TopK:
     """The k highest scores seen so far for each of Q queries, ties by row number.
 
+    Scores that may be among them are put by, and sorted in only when there are about as many as are kept; so a long
+    stream costs little more than a look at each block's highest scores.
+
     Args:
         queries: Q.
         k: at most this many are kept.
@@ -30,36 +33,42 @@ class TopK:
         self.sign = -1 if lowest else 1
         self.row = torch.empty(queries, 0, dtype=torch.int64, device=device)  # (Q m), m <= k
         self.score = torch.empty(queries, 0, device=device)  # (Q m), descending; negated for the lowest
+        self._bar = torch.full((queries,), -torch.inf, device=device)  # what a score must reach to be kept
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # query, row, score
+        self._count = 0  # of those that wait
 
     def add(self, row: Tensor, score: Tensor) -> None:
         """Takes the rows (n) with their scores (n Q)."""
-        score = score * self.sign
-        if self.row.shape[1] < self.k:
-            better = torch.ones_like(score, dtype=torch.bool)
-        elif self.k:
-            last, last_row = self.score[:, -1], self.row[:, -1]
-            better = (score > last) | ((score == last) & (row[:, None] < last_row))
-        else:
+        if not self.k or not len(row):
             return
-        i, query = better.nonzero(as_tuple=True)
-        if len(i):
-            self._merge(query, row[i], score[i, query])
+        score = score * self.sign if self.sign < 0 else score
+        query = (score.amax(0) >= self._bar).nonzero().squeeze(1)  # those for which the block has something
+        if not len(query):
+            return
+        some = score[:, query]
+        i, j = (some >= self._bar[query]).nonzero(as_tuple=True)
+        self._wait(query[j], row[i], some[i, j])
 
     def add_hits(self, hits: Hits) -> None:
         """Takes the hits (Q m) of another process."""
         query = torch.arange(len(hits.row)).repeat_interleave(hits.row.shape[1])
-        self._merge(query, hits.row.flatten(), hits.score.flatten() * self.sign)
+        self._wait(query, hits.row.flatten(), hits.score.flatten() * self.sign)
 
     def hits(self) -> Hits:
+        self._sort_in()
         return Hits(self.row.cpu(), (self.score * self.sign).cpu())
 
-    def _merge(self, query: Tensor, row: Tensor, score: Tensor) -> None:
-        """Takes candidates, as many for each query as it needs to keep k or all that it has."""
+    def _wait(self, query: Tensor, row: Tensor, score: Tensor) -> None:
+        self._waiting.append((query, row, score))
+        self._count += len(query)
+        if self._count > len(self._bar) * self.k:
+            self._sort_in()
+
+    def _sort_in(self) -> None:
         queries, kept = self.row.shape
         own = torch.arange(queries, device=self.row.device).repeat_interleave(kept)
-        query = torch.cat([own, query])
-        row = torch.cat([self.row.flatten(), row])
-        score = torch.cat([self.score.flatten(), score])
+        everyone = [(own, self.row.flatten(), self.score.flatten()), *self._waiting]
+        query, row, score = (torch.cat(parts) for parts in zip(*everyone, strict=True))
         order = row.argsort()
         order = order[score[order].argsort(descending=True, stable=True)]
         order = order[query[order].argsort(stable=True)]
@@ -67,3 +76,6 @@ class TopK:
         first = (count.cumsum(0) - count).repeat_interleave(count)  # where each candidate's query begins
         order = order[torch.arange(len(order), device=order.device) - first < self.k]
         self.row, self.score = row[order].view(queries, -1), score[order].view(queries, -1)
+        if self.row.shape[1] == self.k > 0:
+            self._bar = self.score[:, -1].clone()
+        self._waiting, self._count = [], 0

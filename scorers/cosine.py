@@ -35,18 +35,24 @@ def cosine(train: Sequence[Tensor], query: Sequence[Tensor]) -> Tensor:
     """
     for x, y in zip(train, query, strict=True):
         check_pair(x, y)
-    y_norm = _norm(query)
-    # Queries first, and in float64: the product of two small gradients would underflow in float32.
-    scaled = [torch.where(y_norm > 0, y.double() / y_norm, 0).to(y.dtype) for y in query]
-    product = sum(x @ y.T for x, y in zip(train, scaled, strict=True))  # (N Q)
-    x_norm = _norm(train)
-    return torch.where(x_norm > 0, product / x_norm, 0).to(train[0].dtype)
+    inverse = _inverse_norm(query)  # first: the product of two small gradients would underflow
+    product = sum(x @ (y * inverse).T for x, y in zip(train, query, strict=True))  # (N Q)
+    return product * _inverse_norm(train)
 
 
-def _norm(blocks: Sequence[Tensor]) -> Tensor:
-    """Norms (N 1) of concatenated rows, in float64: the squares of small gradients underflow in float32."""
-    norms = [torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64) for x in blocks]
-    return torch.linalg.vector_norm(torch.cat(norms, dim=1), dim=1, keepdim=True)
+def _inverse_norm(blocks: Sequence[Tensor]) -> Tensor:
+    """``1 / |x|`` (N 1) of concatenated rows x; 0 for zero rows, so that they score 0."""
+    square = sum(_norm(x).double().square() for x in blocks)
+    inverse = torch.where(square > 0, square.rsqrt(), 0)
+    return inverse.clamp(max=torch.finfo(blocks[0].dtype).max).to(blocks[0].dtype)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Norms (N 1) of rows (N D), in float64 where a square might leave the range of float32."""
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    if x.numel() and not 1e-15 < norm.min() <= norm.max() < 1e15:
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
+    return norm
 
 
 class Cosine(Scorer):

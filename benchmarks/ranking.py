@@ -1,0 +1,179 @@
+"""Speed and memory of the ranking: the best 100 of 1,000,000 rows for each of 100 queries, streaming from disk.
+
+    python benchmarks/ranking.py [--rows N] [--folder DIR] [--rounds N]
+
+Makes a store of random signatures (2 blocks x 512, float16), and then measures, in processes of their own and in turns:
+
+* `rank` on that store, digests checked, with the memory that the process takes
+* FAISS IndexFlatIP (extra ``benchmarks``) on the same vectors, in memory as float32 and normalized: as it comes, and
+  through BLAS, which it keeps for larger searches
+* the matrix product alone, in memory: what no exact float32 method can beat
+* one pair at a time, on a slice
+
+The hits are held against those of FAISS, and their scores against float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from rept.ranking import rank
+from rept.signature import Key
+from rept.store import AttributionStore
+from rept.writer import ShardWriter
+from scorers.cosine import Cosine
+
+KEYS = [Key("residual_stream", 4, "representation"), Key("residual_stream", 4, "gradient")]
+WIDTH, QUERIES, TOP = 512, 100, 100
+
+
+def make(folder: Path, rows: int) -> None:
+    """A store whose two blocks are about equally loud, so that both count."""
+    for side, count in (("train", rows), ("query", QUERIES)):
+        if AttributionStore.finished(folder, side):
+            continue
+        generator = torch.Generator().manual_seed(len(side))
+        writer = ShardWriter(folder, side, fingerprint="benchmark")
+        for start in range(0, count, 4096):
+            row = torch.arange(start, min(start + 4096, count))
+            scale = torch.rand(len(row), 1, generator=generator) * 100
+            block = {key: torch.randn(len(row), WIDTH, generator=generator) * scale for key in KEYS}
+            writer.append(row, torch.zeros(len(row)), block)
+        writer.close()
+        AttributionStore.finish(folder, side, count)
+
+
+def queries(folder: Path) -> dict[Key, torch.Tensor]:
+    return AttributionStore(folder, "query").read(range(QUERIES), KEYS)
+
+
+def ours(folder: Path) -> dict:
+    asked = queries(folder)
+    start = time.perf_counter()
+    best = rank(AttributionStore(folder, "train"), asked, Cosine(), top_k=TOP).best
+    return {
+        "seconds": time.perf_counter() - start,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rows": best.row.tolist(),
+        "scores": best.score.tolist(),
+    }
+
+
+def vectors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All rows (N D) and queries (Q D) in memory: the blocks joined, normalized."""
+    store = AttributionStore(folder, "train")
+    train = np.empty((store.rows, WIDTH * len(KEYS)), np.float32)
+    for block in store.blocks(KEYS):
+        rows = torch.cat([block.fields[key] for key in KEYS], dim=1)
+        train[block.row] = torch.nn.functional.normalize(rows, dim=1)
+    asked = queries(folder)
+    return train, torch.nn.functional.normalize(torch.cat([asked[key] for key in KEYS], dim=1), dim=1).numpy()
+
+
+def in_memory(folder: Path) -> dict:
+    """FAISS and the matrix product alone."""
+    train, asked = vectors(folder)
+    start = time.perf_counter()
+    for first in range(0, len(train), 4096):
+        torch.from_numpy(train[first : first + 4096]) @ torch.from_numpy(asked).T
+    found = {"product": time.perf_counter() - start}
+    try:
+        import faiss
+    except ImportError:
+        return found
+    index = faiss.IndexFlatIP(train.shape[1])
+    index.add(train)
+    del train
+    for name, threshold in (("blas", 0), ("default", faiss.cvar.distance_compute_blas_threshold)):
+        faiss.cvar.distance_compute_blas_threshold = threshold
+        start = time.perf_counter()
+        scores, rows = index.search(asked, TOP)
+        found[name] = time.perf_counter() - start
+    return found | {"rows": rows.tolist(), "scores": scores.tolist()}
+
+
+def one_pair_at_a_time(folder: Path, rows: int = 200) -> float:
+    """Pairs a second."""
+    store = AttributionStore(folder, "train")
+    train, asked = store.read(range(rows), KEYS), queries(folder)
+    x, y = (torch.cat([side[key] for key in KEYS], dim=1) for side in (train, asked))
+    start = time.perf_counter()
+    for one in x:
+        for other in y:
+            torch.nn.functional.cosine_similarity(one, other, dim=0)
+    return rows * QUERIES / (time.perf_counter() - start)
+
+
+def exactness(folder: Path, found: dict, other: dict) -> str:
+    """How the hits compare with FAISS's, and their scores with float64."""
+    rows, scores = torch.tensor(found["rows"]), torch.tensor(found["scores"]).double()
+    unique, inverse = rows.unique(return_inverse=True)
+    stored = AttributionStore(folder, "train").read(unique.numpy(), KEYS)
+    x = torch.cat([stored[key] for key in KEYS], dim=1).double()
+    y = torch.cat(list(queries(folder).values()), dim=1).double()
+    exact = torch.nn.functional.cosine_similarity(x[inverse], y[:, None], dim=-1)
+    said = f"largest error of a score, against float64: {(exact - scores).abs().max():.1e}"
+    if "rows" in other:
+        gap = (scores - torch.tensor(other["scores"]).double()).abs().max()
+        same = (rows == torch.tensor(other["rows"])).double().mean()
+        said += f"; hits in the same place as FAISS's: {same:.2%}, scores within {gap:.1e}"
+    return said
+
+
+def apart(name: str, folder: Path) -> dict:
+    """One measurement in a process of its own."""
+    command = [sys.executable, __file__, "--measure", name, "--folder", str(folder)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3, help="the best of so many is printed")
+    parser.add_argument("--folder", type=Path, help="where the store is kept; by default it is made anew and removed")
+    parser.add_argument("--measure", choices=["ours", "in_memory"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    measure: dict[str, Callable[[Path], dict]] = {"ours": ours, "in_memory": in_memory}
+    if arguments.measure:
+        print(json.dumps(measure[arguments.measure](arguments.folder)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.folder or Path(scratch)
+        make(folder, arguments.rows)
+        rounds = [(apart("ours", folder), apart("in_memory", folder)) for _ in range(arguments.rounds)]
+        report(folder, arguments.rows, rounds)
+
+
+def report(folder: Path, rows: int, rounds: list[tuple[dict, dict]]) -> None:
+    seconds = min(ours["seconds"] for ours, _ in rounds)
+    peak = max(ours["peak_mib"] for ours, _ in rounds)
+    titles = {
+        "product": "the product alone, in memory",
+        "blas": "FAISS IndexFlatIP, BLAS, in memory",
+        "default": "FAISS IndexFlatIP, as it comes, in memory",
+    }
+    others = {title: min(one[name] for _, one in rounds) for name, title in titles.items() if name in rounds[0][1]}
+    others["one pair at a time (from a slice)"] = rows * QUERIES / one_pair_at_a_time(folder)
+    print(f"{rows:,} rows x {len(KEYS)} blocks x {WIDTH}, {QUERIES} queries, top {TOP}, {os.cpu_count()} cores")
+    print(f"{'':44s}{'seconds':>10s}{'ours is':>12s}")
+    print(f"{f'ours, from disk (peak {peak:.0f} MiB)':44s}{seconds:10.2f}")
+    for title, other in others.items():
+        print(f"{title:44s}{other:10.2f}{other / seconds:10.2f} x")
+    print(exactness(folder, *rounds[0]))
+
+
+if __name__ == "__main__":
+    main()
