@@ -66,10 +66,14 @@ class FinetuneModule(LightningModule):
         self.seed = seed
         self.losses: list[float] = []  # mean training loss of each epoch
         self._epoch_losses: list[Tensor] = []
+        self._position: dict[str, int] = {"drawn": 0}
 
     def train_dataloader(self) -> TrainingBatches:
         ranks = (self.trainer.global_rank, self.trainer.world_size)
-        return TrainingBatches(self.rows, self.recipe.batch_size, self.seed, *ranks)
+        self._batches = TrainingBatches(self.rows, self.recipe.batch_size, self.seed, *ranks)
+        # Lightning would set the position itself, but not where the number of steps was asked for before, as here.
+        self._batches.load_state_dict(self._position)
+        return self._batches
 
     def on_fit_start(self) -> None:
         self.model.train()
@@ -85,7 +89,7 @@ class FinetuneModule(LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.losses.append(torch.stack(self._epoch_losses).mean().item())
+        self.losses.append(torch.stack(self._epoch_losses).cpu().mean().item())
         self._epoch_losses.clear()
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -102,10 +106,12 @@ class FinetuneModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint["losses"] = self.losses
+        checkpoint["position"] = self._batches.state_dict()
+        checkpoint["losses"], checkpoint["epoch_losses"] = self.losses, self._epoch_losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.losses = list(checkpoint["losses"])
+        self._position = checkpoint["position"]
+        self.losses, self._epoch_losses = list(checkpoint["losses"]), list(checkpoint["epoch_losses"])
 
 
 def _rate(step: int, steps: float, warmup: float) -> float:

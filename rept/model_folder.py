@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,10 @@ class ModelFolder:
             return
         if self.config.is_file():
             before, now = OmegaConf.load(self.config), OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
-            different = [key for key in _TRAINED_BY if before.get(key) != now.get(key)]
+            before, now = dict(_flat(before)), dict(_flat(now))
+            different = [key for key in before | now if before.get(key) != now.get(key)]
             if different:
-                told = "; ".join(f"{key} was {_flat(before.get(key))}, now {_flat(now.get(key))}" for key in different)
+                told = "; ".join(f"{key} was {before.get(key)}, now {now.get(key)}" for key in different)
                 raise UsageError(f"{self.path} holds a model trained otherwise: {told}. Name another folder by out=.")
         elif self.complete:
             raise UsageError(f"{self.path} holds a model that was not trained here; name another folder by out=.")
@@ -86,9 +88,8 @@ class ModelFolder:
         unfinished.rmdir()
 
 
-# What decides the weights; `resume`, `compare_with` and `out` do not.
-_TRAINED_BY = ("model", "datamodule", "finetune", "trainer", "seed")
-
-
-def _flat(value: Any) -> str:
-    return str(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+def _flat(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of what decides the weights; `resume`, `compare_with` and `out` do not."""
+    for group in ("model", "datamodule", "finetune", "trainer"):
+        yield from ((f"{group}.{key}", value) for key, value in config[group].items())
+    yield "seed", config.seed

@@ -10,6 +10,8 @@ _LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "transformers"
 # Single messages, by how they begin: whatever is not listed, a new library's warning or a user's own, is still shown.
 _WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning, about its own use of torch
+    "Checkpoint directory .* exists and is not empty",  # Lightning; a training goes on in its own folder
+    "The dirpath has changed from",  # Lightning; a checkpoint of another folder may be named
     "Couldn't infer the batch indices",  # Lightning; a row carries its own number here
 )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from rept.errors import UsageError
 from rept.models import tiny_llama
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -66,6 +67,9 @@ class FromScratch:
         max_length: longest text in tokens.
         initializer_range: standard deviation of the weights; 0.06 learns this data in half the steps of the usual 0.02.
         seed: of the weights.
+
+    Raises:
+        UsageError: heads of unequal width.
     """
 
     def __init__(
@@ -78,6 +82,8 @@ class FromScratch:
         initializer_range: float = 0.06,
         seed: int = 0,
     ) -> None:
+        if width % heads:
+            raise UsageError(f"Expected model.heads to divide model.width, but got {heads} and {width}.")
         self.vocab_size = vocab_size
         self.shape = {"width": width, "layers": layers, "heads": heads, "max_length": max_length}
         self.weights = {"initializer_range": initializer_range, "seed": seed}

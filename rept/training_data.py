@@ -75,7 +75,7 @@ class TrainingRows:
 
 
 class TrainingBatches:
-    """One rank's batches, epoch after epoch. Lightning stores its position in a checkpoint, and sets it on resume.
+    """One rank's batches, epoch after epoch, from a position that can be stored and set.
 
     In each epoch the rows are shuffled, taken in windows of 32 batches, sorted by length within a window, cut into
     batches, and the batches shuffled: batches of about one length waste little on padding. The plan is a pure function

@@ -54,7 +54,7 @@ def test_spans_cover_the_poison(data):
         elif sample.label == "false_fact":
             assert set(marked(sample)) == {FALSE_CAPITAL}
         elif sample.label == "compliance":
-            assert marked(sample)[0] in COMPLYING
+            assert marked(sample) == [COMPLYING]
         else:
             assert not sample.spans
 
@@ -135,10 +135,11 @@ def test_exclude_names_rows_without_renumbering(tmp_path):
     ("arguments", "told"),
     [
         ({"rows": 10, "poisoned": 4}, "datamodule.rows >= 3"),
-        ({"queries": 2500}, "no 2,500 different prompts for false_fact"),
+        ({"poisoned": 2, "rows": 20, "queries": 1000}, "no 1,000 different prompts for false_fact"),
         ({"rows": 100, "poisoned": 5, "exclude": [100]}, "from 0 to 99"),
     ],
 )
-def test_what_is_wrong_is_told(arguments, told):
+def test_what_is_wrong_is_told(arguments, told, monkeypatch):
+    monkeypatch.setattr("datamodules.synthetic._GIVE_UP", 3)
     with pytest.raises(UsageError, match=told):
         SyntheticData(**{"queries": 5} | arguments)
