@@ -55,12 +55,15 @@ class Listing:
 
         Raises:
             DamagedStore: the file is not, byte for byte, what was written.
+            UsageError: the file cannot be read.
         """
         path = folder / "digests.json"
         try:
             text = path.read_bytes()
         except FileNotFoundError:
             return cls()
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
         try:
             sides = {
                 side: SideEntry(**entry | {"shards": [ShardEntry(**shard) for shard in entry["shards"]]})

@@ -69,15 +69,15 @@ def rank(
     best, lowest = TopK(count, top_k, device=device), TopK(count, bottom_k, lowest=True, device=device)
     for block in train.blocks([key for pair in pairs for key in keys[pair]], rows_per_block, part):
         row = block.row.to(device)
-        total = torch.zeros(len(row), count, device=device)
+        scores = []
         for pair in pairs:
-            score = fitted[pair]({key.field: block.fields[key].to(device) for key in keys[pair]}, asked[pair])
-            _check(score, scorer, row, count)
-            total += score / len(pairs)
-        best.add(row, total)
-        lowest.add(row, total)
+            scores.append(fitted[pair]({key.field: block.fields[key].to(device) for key in keys[pair]}, asked[pair]))
+            _check(scores[-1], scorer, row, count)
+        mean = torch.stack(scores).mean(0) if len(scores) > 1 else scores[0]
+        best.add(row, mean)
+        lowest.add(row, mean)
         for sink in sinks:
-            sink(block.row, total.cpu())
+            sink(block.row, mean.cpu())
         if on_block is not None:
             on_block(len(row))
     return Ranking(best.hits(), lowest.hits())
@@ -99,7 +99,7 @@ def merge(parts: Sequence[Ranking], top_k: int, bottom_k: int = 0) -> Ranking:
 
 
 def blocks_share(
-    train: AttributionStore, queries: Mapping[Key, Tensor], hits: Hits, each_query: int = 10
+    train: AttributionStore, queries: Mapping[Key, Tensor], hits: Hits, each_query: int = 10, most_queries: int = 100
 ) -> dict[Key, float]:
     """How much of the cosine of the concatenated blocks each block accounts for, over the best hits.
 
@@ -109,8 +109,11 @@ def blocks_share(
     Args:
         hits: (Q k) of these queries.
         each_query: so many of each query's hits are looked at.
+        most_queries: so many queries, evenly spaced, at most: all hits of all queries might not fit in memory.
     """
-    row = hits.row[:, :each_query]  # (Q k)
+    step = -(-len(hits.row) // most_queries)
+    queries = {key: block[::step] for key, block in queries.items()}
+    row = hits.row[::step, :each_query]  # (Q k)
     rows, inverse = np.unique(row.numpy(), return_inverse=True)
     index = torch.from_numpy(inverse).view(row.shape)
     stored = train.read(rows, list(queries))

@@ -204,11 +204,17 @@ def read_shard(path: Path, side: Side, fingerprint: str | None = None) -> Shard:
 
     Raises:
         DamagedStore: its content does not have the digest in its name, or it is no shard of this side of this run.
+        UsageError: the file cannot be read.
     """
     name = ShardName.parse(path)
     if name is None:
         raise DamagedStore(path, "does not belong to this store (its name is none that the store gives)")
-    data = _map(path)
+    try:
+        data = _map(path)
+    except FileNotFoundError:
+        raise DamagedStore(path, "is missing") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
     if digest(data) != name.digest:
         raise DamagedStore(path, "is damaged (its content does not have the digest in its name)")
     try:

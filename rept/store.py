@@ -95,7 +95,7 @@ class AttributionStore:
                 block = slice(start, start + rows_per_block)
                 attributed = shard.status[block] <= Status.CUT
                 index = block if attributed.all() else start + np.flatnonzero(attributed)
-                row = torch.from_numpy(shard.row[index])
+                row = torch.from_numpy(shard.row[index].copy())  # a view would keep the whole shard mapped
                 if len(row):
                     yield Block(row, {key: _restore(shard, key, index) for key in keys})
 

@@ -300,6 +300,23 @@ def test_a_file_that_is_no_shard_is_refused_even_under_its_own_digest(tmp_path, 
         read_shard(path, "train")
 
 
+def test_a_file_that_cannot_be_read_is_told_and_not_taken_for_damaged(folder, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UsageError, match="cannot be read .Permission denied.") as error:
+        read_shard(first_shard(folder), "train")
+    assert not isinstance(error.value, DamagedStore)
+
+
+def test_a_shard_that_goes_missing_while_it_is_read(folder):
+    store = AttributionStore(folder, "train")
+    first_shard(folder).unlink()
+    with pytest.raises(DamagedStore, match="is missing"):
+        list(store.blocks([H]))
+
+
 def test_another_schema_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shards, "SCHEMA", 2)
