@@ -19,8 +19,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from rept.durable import digest, digest_file, publish
 from rept.errors import UsageError
-from rept.shards import HDF5, SCHEMA, DamagedStore, ShardName, digest, digest_file, publish, read_shard
+from rept.shards import HDF5, SCHEMA, DamagedStore, ShardName, read_shard
 from rept.signature import Side, Status
 
 

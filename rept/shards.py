@@ -1,9 +1,8 @@
 """A shard: some rows of a store in one HDF5 file that is whole, or is not there under its name.
 
-* `digest`, `publish`   what makes a file trustworthy: a name that holds its content's digest, given last
-* `unit_rows`           rounding to the store's dtype
-* `Shard`               rows in memory, and as a file
-* `read_shard`          a file, digested before HDF5 opens it
+* `unit_rows`    rounding to the store's dtype
+* `Shard`        rows in memory, and as a file
+* `read_shard`   a file, digested before HDF5 opens it
 
 In a shard, for each key: ``site/layer/field`` (n D), rows of norm 1; ``norm/site/layer/field`` (n) float32, so that a
 row of the signature is norm times unit row; ``row`` (n) int64; ``status`` (n) uint8. A shard without any attributed row
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import io
 import mmap
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +22,9 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
+from rept.durable import digest
 from rept.errors import UsageError
 from rept.signature import Key, Side
 
@@ -44,55 +42,6 @@ class DamagedStore(UsageError):
     def __init__(self, path: Path, fault: str) -> None:
         super().__init__(f"{path} {fault}; {MEND}.")
         self.path = path
-
-
-def digest(data: bytes | memoryview | mmap.mmap) -> str:
-    """xxh3 with 128 bits, in hex.
-
-    It guards against accidents, not forgers, and must keep up with the disk: at 9 GB/s it does, where SHA-256 without
-    processor support gives 0.2 and would take longer than the ranking itself.
-    """
-    return xxhash.xxh3_128_hexdigest(data)
-
-
-def digest_file(path: Path) -> str:
-    """The digest of a file of any size."""
-    made = xxhash.xxh3_128()
-    with path.open("rb") as stream:
-        while piece := stream.read(2**20):
-            made.update(piece)
-    return made.hexdigest()
-
-
-def publish(path: Path, data: bytes | memoryview) -> None:
-    """Writes a file that has its name only once all of it is on the disk.
-
-    Raises:
-        UsageError: the disk is full, or the folder cannot be written; nothing is left behind.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(
-            f"Expected to write {len(data):,} bytes to {path}, but got: {error.strerror}; "
-            "make room or mend this, and give the same command again to go on."
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in the folder outlast a power loss."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def unit_rows(block: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:

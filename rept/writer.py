@@ -11,8 +11,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from rept.durable import digest, publish
 from rept.errors import UsageError
-from rept.shards import Shard, ShardName, digest, publish, read_shard, unit_rows
+from rept.shards import Shard, ShardName, read_shard, unit_rows
 from rept.signature import Extraction, Side, Signature, Status
 
 SHARD_BYTES = 64 * 2**20  # of a shard whose rows are not given

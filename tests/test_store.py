@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rept import shards
+from rept.durable import digest
 from rept.errors import UsageError
 from rept.index import Listing
-from rept.shards import DamagedStore, ShardName, digest, read_shard
+from rept.shards import DamagedStore, ShardName, read_shard
 from rept.signature import Key, Status
 from rept.store import AttributionStore
 from tests.stores import FINGERPRINT, G, H, batches, files, make, signatures, write

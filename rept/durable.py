@@ -1,0 +1,60 @@
+"""Files to rely on: whole if they are there under their name, and known by the digest of their content."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import xxhash
+
+from rept.errors import UsageError
+
+
+def digest(data: bytes | memoryview | mmap.mmap) -> str:
+    """xxh3 with 128 bits, in hex.
+
+    It guards against accidents, not forgers, and must keep up with the disk: at 9 GB/s it does, where SHA-256 without
+    processor support gives 0.2 and would take longer than the ranking itself.
+    """
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def digest_file(path: Path) -> str:
+    """The digest of a file of any size."""
+    made = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while piece := stream.read(2**20):
+            made.update(piece)
+    return made.hexdigest()
+
+
+def publish(path: Path, data: bytes | memoryview) -> None:
+    """Writes a file that has its name only once all of it is on the disk.
+
+    Raises:
+        UsageError: the disk is full, or the folder cannot be written; nothing is left behind.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(
+            f"Expected to write {len(data):,} bytes to {path}, but got: {error.strerror}; "
+            "make room or mend this, and give the same command again to go on."
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in the folder outlast a power loss."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
