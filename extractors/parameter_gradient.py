@@ -49,7 +49,7 @@ class ParameterGradient(Extractor):
         self.weights = weights
         self.normalize = normalize
         self.each = each
-        self.projection = None if dimension is None else TwoSided(dimension, seed)
+        self.projection = None if dimension is None else TwoSided(dimension, seed, together=not each)
 
     def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
         if model.training:

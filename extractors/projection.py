@@ -23,11 +23,13 @@ class TwoSided:
     Args:
         dimension: numbers of the result.
         seed: of the matrices.
+        together: results of several weights are to be added. Otherwise that of a small weight stays short.
     """
 
-    def __init__(self, dimension: int, seed: int = 0) -> None:
+    def __init__(self, dimension: int, seed: int = 0, together: bool = True) -> None:
         self.dimension = dimension
         self.seed = seed
+        self.together = together
         self._known: dict[tuple[str, torch.device], tuple[Tensor, Tensor, int]] = {}
 
     def of_factors(self, weight: str, factors: Factors) -> Tensor:
@@ -55,6 +57,8 @@ class TwoSided:
 
     def _lay_out(self, projected: Tensor, shift: int) -> Tensor:
         flat = projected.flatten(1)
+        if not self.together:
+            return flat
         return pad(flat, (0, self.dimension - flat.shape[1])).roll(shift, dims=1)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,8 +189,22 @@ def _fit(
 ) -> Any:
     """A copy of the scorer, fitted to one site and layer; the rows are read only if it asks for them."""
     own = copy.deepcopy(scorer)
-    own.fit({key.field: block.fields[key].to(device) for key in keys} for block in train.blocks(keys, rows_per_block))
+    own.fit(_TrainingRows(train, keys, device, rows_per_block))
     return own
+
+
+@dataclass(frozen=True)
+class _TrainingRows:
+    """Blocks of fields for a scorer's ``fit``, read anew each time it passes over them."""
+
+    train: AttributionStore
+    keys: Sequence[Key]
+    device: torch.device | str
+    rows_per_block: int
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for block in self.train.blocks(self.keys, self.rows_per_block):
+            yield {key.field: block.fields[key].to(self.device) for key in self.keys}
 
 
 def _check(score: Tensor, scorer: Any, row: Tensor, queries: int) -> None:

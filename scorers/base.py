@@ -20,7 +20,10 @@ class Scorer(ABC):
     needs: tuple[str, ...] = FIELDS  # fields it reads; checked against the extractor's before any model is loaded
 
     def fit(self, train: Iterable[Mapping[str, Tensor]]) -> None:  # noqa: B027 - most scorers learn nothing
-        """Passes over the training rows once, before any are scored: blocks of fields (n D) at one site and layer."""
+        """Passes over the training rows before any are scored: blocks of fields (n D) at one site and layer.
+
+        They may be passed over several times.
+        """
 
     @abstractmethod
     def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:

@@ -110,6 +110,9 @@ def test_a_small_weight_is_kept_exactly():
     factors = random_factors(5, 7)
     block, whole = TwoSided(64).of_factors("w", factors), factors.whole().flatten(1)
     torch.testing.assert_close(block @ block.T, whole @ whole.T, rtol=1e-4, atol=1e-4)
+    alone = TwoSided(64, together=False).of_factors("w", factors)
+    assert alone.shape == whole.shape
+    torch.testing.assert_close(alone.abs(), whole.abs())
 
 
 def unbiased(sketch, whole, draws=400):
