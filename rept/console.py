@@ -36,7 +36,8 @@ def show_layers(trace: Trace) -> None:
     choice = trace.layers
     curve = choice.get("curve")
     if curve:
-        table = Table(title="Cosine of adjacent layers at the last prompt token", title_justify="left")
+        say("Cosine of adjacent layers at the last prompt token:")
+        table = Table()
         table.add_column("layers")
         table.add_column("cosine", justify="right")
         table.add_column("")
@@ -120,7 +121,7 @@ def marked_text(scored: TokenScores, strongest: int = 6) -> Text:
         elif i in marks:
             word = piece.lstrip(" ")
             text.append(" " * (len(piece) - len(word)))
-            text.append(f"[{word}]", style="bold red")
+            text.append(f"[{word}]" if word else "", style="bold red")
         else:
             text.append(piece)
     return text

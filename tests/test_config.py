@@ -158,3 +158,14 @@ def test_help_names_every_key_with_its_default():
     text = describe("attribute", "usage")
     for key in ("top_k=100", "store.dtype=float16", "datamodule=instructions", "scorer=cosine", "tokens.form=anchored"):
         assert key in text
+
+
+@pytest.mark.parametrize(("group", "word"), [pair for pair in WORDS if pair[0] not in ("model", "trainer")])
+def test_every_plug_in_builds(group, word):
+    given = {"train": [{"prompt": "a", "response": "b"}], "queries": [{"prompt": "a"}]} if word == "in_memory" else {}
+    path = {"path": "some/model"} if word == "sentence_embedding" else {}  # which only a user can name
+    node = compose("attribute", [f"{group}={word}"])[group]
+    try:
+        assert build({**node, **path}, **given) is not None
+    except UsageError as lacking:
+        assert "pip install" in str(lacking), lacking  # an extra that is not installed here
