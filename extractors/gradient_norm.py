@@ -1,0 +1,56 @@
+"""The layer by the size of its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from extractors.residual_stream import ResidualStream
+from rept.architecture import Architecture
+from rept.errors import UsageError
+from rept.layer_choice import LayerChoice
+from rept.signature import Batch
+
+
+class GradientNorm:
+    """The layer whose representation gradient is largest: where the loss responds most to what the stream holds.
+
+    ``curve[i]`` is the norm of dL/dH of the residual stream at layer i + 1, at the last prompt token, averaged over the
+    probe. The last layer is told, but chosen only if it is the only one: it is read after the final norm, which scales
+    the gradient for another reason.
+
+    Args:
+        n: rows of the training data to look at.
+
+    Raises:
+        UsageError: ``n`` is less than 1; when called, the probe holds no sample.
+    """
+
+    def __init__(self, n: int = 64) -> None:
+        if n < 1:
+            raise UsageError(f"layers.n must be at least 1, not {n}.")
+        self.probe_rows = n
+
+    def __call__(self, model: nn.Module, probe: Batch | Iterable[Batch]) -> LayerChoice:
+        layers = range(1, len(Architecture.of(model)) + 1)
+        read = ResidualStream(fields=("gradient",))
+        batches = [probe] if isinstance(probe, Batch) else probe
+        norms = [
+            torch.stack([block.norm(dim=1).cpu() for block in read(model, batch, layers).values()], dim=1)  # (B L)
+            for batch in batches
+            if len(batch)
+        ]
+        if not norms:
+            raise UsageError("The layer cannot be chosen: no training row can be attributed.")
+        curves = torch.cat(norms)
+        candidates = curves[:, : max(1, len(layers) - 1)]
+        chosen = int(candidates.mean(0).argmax())
+        return LayerChoice(
+            [chosen + 1],
+            f"The representation gradient is largest at layer {chosen + 1}.",
+            curve=curves.mean(0).tolist(),
+            agreement=float((candidates.argmax(1) == chosen).double().mean()),
+            probes=curves.tolist(),
+        )
