@@ -189,7 +189,10 @@ def _sample_of(use: Use, rows: int, response: Response, others: int | None = Non
 
 def _together(parts: list[tuple[Tensor, Tensor, Tensor]], samples: int) -> Factors:
     """All uses of one weight as one sum, sample by sample."""
-    left, right, sample = (torch.cat([part[i].to(parts[0][i].device) for part in parts]) for i in range(3))
-    order = sample.argsort(stable=True)
-    count = tuple(torch.bincount(sample, minlength=samples).tolist())
-    return Factors(left[order.to(left.device)], right[order.to(right.device)], count)
+    if len(parts) == 1:  # rows are in the order of the samples already
+        left, right, sample = parts[0]
+    else:
+        left, right, sample = (torch.cat([part[i].to(parts[0][i].device) for part in parts]) for i in range(3))
+        order = sample.argsort(stable=True)
+        left, right = left[order.to(left.device)], right[order.to(right.device)]
+    return Factors(left, right, tuple(torch.bincount(sample, minlength=samples).tolist()))
