@@ -9,7 +9,7 @@ Three kinds of blocks, each packed on its own so that the page unpacks only what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rept.report.folding import fold
@@ -24,15 +24,19 @@ OPPONENTS = 5
 Blocks = dict[str, Any]
 
 
-def blocks(trace: Trace, limits: Limits) -> tuple[Blocks, LeftOut]:
-    """All blocks of a run by name, and what they leave out."""
-    content = _Content(trace, limits)
+def blocks(trace: Trace, limits: Limits, folds: Callable[[int], list[int]] | None = None) -> tuple[Blocks, LeftOut]:
+    """All blocks of a run by name, and what they leave out.
+
+    Args:
+        folds: gives the folds of a query's hits (see `fold`), where they are known from an earlier call.
+    """
+    content = _Content(trace, limits, folds or (lambda query: fold(trace.hits(query)[: limits.hits])))
     return content.blocks(), content.left_out
 
 
 class _Content:
-    def __init__(self, trace: Trace, limits: Limits) -> None:
-        self.trace, self.limits, self.left_out = trace, limits, LeftOut()
+    def __init__(self, trace: Trace, limits: Limits, folds: Callable[[int], list[int]]) -> None:
+        self.trace, self.limits, self.folds, self.left_out = trace, limits, folds, LeftOut()
         self.rows: dict[int, dict[str, Any]] = {}
         self.labels: dict[int, str | None] = {}
 
@@ -59,7 +63,7 @@ class _Content:
         self.left_out.hits += len(found) - len(hits)
         line = {key: query[key] for key in ("query", "label", "generated", "status")}
         line |= {part: self._cut(query[part]) for part in ("prompt", "response")}
-        line["hits"] = [self._hit(hit) | {"head": head} for hit, head in zip(hits, fold(hits), strict=True)]
+        line["hits"] = [self._hit(hit) | {"head": head} for hit, head in zip(hits, self.folds(number), strict=False)]
         line["lowest"] = [self._hit(hit) for hit in lowest]
         scored = self.trace.scored(number)
         line["scored"] = [hit.row for hit in hits if hit.row in scored][: self.limits.scored]
@@ -118,7 +122,8 @@ def _scores(scored: TokenScores, own: dict[str, Any], other: dict[str, Any]) -> 
         "scores": [round(STEPS * score / largest) for score in scored.scores[kept]],
     }
     if scored.agrees is not None:
-        line["agrees"] = [_shifted(positions, other) for positions in scored.agrees[kept]]
+        whole = not other["before"] and not other["after"]
+        line["agrees"] = scored.agrees[kept] if whole else [_shifted(at, other) for at in scored.agrees[kept]]
     return line
 
 
@@ -150,4 +155,4 @@ def _fit(lengths: Sequence[int], first: int, characters: int) -> int:
 
 
 def _utf16(text: str) -> int:
-    return len(text) + sum(character > "\uffff" for character in text)
+    return len(text) if text.isascii() else len(text) + sum(character > "\uffff" for character in text)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rept.report.shading import Piece, excerpt, strongest_words
+from rept.report.wording import count
 from rept.results import Hit, TokenScores, Trace
 
 FIRST = 10  # a row counts for a query when it is among its first ten hits
@@ -85,12 +86,12 @@ class Findings:
             labelled = [q for q in self.answered if q["label"] is not None]
             matched = sum(self._best(q["query"]).label == q["label"] for q in labelled)
             total = len(labelled)
-            return f"{matched:,} of {_count(total, 'query')} lead straight to training rows of their own behaviour."
+            return f"{matched:,} of {count(total, 'query')} lead straight to training rows of their own behaviour."
         if self.calibrated:
-            return f"For {self.flagged:,} of {_count(total, 'query')}, a training row stands out."
+            return f"For {self.flagged:,} of {count(total, 'query')}, a training row stands out."
         share = sum(culprit.count for culprit in self.culprits) / sum(self._counts.values())
-        most = _count(len(self.culprits), "training row")
-        return f"{most} account for {share:.0%} of the first hits of {_count(total, 'query')}."
+        most = count(len(self.culprits), "training row")
+        return f"{most} account for {share:.0%} of the first hits of {count(total, 'query')}."
 
     @cached_property
     def behaviours(self) -> list[Behaviour]:
@@ -161,6 +162,3 @@ class Findings:
         return self.trace.tokens(hit.query, hit.row).get("train") if scored else None
 
 
-def _count(number: int, noun: str) -> str:
-    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
-    return f"{number:,} {noun if number == 1 else plural}"

@@ -38,7 +38,8 @@ def _same(one: Hit, other: Hit) -> bool:
     a, b = _runs(one.prompt, one.response), _runs(other.prompt, other.response)
     if min(len(a), len(b)) < ALIKE * max(len(a), len(b)):
         return False
-    return len(a & b) >= ALIKE * len(a | b)
+    common = len(a & b)
+    return common >= ALIKE * (len(a) + len(b) - common)
 
 
 @lru_cache(maxsize=4096)

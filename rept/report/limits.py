@@ -18,6 +18,7 @@ class Limits:
 # Tried in this order until the page is small enough; the last one is taken whatever comes of it.
 LADDER = (
     Limits(queries=2000, hits=20, scored=20, characters=20_000),
+    Limits(queries=2000, hits=20, scored=14, characters=10_000),
     Limits(queries=2000, hits=20, scored=10, characters=6_000),
     Limits(queries=2000, hits=20, scored=5, characters=3_000),
     Limits(queries=2000, hits=20, scored=3, characters=2_000),

@@ -44,7 +44,8 @@ def lede(trace: Trace) -> str:
     if unanswered:
         parts.append(f"{unanswered:,} queries could not be traced")
     generated = sum(bool(query["generated"]) for query in trace.queries)
-    answers = f" {generated:,} of the answers are the model's own." if generated else ""
+    own = "The answers are" if generated == len(trace.queries) else f"{generated:,} of the answers are"
+    answers = f" {own} the model's own." if generated else ""
     return f"{'; '.join(parts)}.{answers} {_reading(trace)}"
 
 
@@ -63,7 +64,8 @@ def measures(trace: Trace) -> dict[str, Any] | None:
     columns = [("overall", overall), *(labels.items() if several else ())]
     rows = [(name.replace("_", " "), [_cell(values.get(name)) for _, values in columns]) for name in overall]
     for name, value in (trace.metrics.get("tokens") or {}).items():
-        rows.append((f"{name.replace('_', ' ')} (tokens)", [_cell(value), *("" for _ in columns[1:])]))
+        told = f"{name.removeprefix('token_').replace('_', ' ')} (tokens)"
+        rows.append((told, [_cell(value), *("" for _ in columns[1:])]))
     return {"columns": [name for name, _ in columns], "rows": rows}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from base64 import b64encode
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +21,9 @@ from markupsafe import Markup
 from rept.report import overview
 from rept.report.content import blocks
 from rept.report.findings import Findings
+from rept.report.folding import fold
 from rept.report.limits import LADDER
-from rept.report.wording import chips, clip, number
+from rept.report.wording import chips, clip, count, number
 from rept.results import Trace
 from rept.text import visible
 
@@ -43,8 +45,9 @@ def write_report(trace: Trace) -> Path:
 def render(trace: Trace, most_bytes: int = MOST_BYTES) -> str:
     """The page, with as much of the run as ``most_bytes`` hold; what is left out is said on it."""
     frame = _frame(trace)
+    folds = cache(lambda query: fold(trace.hits(query)[: LADDER[0].hits]))
     for limits in LADDER:
-        content, left_out = blocks(trace, limits)
+        content, left_out = blocks(trace, limits, folds)
         packed = {name: pack(value) for name, value in content.items()}
         page = frame(blocks=packed, left_out=left_out.told(limits), hits_shown=limits.hits)
         if len(page.encode()) <= most_bytes:
@@ -54,14 +57,14 @@ def render(trace: Trace, most_bytes: int = MOST_BYTES) -> str:
 
 def pack(value: Any) -> Markup:
     """JSON, deflated, in base64: letters, digits, + / = alone, so no text in it can end the element it stands in."""
-    return Markup(b64encode(zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 9)).decode())
+    return Markup(b64encode(zlib.compress(json.dumps(value, separators=(",", ":")).encode())).decode())
 
 
 def _frame(trace: Trace) -> Any:
     """The template with all that does not depend on how much of the run the page holds."""
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters |= {"chips": chips, "clip": clip, "number": number, "visible": visible}
+    environment.filters |= {"chips": chips, "clip": clip, "count": count, "number": number, "visible": visible}
     template = environment.get_template("page.html.jinja")
     css = (ASSETS / "style.css").read_text(encoding="utf-8")
     parts = [(ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]

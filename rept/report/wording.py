@@ -29,6 +29,12 @@ def number(value: float) -> str:
     return plain.replace("-", "−")
 
 
+def count(amount: int, noun: str) -> str:
+    """A number and its noun, in the plural where it needs it."""
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{amount:,} {noun if amount == 1 else plural}"
+
+
 def _unseen(character: str) -> bool:
     category = unicodedata.category(character)
     return category in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _KEPT
