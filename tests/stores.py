@@ -54,3 +54,13 @@ def make(folder, signature, side="train", **options):
 def files(folder):
     """Every file below a folder with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def first_shard(folder, side="train"):
+    """The path of a side's first shard."""
+    return min((folder / side / "shards").glob("*.h5"))
+
+
+def sorted_rows(score, k):
+    """The k best rows of each query by a plain sort, ties by row number."""
+    return [sorted(range(len(line)), key=lambda row: (-line[row], row))[:k] for line in score.tolist()]

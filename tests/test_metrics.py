@@ -1,7 +1,5 @@
 """Measures against scikit-learn, torchmetrics and plain loops."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_score, recall_score
 from torchmetrics.functional.retrieval import retrieval_r_precision, retrieval_reciprocal_rank
 
-from rept import metrics
 from rept.metrics import CUTOFFS, measures, token_average_precision
 
 
@@ -24,10 +21,6 @@ def world(rows=300, queries=12, labels=("a", "b", "c"), seed=0):
 def reader(scores, order=None):
     order = np.arange(scores.shape[1]) if order is None else order
     return lambda query: (order, scores[query][order])
-
-
-def test_doctests():
-    assert doctest.testmod(metrics).failed == 0 and doctest.testmod(metrics).attempted == 2
 
 
 def test_against_scikit_learn_and_torchmetrics():

@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from rept.errors import UsageError
-from rept.ranking import ScoreFile, blocks_share, merge, rank, read_scores
+from rept.ranking import Hits, ScoreFile, blocks_share, merge, rank, read_scores
 from rept.signature import Key
-from rept.topk import TopK
 from scorers.base import Scorer
 from scorers.cosine import Cosine
 from scorers.gradient_representation import GradientRepresentation
-from tests.stores import G, H, make, signatures
+from tests.stores import G, H, make, signatures, sorted_rows
 
 OTHER = [Key("mlp_output", 3, "representation"), Key("mlp_output", 3, "gradient")]
 
@@ -27,11 +26,6 @@ def full_ranking(store, queries, scorer, keys):
     score = scorer({key.field: stored[key] for key in keys}, {key.field: queries[key] for key in keys}).T
     score[:, np.setdiff1d(range(store.rows), store.attributed)] = -torch.inf
     return score
-
-
-def sorted_rows(score, k):
-    """The k best rows of each query by a plain sort, ties by row number."""
-    return [sorted(range(len(line)), key=lambda row: (-line[row], row))[:k] for line in score.tolist()]
 
 
 @pytest.mark.parametrize("scorer", [Cosine(), GradientRepresentation()], ids=lambda scorer: type(scorer).__name__)
@@ -74,20 +68,6 @@ def test_exact_ties_rank_by_row_number(tmp_path, rows_per_block):
     found = rank(store, queries, Cosine(), top_k=14, bottom_k=5, rows_per_block=rows_per_block)
     assert found.best.row[0].tolist() == list(range(0, 40, 3))
     assert found.lowest.row[0].tolist() == sorted(found.lowest.row[0].tolist())
-
-
-def test_top_k_of_random_ties_in_random_blocks():
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        rows, queries, k = rng.integers(1, 30), rng.integers(1, 4), rng.integers(0, 8)
-        score = torch.from_numpy(rng.integers(-2, 3, (rows, queries)).astype(np.float32))
-        order = torch.from_numpy(rng.permutation(rows))
-        top, low = TopK(queries, k), TopK(queries, k, lowest=True)
-        for piece in order.split(int(rng.integers(1, 10))):
-            top.add(piece, score[piece])
-            low.add(piece, score[piece])
-        assert top.hits().row.tolist() == sorted_rows(score.T, k)
-        assert low.hits().row.tolist() == sorted_rows(-score.T, k)
 
 
 def test_several_sites_score_by_their_mean(tmp_path):
@@ -192,3 +172,11 @@ def test_a_drowned_gradient_accounts_for_nothing(store):
     queries = signatures(4, seed=1)
     share = blocks_share(store, queries, rank(store, queries, Cosine()).best)
     assert abs(share[G]) < 1e-9 and share[H] == pytest.approx(1)
+
+
+def test_shares_of_many_queries_come_from_evenly_spaced_ones(store):
+    queries = signatures(7, seed=1)
+    found = rank(store, queries, Cosine(["representation"]), top_k=3).best
+    some = {key: block[[0, 4]] for key, block in queries.items()}
+    share = blocks_share(store, queries, found, most_queries=2)
+    assert share == blocks_share(store, some, Hits(found.row[[0, 4]], found.score[[0, 4]]))

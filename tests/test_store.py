@@ -13,14 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rept import shards
-from rept.durable import digest
 from rept.errors import UsageError
 from rept.index import Listing
 from rept.shards import DamagedStore, ShardName, read_shard
 from rept.signature import Key, Status
 from rept.store import AttributionStore
-from tests.stores import FINGERPRINT, G, H, batches, files, make, signatures, write
+from tests.stores import FINGERPRINT, G, H, batches, files, first_shard, make, signatures, write
 
 ROWS = 30
 ALL = range(ROWS)
@@ -46,10 +44,6 @@ def read_all(folder):
     store = AttributionStore(folder, "train")
     blocks = [(block.row.clone(), block.fields) for block in store.blocks([H, G], rows_per_block=5)]
     return store.status.copy(), blocks, store.read(ALL, [H, G])
-
-
-def first_shard(folder, side="train"):
-    return min((folder / side / "shards").glob("*.h5"))
 
 
 def test_what_was_written_comes_back(made):
@@ -106,24 +100,6 @@ def test_layers_and_sites_are_ordered_by_number(tmp_path):
     assert [key.layer for key in store.keys] == [1, 2, 10]
 
 
-def test_any_hdf5_reader_sees_the_index_as_one_table(folder, tmp_path, monkeypatch):
-    expected = AttributionStore(folder, "train").read(ALL, [H, G])
-    moved = tmp_path / "elsewhere" / "store"
-    moved.parent.mkdir()
-    folder.rename(moved)
-    monkeypatch.chdir(tmp_path)
-    with h5py.File(moved / "train" / "index.h5") as index:
-        row, position = index["row"][:], index["position"][:]
-        assert np.array_equal(row[position], ALL)
-        for key in (H, G):
-            unit, norm = index[key.path][:], index[f"norm/{key.path}"][:]
-            assert index[key.path].is_virtual and unit.dtype == np.float16
-            assert len(index[key.path].virtual_sources()) == len(list((moved / "train" / "shards").iterdir()))
-            assert np.array_equal((unit.astype(np.float32) * norm[:, None])[position], expected[key])
-        assert np.array_equal(index["status"][:] == Status.EMPTY_PROMPT, np.isin(ALL, [5, 17]))
-    assert torch.equal(AttributionStore(moved, "train").read(ALL, [H])[H], expected[H])
-
-
 def test_a_shard_without_any_attributed_row(tmp_path):
     lost = {row for batch in batches(ROWS)[2:4] for row in batch.tolist()}
     store = make(tmp_path, signatures(ROWS), lost=lost, shard_rows=4)
@@ -146,18 +122,6 @@ def test_a_store_that_is_not_finished(tmp_path):
         AttributionStore(tmp_path, "train")
 
 
-def test_no_index_while_a_row_is_missing(tmp_path):
-    plan = [batch for batch in batches(ROWS) if not set(batch.tolist()) & {13, 2}]
-    write(tmp_path, signatures(ROWS), plan=plan)
-    missing = sorted(set(ALL) - {row for batch in plan for row in batch.tolist()})
-    first = ", ".join(map(str, missing[:5]))
-    with pytest.raises(UsageError, match=rf"{len(missing)} of 30 rows are missing in .*train \(first: {first}\)"):
-        AttributionStore.finish(tmp_path, "train", ROWS)
-    assert not (tmp_path / "train" / "index.h5").exists()
-    with pytest.raises(UsageError, match="5 of 5 rows are missing"):
-        AttributionStore.finish(tmp_path, "query", 5)
-
-
 def test_stored_rows_are_those_in_whole_shards(tmp_path):
     assert AttributionStore.stored_rows(tmp_path, "train") is None
     plan = batches(ROWS)
@@ -168,19 +132,6 @@ def test_stored_rows_are_those_in_whole_shards(tmp_path):
         AttributionStore.stored_rows(tmp_path, "train", ROWS, "another")
     with pytest.raises(DamagedStore, match="holds rows .* but the data have 2"):
         AttributionStore.stored_rows(tmp_path, "train", 2)
-
-
-def test_a_row_that_is_there_twice_is_refused_and_repaired(tmp_path):
-    make(tmp_path / "whole", signatures(ROWS))
-    write(tmp_path / "twice", signatures(ROWS))
-    shutil.copytree(tmp_path / "twice", tmp_path / "copy")
-    path = first_shard(tmp_path / "copy")
-    shutil.copy(path, tmp_path / "twice" / "train" / "shards" / path.name.replace("r000", "r001"))
-    with pytest.raises(DamagedStore, match="r001-.* holds rows that are in .* already"):
-        AttributionStore.finish(tmp_path / "twice", "train", ROWS)
-    AttributionStore.repair(tmp_path / "twice", "train")
-    make(tmp_path / "twice", signatures(ROWS))
-    assert files(tmp_path / "twice") == files(tmp_path / "whole")
 
 
 @settings(max_examples=150, deadline=None)
@@ -286,65 +237,11 @@ def test_repairing_one_side_leaves_the_other(folder):
     assert files(folder / "query") == before
 
 
-def test_a_shard_of_the_other_side_is_refused(folder):
-    make(folder, signatures(ROWS), side="query")
-    shard = shutil.copy(first_shard(folder, "query"), folder / "train" / "shards")
-    with pytest.raises(DamagedStore, match="holds rows of the query side"):
-        read_shard(Path(shard), "train")
-
-
-@pytest.mark.parametrize("content", [b"", b"mine", bytes(5000)], ids=["empty", "short", "zeros"])
-def test_a_file_that_is_no_shard_is_refused_even_under_its_own_digest(tmp_path, content):
-    path = tmp_path / str(ShardName(0, 0, digest(content)))
-    path.write_bytes(content)
-    with pytest.raises(DamagedStore, match="is no shard of schema 1"):
-        read_shard(path, "train")
-
-
-def test_a_file_that_cannot_be_read_is_told_and_not_taken_for_damaged(folder, monkeypatch):
-    def refuse(path, *_):
-        raise PermissionError(13, "Permission denied", path)
-
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(UsageError, match="cannot be read .Permission denied.") as error:
-        read_shard(first_shard(folder), "train")
-    assert not isinstance(error.value, DamagedStore)
-
-
 def test_a_shard_that_goes_missing_while_it_is_read(folder):
     store = AttributionStore(folder, "train")
     first_shard(folder).unlink()
     with pytest.raises(DamagedStore, match="is missing"):
         list(store.blocks([H]))
-
-
-def test_another_schema_is_refused(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "SCHEMA", 2)
-        write(tmp_path, signatures(4))
-    with pytest.raises(DamagedStore, match="is no shard of schema 1"):
-        AttributionStore.stored_rows(tmp_path, "train")
-
-
-def test_a_run_killed_between_topping_up_a_shard_and_removing_the_short_one(tmp_path):
-    signature, plan = signatures(ROWS), batches(ROWS)
-    write(tmp_path / "a", signature, plan=plan[:1])
-    short = first_shard(tmp_path / "a")
-    make(tmp_path / "whole", signature, plan=plan)
-    shutil.copytree(tmp_path / "whole", tmp_path / "b")
-    (tmp_path / "b" / "digests.json").unlink()
-    shutil.copy(short, tmp_path / "b" / "train" / "shards")
-    assert AttributionStore.stored_rows(tmp_path / "b", "train").all()
-    make(tmp_path / "b", signature, plan=plan)
-    assert files(tmp_path / "b") == files(tmp_path / "whole")
-
-
-def test_what_killed_runs_left_is_removed_at_the_end(tmp_path):
-    write(tmp_path, signatures(ROWS))
-    leftover = tmp_path / "train" / "shards" / ".r007-000000-00.h5.partial"
-    leftover.touch()
-    AttributionStore.finish(tmp_path, "train", ROWS)
-    assert not leftover.exists()
 
 
 def test_one_shard_is_mapped_at_a_time(tmp_path):
@@ -397,13 +294,3 @@ def test_ten_can_read_while_one_writes(folder):
         reader.join()
     assert not faults
     assert Listing.read(folder).sides.keys() == {"train", "query"}
-
-
-def test_nothing_in_a_store_is_a_string_or_pickled(made):
-    def check(name, item):
-        if isinstance(item, h5py.Dataset):
-            assert item.dtype.kind in "iuf" and item.dtype.hasobject is False, name
-
-    for path in made.rglob("*.h5"):
-        with h5py.File(path) as file:
-            file.visititems(check)

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 from rept import writer
 from rept.durable import digest
 from rept.errors import UsageError
-from rept.shards import ShardName, read_shard, unit_rows
+from rept.shards import ShardName, read_shard
 from rept.signature import Extraction, Status
 from rept.store import AttributionStore
 from rept.writer import ShardWriter, StoreWriter
@@ -41,26 +40,6 @@ def test_a_row_is_a_unit_row_in_the_stores_dtype_and_a_norm(tmp_path, dtype):
         norm = block.double().norm(dim=1, keepdim=True)
         rounded = (block.double() / norm).numpy().astype(dtype).astype(np.float32) * norm.float().numpy()
         assert np.array_equal(stored[key].numpy(), rounded)
-
-
-@pytest.mark.parametrize("scale", [1e30, 1.0, 1e-4, 1e-25, 1e-36])
-def test_half_precision_keeps_rows_of_any_norm(scale):
-    block = torch.randn(5, 64) * scale
-    unit, norm = unit_rows(block, "float16")
-    error = (torch.from_numpy(unit).double() * torch.from_numpy(norm).double()[:, None] - block).norm(dim=1)
-    assert (error / block.double().norm(dim=1)).max() < 5e-4
-
-
-def test_zero_rows_have_norm_zero():
-    unit, norm = unit_rows(torch.zeros(2, 8), "float16")
-    assert not unit.any() and not norm.any()
-
-
-def test_values_that_are_not_finite_are_refused():
-    block = torch.ones(3, 8)
-    block[1, 2] = torch.nan
-    with pytest.raises(ValueError, match="finite"):
-        unit_rows(block, "float16")
 
 
 def test_signatures_of_16_bits_are_taken(tmp_path):
@@ -91,13 +70,6 @@ def test_bytes_of_a_sample(tmp_path):
     make(tmp_path, signatures(rows, width=width), shard_rows=500)
     taken = sum(len(content) for content in files(tmp_path).values())
     assert taken < rows * (4 * width + 64)
-
-
-def test_equal_rows_give_equal_files_at_any_time(tmp_path):
-    make(tmp_path / "a", signatures(ROWS), world=2)
-    time.sleep(1.1)  # HDF5 would keep times in seconds
-    make(tmp_path / "b", signatures(ROWS), world=2)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
 @pytest.mark.parametrize("world", [1, 2])
