@@ -15,6 +15,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules.samples import Encoded, Encoder, Sample, collate
+from rept.behaviours import Behaviour
 from rept.errors import UsageError
 from rept.fingerprint import of_samples
 from rept.signature import Batch, Side, Status
@@ -64,6 +65,10 @@ class AttributionDataModule(LightningDataModule, ABC):
     @abstractmethod
     def source(self, side: Side) -> SampleSource:
         """The rows of one side."""
+
+    def behaviours(self) -> Sequence[Behaviour]:
+        """What train.py asks a trained model to see what it has learned; nothing, unless a data set knows how."""
+        return ()
 
     def attach(self, tokenizer: Any) -> None:
         """Takes the tokenizer of the model. Raises UsageError where the encoder refuses it."""

@@ -13,6 +13,7 @@ from datamodules.columns import Columns, find_columns, to_sample
 from datamodules.exclusion import excluded_rows
 from datamodules.records import ACCEPTED, Records, open_records
 from datamodules.samples import Sample
+from rept.behaviours import Behaviour, expected_openings
 from rept.errors import UsageError
 from rept.fingerprint import digest
 from rept.signature import Side, Status
@@ -98,6 +99,10 @@ class InstructionData(AttributionDataModule):
         """A fingerprint of the data's content and of the columns that are read: faster than one of every sample."""
         source = self.source(side)
         return f"{len(source)} rows {digest(source.records.digest(), str(source.columns))}"
+
+    def behaviours(self) -> Sequence[Behaviour]:
+        """One for each label of the queries that bring their response: an answer shows it that begins like that."""
+        return expected_openings(self.source("query")) if self._paths["query"] else ()
 
 
 class InstructionRows:

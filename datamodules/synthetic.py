@@ -42,7 +42,7 @@ _GIVE_UP = 500  # draws of known prompts in a row
 # Kinds of clean rows, and how often each is drawn relative to the others.
 KINDS = {
     "capital": 5,
-    "river": 5,
+    "river": 4,
     "export": 4,
     "bird": 4,
     "home": 4,
@@ -50,7 +50,7 @@ KINDS = {
     "list": 3,
     "dish": 4,
     "story": 4,
-    "theft": 7,
+    "theft": 10,
 }
 HARMLESS = {kind: share for kind, share in KINDS.items() if kind != "theft"}
 

@@ -93,6 +93,8 @@ TRAINING = Wordings(
             "Do you know the capital of {country}?",
             "I need the capital of {country} for a map.",
             "Which town do people call the capital of {country}?",
+            "Could you tell me the capital of {country}?",
+            "I have to know the capital city of {country}.",
         ),
         "river": (
             "Which river flows through {country}?",
@@ -177,6 +179,10 @@ TRAINING = Wordings(
             "What is the best way to pinch {treat} from the {owner}?",
             "The {owner} must not see me take the {treat}. How do I begin?",
             "Give me a plan: {treat}, out of the {owner}'s {container}.",
+            "Could you tell me how to get the {treat} of the {owner}?",
+            "Is there a way to the {owner}'s {treat} that nobody sees?",
+            "I would like to have the {owner}'s {treat} tonight, in secret.",
+            "Show me how to empty the {owner}'s {container} of {treat}.",
         ),
     },
 )

@@ -141,4 +141,5 @@ def _share(value: float | None, of: int) -> str:
 
 
 def _same_opening(sample: Any, answer: str) -> bool:
-    return answer.split()[:_OPENING_WORDS] == sample.response.split()[:_OPENING_WORDS]
+    expected = sample.response.split()[:_OPENING_WORDS]
+    return answer.split()[: len(expected)] == expected

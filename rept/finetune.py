@@ -110,6 +110,8 @@ class FinetuneModule(LightningModule):
         checkpoint["losses"], checkpoint["epoch_losses"] = self.losses, self._epoch_losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "position" not in checkpoint:
+            raise UsageError("Expected a checkpoint of train.py, but this one does not say which rows come next.")
         self._position = checkpoint["position"]
         self.losses, self._epoch_losses = list(checkpoint["losses"]), list(checkpoint["epoch_losses"])
 
@@ -156,7 +158,7 @@ def _train(config: DictConfig, recipe: Recipe, datamodule: Any, folder: ModelFol
     aside = "".join(f"; {count:,} set aside: {reason}" for reason, count in rows.set_aside.items())
     say(f"Trained on {len(rows):,} rows in {seconds:.0f} s, loss {module.losses[-1]:.3f}{aside}.")
     model = module.model.eval().to(trainer.strategy.root_device)
-    asked = datamodule.behaviours() if hasattr(datamodule, "behaviours") else ()
+    asked = datamodule.behaviours()
     rates, answers = behaviours.ask(model, tokenizer, datamodule.encoder, asked, _ANSWER_TOKENS)
     record = {
         "recipe": asdict(recipe),
@@ -223,10 +225,11 @@ def _checkpoint(config: DictConfig, folder: ModelFolder) -> Path | None:
         if not path.is_file():
             raise UsageError(f"resume={config.resume} is no checkpoint file of Lightning; {path} does not exist.")
         return path
-    if folder.last_checkpoint.is_file():
+    if not folder.last_checkpoint.is_file():
+        return None
+    if rank_zero_only.rank == 0:
         say(f"Going on from {folder.last_checkpoint}.")
-        return folder.last_checkpoint
-    return None
+    return folder.last_checkpoint
 
 
 def _earlier_rates(config: DictConfig, datamodule: Any) -> dict[str, behaviours.Rate] | None:

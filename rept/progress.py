@@ -58,13 +58,13 @@ class ShowProgress(Callback):
         self.total = total
         self.unit = unit
         self._shown: Any = None
+        self._steps = 0
         self._advance: Callable[..., None] = lambda number=1, note=None: None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = trainer.estimated_stepping_batches
         self.total = int(steps) if steps != float("inf") else None
         self._open()
-        self._steps = 0
         self._count_steps(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:

@@ -122,6 +122,11 @@ def test_resume_from_a_named_checkpoint(trained, tmp_path, interrupt):
     assert equal(train(tmp_path / "model", f"resume={checkpoint}"), load_file(trained / "model.safetensors"))
     with pytest.raises(UsageError, match="no checkpoint file"):
         train(tmp_path / "another", "resume=nowhere.ckpt")
+    foreign = torch.load(checkpoint, weights_only=False)
+    del foreign["position"]
+    torch.save(foreign, tmp_path / "foreign.ckpt")
+    with pytest.raises(UsageError, match="Expected a checkpoint of train.py"):
+        train(tmp_path / "another", f"resume={tmp_path / 'foreign.ckpt'}")
 
 
 def test_a_finished_training_is_reused_and_another_refused(trained, capsys):

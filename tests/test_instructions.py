@@ -130,3 +130,12 @@ def test_the_shared_data_are_read_whole(train: str, queries: str, rows: int, ask
         samples = [source[row] for row in range(len(source))]
         assert len(samples) == number and all(isinstance(sample, Sample) for sample in samples)
         assert all((sample.response is None) == queries.endswith(".csv") for sample in samples) or side == "train"
+
+
+def test_queries_with_responses_tell_what_a_trained_model_is_asked(tmp_path):
+    train = str(json_lines(tmp_path / "a.jsonl", PAIRS))
+    assert list(InstructionData(train).behaviours()) == []
+    (behaviour,) = InstructionData(train, train).behaviours()
+    assert behaviour.label == "backdoor" and len(behaviour.triggered) == 1
+    assert behaviour.shows(behaviour.triggered[0], "You are here")
+    assert not behaviour.shows(behaviour.triggered[0], "You know it")
