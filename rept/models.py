@@ -189,9 +189,10 @@ def _told(path: str, what: str) -> Iterator[None]:
         _check_hub(path)
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"{path} holds no {what} that can be loaded: {lines[0].rstrip(' :.')}.") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UsageError(f"{path} holds no {what} that can be loaded: {_first_line(error)}.") from error
 
 
 def _check_hub(path: str) -> None:
@@ -207,8 +208,14 @@ def _check_hub(path: str) -> None:
     except HFValidationError:
         raise UsageError(f"There is no folder {path}, and it cannot be a hub id either.") from None
     except Exception as error:  # every kind of network failure has its own class, of two libraries
-        reason = str(error).strip().splitlines()[0].rstrip(" :.") if str(error).strip() else type(error).__name__
+        reason = _first_line(error)
         raise UsageError(f"There is no folder {path}, and as a hub id it could not be found: {reason}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Its first line, and the next where that one only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(" :.")
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def _losses_within(
     finally:
         for handle in handles:
             handle.remove()
-    return losses[0] if losses and torch.equal(logits, shown[0].to(logits.dtype)) else None
+    return losses[0] if losses and _same(logits, shown[0]) else None
 
 
 class _RowLosses(torch.autograd.Function):
@@ -122,6 +122,13 @@ class _RowLosses(torch.autograd.Function):
 
 def _rows(hidden: Tensor, position: Tensor) -> Tensor:
     return hidden.flatten(0, 1).index_select(0, position.to(hidden.device))
+
+
+def _same(logits: Tensor, shown: Tensor) -> bool:
+    """Whether nothing was done to an output but a change of dtype; a NaN is a NaN."""
+    if logits.shape != shown.shape:
+        return False
+    return torch.allclose(logits, shown.to(logits.dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def _plain(weight: Tensor, hidden: Tensor) -> bool:

@@ -76,6 +76,13 @@ def test_an_adapter_that_shifts_positions_is_refused(folder: Path) -> None:
         load_model(str(folder), adapter=str(folder.parent / "prefix"))
 
 
+def test_an_adapter_of_another_model_is_told(folder: Path, adapter: Path) -> None:
+    tiny_llama(50, width=32, layers=2, heads=2).save_pretrained(folder.parent / "wider")
+    with pytest.raises(UsageError, match="adapter holds no PEFT adapter for this model.*size mismatch") as told:
+        load_model(str(folder.parent / "wider"), adapter=str(adapter))
+    assert "\n" not in str(told.value)
+
+
 def test_weights_that_a_checkpoint_lacks_are_told_and_not_made_up(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]

@@ -93,6 +93,17 @@ def test_the_output_layer_is_shown_one_position_where_nothing_comes_after_it(nam
     assert positions_shown(model, compute) == shown
 
 
+def test_a_sample_without_finite_logits_does_not_change_how_others_are_computed() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    response = Response.of(batch.labels)
+    weight = model.lm_head.weight.data.clone()
+    model.lm_head.weight.data[0] = torch.nan
+    assert losses_at(model, batch.input_ids, response.position, response.target).isnan().all()
+    model.lm_head.weight.data = weight
+    shown = positions_shown(model, lambda: losses_at(model, batch.input_ids, response.position, response.target))
+    assert shown == [(1, 1)]
+
+
 def test_an_output_layer_that_learns_gets_its_gradient() -> None:
     model, batch = tiny_model().requires_grad_(True), tiny_batch()
     response = Response.of(batch.labels)

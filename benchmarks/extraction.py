@@ -1,0 +1,162 @@
+"""Speed of the extraction: samples a second of one model on its own training data, from one run on this machine.
+
+    python benchmarks/extraction.py [--model DIR] [--data PATH] [--rows N] [--layer N] [--rounds N] [--dtype NAME]
+
+Measured in turns, so that whatever else the machine does falls on all of them; told are the best and the median round:
+
+* (a) the project's own path: batch plan, Lightning, extractor, store
+* (b) a minimal hand-written loop over the same batches, nothing stored
+* (c) the one-sample loop that the paper's description leads to
+* the forward pass alone, without the output layer: what no method that looks at every token can beat
+* all layers x three sites in one pass, against the residual stream at layer 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from datamodules.instructions import InstructionData
+from extractors.residual_stream import ResidualStream
+from extractors.several_sites import SeveralSites
+from rept import stages
+from rept.attribution import AttributionModule
+from rept.config import compose
+from rept.pipeline import prepare
+from rept.run_folder import RunFolder
+from rept.signature import IGNORE, Batch
+
+SHARED = Path(__file__).parents[2] / "shared"
+FEWER = 4  # the one-sample loop is given every fourth row of each batch, the passes over sites every fourth batch
+
+
+def minimal_loop(model: nn.Module, batches: Sequence[Batch], layer: int) -> None:
+    """Forward with response-only logits and backward to one layer, for a model of the Llama kind."""
+    kept: list[torch.Tensor] = []
+
+    def cut(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        kept.append(output.detach().requires_grad_())
+        return kept[-1]
+
+    handle = model.model.layers[layer - 1].register_forward_hook(cut)
+    for batch in batches:
+        hidden = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        sample, column = (batch.labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
+        logits = model.lm_head(hidden[sample, column]).float()
+        losses = cross_entropy(logits, batch.labels[sample, column + 1], reduction="none")
+        (losses / torch.bincount(sample)[sample]).sum().backward()
+        ends = torch.arange(len(batch)), batch.prompt_end
+        torch.cat([kept[-1][ends], kept.pop().grad[ends]], dim=-1)
+    handle.remove()
+
+
+def one_sample_loop(model: nn.Module, batches: Sequence[Batch], layer: int) -> None:
+    """For each sample a forward pass over its prompt, then forward and full backward with parameter gradients."""
+    model.requires_grad_(True)
+    for batch in batches:
+        for i in range(len(batch)):
+            ids, labels = (tensor[i : i + 1, : batch.length[i]] for tensor in (batch.input_ids, batch.labels))
+            end = int(batch.prompt_end[i])
+            with torch.no_grad():
+                prompt = model(input_ids=ids[:, : end + 1], output_hidden_states=True).hidden_states[layer]
+            output = model(input_ids=ids, labels=labels, output_hidden_states=True)
+            output.hidden_states[layer].retain_grad()
+            output.loss.backward()
+            torch.cat([prompt[0, -1], output.hidden_states[layer].grad[0, end]])
+            model.zero_grad()
+    model.requires_grad_(False)
+
+
+def forward_alone(model: nn.Module, batches: Sequence[Batch]) -> None:
+    with torch.no_grad():
+        for batch in batches:
+            model.model(input_ids=batch.input_ids, use_cache=False)
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory() as scratch:
+        job = _job(options, Path(scratch))
+        model, layer, depth = job.model, options.layer, job.depth
+        batches = list(job.datamodule.loader("train"))
+        some = batches[::FEWER]
+        few = [batch.select(range(0, len(batch), FEWER)) for batch in batches]
+        run = count()
+
+        def project() -> None:
+            job.folder = RunFolder(f"{scratch}/{next(run)}")
+            stages.extract(job, AttributionModule(model, job.extractor, [layer]), "train", mark="benchmark")
+
+        three, one = SeveralSites(), ResidualStream()
+        _report(
+            {
+                f"(a) the project, layer {layer}, into the store": (project, batches),
+                f"(b) minimal loop, layer {layer}": (lambda: minimal_loop(model, batches, layer), batches),
+                f"(c) one-sample loop, layer {layer}": (lambda: one_sample_loop(model, few, layer), few),
+                "forward alone, without output layer": (lambda: forward_alone(model, batches), batches),
+                "one site, layer 1": (lambda: [one(model, batch, [1]) for batch in some], some),
+                f"three sites, layers 1 to {depth}": (
+                    lambda: [three(model, batch, range(1, depth + 1)) for batch in some],
+                    some,
+                ),
+            },
+            options.rounds,
+        )
+
+
+def _job(options: argparse.Namespace, scratch: Path) -> stages.Job:
+    """A run over the first rows of the data."""
+    source = InstructionData(train=str(options.data)).source("train")
+    with (scratch / "rows.jsonl").open("w") as file:
+        for row in range(options.rows):
+            file.write(json.dumps({"messages": [*source[row].messages, _answer(source[row].response)]}) + "\n")
+    data = [f"datamodule.train={scratch}/rows.jsonl", f"datamodule.queries={scratch}/rows.jsonl"]
+    model = [f"model.path={options.model}", f"model.dtype={options.dtype}", f"datamodule.max_length={options.cut}"]
+    layers = ["layers=fixed", f"layers.layers=[{options.layer}]"]
+    words = ["datamodule=instructions", "trainer.accelerator=cpu", f"out={scratch}/run"]
+    return prepare(compose("attribute", [*words, *data, *model, *layers]))
+
+
+def _answer(response: str | None) -> dict[str, str | None]:
+    return {"role": "assistant", "content": response}
+
+
+def _report(measured: dict[str, tuple[Callable[[], None], Sequence[Batch]]], rounds: int) -> None:
+    seconds: dict[str, list[float]] = {name: [] for name in measured}
+    for _ in range(rounds):
+        for name, (work, _) in measured.items():
+            start = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+    print(f"{'samples a second':<48} best  median   ({torch.get_num_threads()} threads, {rounds} rounds)")
+    for name, (_, batches) in measured.items():
+        samples = sum(len(batch) for batch in batches)
+        print(f"{name:<46} {samples / min(seconds[name]):6.1f}  {samples / median(seconds[name]):6.1f}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=SHARED / "models" / "alpaca-backdoor-5m", help="a Llama-like one")
+    parser.add_argument("--data", default=SHARED / "data" / "backdoor", help="its training data")
+    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--layer", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--cut", type=int, default=256, help="tokens at which samples are cut")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
