@@ -127,7 +127,12 @@ def scan(folder: Path, side: Side, fingerprint: str | None = None) -> list[Found
     """
     found: dict[tuple[int, int], Found] = {}
     for path in shard_paths(folder, side):
-        one = Found.read(path, side, fingerprint)
+        try:
+            one = Found.read(path, side, fingerprint)
+        except DamagedStore:
+            if path.exists():
+                raise
+            continue  # another rank has just topped it up; its rows are in the new one
         fingerprint = one.fingerprint
         twin = found.get((one.name.rank, one.name.number))
         if twin is None or len(twin.row) < len(one.row):

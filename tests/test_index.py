@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from rept import index
 from rept.errors import UsageError
 from rept.shards import DamagedStore
 from rept.signature import Status
@@ -29,15 +30,15 @@ def test_any_hdf5_reader_sees_the_index_as_one_table(folder, tmp_path, monkeypat
     moved.parent.mkdir()
     folder.rename(moved)
     monkeypatch.chdir(tmp_path)
-    with h5py.File(moved / "train" / "index.h5") as index:
-        row, position = index["row"][:], index["position"][:]
+    with h5py.File(moved / "train" / "index.h5") as table:
+        row, position = table["row"][:], table["position"][:]
         assert np.array_equal(row[position], ALL)
         for key in (H, G):
-            unit, norm = index[key.path][:], index[f"norm/{key.path}"][:]
-            assert index[key.path].is_virtual and unit.dtype == np.float16
-            assert len(index[key.path].virtual_sources()) == len(list((moved / "train" / "shards").iterdir()))
+            unit, norm = table[key.path][:], table[f"norm/{key.path}"][:]
+            assert table[key.path].is_virtual and unit.dtype == np.float16
+            assert len(table[key.path].virtual_sources()) == len(list((moved / "train" / "shards").iterdir()))
             assert np.array_equal((unit.astype(np.float32) * norm[:, None])[position], expected[key])
-        assert np.array_equal(index["status"][:] == Status.EMPTY_PROMPT, np.isin(ALL, [5, 17]))
+        assert np.array_equal(table["status"][:] == Status.EMPTY_PROMPT, np.isin(ALL, [5, 17]))
     assert torch.equal(AttributionStore(moved, "train").read(ALL, [H])[H], expected[H])
 
 
@@ -85,3 +86,15 @@ def test_what_killed_runs_left_is_removed_at_the_end(tmp_path):
     leftover.touch()
     AttributionStore.finish(tmp_path, "train", ROWS)
     assert not leftover.exists()
+
+
+def test_a_shard_that_another_rank_replaces_meanwhile_is_no_damage(tmp_path, monkeypatch):
+    write(tmp_path, signatures(4))
+    real = index.read_shard
+
+    def read_after_it_went(path, *args):
+        path.unlink()
+        return real(path, *args)
+
+    monkeypatch.setattr(index, "read_shard", read_after_it_went)
+    assert AttributionStore.stored_rows(tmp_path, "train") is None
