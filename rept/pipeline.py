@@ -176,6 +176,7 @@ def run(job: Job) -> None:
         with folder.stage("tokens"):
             best = {query: rows[: config.tokens.hits] for query, rows in hits.items()}
             stages.write_tokens(job, best, layer)
+    job.trainer.strategy.barrier()  # rank 0 writes what every rank's caller reads next
 
 
 def check_numbers(config: DictConfig) -> None:
