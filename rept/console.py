@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rept.report.shading import Piece, shaded
 from rept.results import TokenScores, Trace
 from rept.text import shorten, visible
 
@@ -107,24 +108,26 @@ def show_tokens(trace: Trace, query: int) -> None:
 
 
 def marked_text(scored: TokenScores, strongest: int = 6) -> Text:
-    """The sample's text with its strongest tokens marked: by brackets, and by colour where the terminal has it."""
-    ordered = sorted(
-        (i for i, special in enumerate(scored.special) if not special and scored.scores[i] > 0),
-        key=lambda i: -scored.scores[i],
-    )
-    marks = set(ordered[:strongest])
+    """The sample's text, shaded by score where the terminal has colour, its strongest tokens in brackets everywhere."""
+    pieces = shaded(scored)
+    positive = [i for i, piece in enumerate(pieces) if piece.score > 0 and piece.text.strip() and not piece.special]
+    marks = set(sorted(positive, key=lambda i: -pieces[i].score)[:strongest])
     text = Text()
-    for i, token in enumerate(scored.tokens):
-        piece = visible(token).replace("\n", "⏎")
-        if scored.special[i]:
-            text.append(piece, style="dim")
-        elif i in marks:
-            word = piece.lstrip(" ")
-            text.append(" " * (len(piece) - len(word)))
-            text.append(f"[{word}]" if word else "", style="bold red")
-        else:
-            text.append(piece)
+    for i, piece in enumerate(pieces):
+        word = visible(piece.text).replace("\n", "⏎")
+        text.append(" " * (len(word) - len(word.lstrip(" "))))
+        word = word.lstrip(" ")
+        text.append(f"[{word}]" if i in marks else word, style=_shade(piece))
     return text
+
+
+def _shade(piece: Piece) -> str:
+    """Black on one of three steps of orange, or of blue for a negative score: told apart by colour-blind people too."""
+    if piece.special:
+        return "dim"
+    step = (abs(piece.level) + 1) // 3  # faint shades stay plain
+    hues = ("#fdd0a2", "#fd8d3c", "#e6650d") if piece.level > 0 else ("#c6dbef", "#9ecae1", "#6baed6")
+    return f"black on {hues[step - 1]}" if step else ""
 
 
 def show_metrics(trace: Trace) -> None:
