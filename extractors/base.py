@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from rept.architecture import Architecture
@@ -122,7 +123,7 @@ def at_position(block: Tensor, batch: Batch, response: Response, position: Posit
         samples = torch.arange(len(block), device=block.device)
         return block[samples, batch.prompt_end.to(block.device)].float()
     if position == "response_mean":
-        return response.mean(block.flatten(0, 1)[response.position.to(block.device)].float())
+        return response.mean(rearrange(block, "b t d -> (b t) d")[response.position.to(block.device)].float())
     length = batch.length.to(block.device).unsqueeze(1)  # (B 1)
     real = torch.arange(block.shape[1], device=block.device) < length  # (B T)
     return torch.where(real.unsqueeze(2), block.float(), 0).sum(1) / length

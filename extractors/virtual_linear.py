@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -63,5 +64,5 @@ class VirtualLinear(SiteExtractor):
 
 def _rows(block: Tensor, response: Response) -> Tensor:
     """Rows (n D) of norm 1 at the positions that predict the response, from states (B T D); zero rows stay zero."""
-    rows = block.flatten(0, 1)[response.position.to(block.device)]
+    rows = rearrange(block, "b t d -> (b t) d")[response.position.to(block.device)]
     return normalize(rows.to(torch.float64), dim=1, eps=1e-200).float()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from weakref import WeakSet
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import cross_entropy, linear
@@ -121,7 +122,7 @@ class _RowLosses(torch.autograd.Function):
 
 
 def _rows(hidden: Tensor, position: Tensor) -> Tensor:
-    return hidden.flatten(0, 1).index_select(0, position.to(hidden.device))
+    return rearrange(hidden, "b t d -> (b t) d").index_select(0, position.to(hidden.device))
 
 
 def _same(logits: Tensor, shown: Tensor) -> bool:
