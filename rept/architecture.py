@@ -28,6 +28,7 @@ _EXCEPTIONS = (
     ),
     (("post_self_attn_layernorm", "post_mlp_layernorm"), "post_self_attn_layernorm", "post_mlp_layernorm"),  # GLM 4
     # Bloom: attention and MLP receive the residual and add it themselves; these are their last layers before that.
+    # Falcon has the same names, and the same outputs there as of its whole attention and MLP.
     (("self_attention.dense", "mlp.dense_4h_to_h"), "self_attention.dense", "mlp.dense_4h_to_h"),
     (("attn.Wqkv", "ffn.down_proj"), "attn", "ffn.down_proj"),  # MPT: the MLP adds the residual itself
     # OPT, BioGPT, XGLM: no MLP module, the second linear layer's output is what is added.
