@@ -1,4 +1,4 @@
-"""Do the strongest tokens of the best hits mark the culprit words? Both forms, at every layer from 2.
+"""Do the strongest tokens of the best hits mark the culprit words? All forms, at every layer from 2.
 
     python benchmarks/tokens.py RUN [WORD ...]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from rich.table import Table
@@ -24,7 +25,7 @@ from rept.metrics import token_average_precision
 from rept.models import load_model, load_tokenizer
 from rept.quiet import quiet
 from rept.results import Trace
-from rept.tokens import score_pairs
+from rept.tokens import Form, score_pairs
 
 HIGHEST = 3
 
@@ -45,7 +46,7 @@ def marks(datamodule: AttributionDataModule, row: int, words: Sequence[str]) -> 
 
 
 def measure(run: Trace, datamodule: AttributionDataModule, model: torch.nn.Module, words: Sequence[str]) -> Table:
-    """Both forms at every layer from 2."""
+    """All forms at every layer from 2."""
     pairs = [(q, run.hits(q)[0].row) for q in range(len(run.queries)) if run.hits(q)]
     marked = {row: marks(datamodule, row, words) for _, row in pairs}
     pairs = [(query, row) for query, row in pairs if any(marked[row])]
@@ -53,7 +54,7 @@ def measure(run: Trace, datamodule: AttributionDataModule, model: torch.nn.Modul
     for column in ("layer", "form", f"culprit among the {HIGHEST} highest", "token average precision"):
         table.add_column(column, justify="right")
     for layer in range(2, len(Architecture.of(model)) + 1):
-        for form in ("published", "anchored"):
+        for form in get_args(Form):
             found, precision = [], []
             for one in score_pairs(model, ResidualStream(), datamodule, pairs, layer, form):
                 if one.side == "train":
@@ -65,7 +66,7 @@ def measure(run: Trace, datamodule: AttributionDataModule, model: torch.nn.Modul
 
 
 def main(arguments: Sequence[str]) -> None:
-    """RUN [WORD ...]: a run folder made by attribute.py, and the words that carry the poison, if the data do not say."""
+    """RUN [WORD ...]: a run folder, and the words that carry the poison, where the data do not say."""
     quiet()
     run = Trace(arguments[0])
     datamodule = build(run.config.datamodule)

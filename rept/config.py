@@ -51,7 +51,7 @@ class StoreConfig:
 class TokensConfig:
     hits: int = 3
     layer: int | None = None
-    form: str = "anchored"
+    form: str = "matched"
 
 
 @dataclass

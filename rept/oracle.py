@@ -100,13 +100,16 @@ def score(
 
 
 def token_influence(
-    train: States, query: States, query_labels: Tensor, form: Literal["published", "anchored"] = "published"
+    train: States, query: States, query_labels: Tensor, form: Literal["published", "anchored", "matched"] = "published"
 ) -> list[float]:
     """Score of each token of the training sample: ``I_t = (sum_i ghat(query)_i) . ghat(train)_t``, i over the response.
 
+    matched: ``max_i (ghat(query)_i . ghat(train)_t)`` over the positions that predict the response, times that cosine.
     anchored: ``I_t * cos(h(train)_t, h(query))``, h(query) being the representation at the query's last prompt token.
     """
     response = _response(query_labels)
+    if form == "matched":
+        return _matched(train, query, response)
     total = [0.0] * query.gradient.shape[1]
     for column in response:
         total = [a + b for a, b in zip(total, _unit(query.gradient[column].tolist()), strict=True)]
@@ -115,6 +118,16 @@ def token_influence(
         return scores
     anchor = query.representation[response[0] - 1].tolist()
     return [s * _cosine(h, anchor) for s, h in zip(scores, train.representation.tolist(), strict=True)]
+
+
+def _matched(train: States, query: States, response: list[int]) -> list[float]:
+    """The best agreement with a position that predicts the response, times the cosine to the last prompt token."""
+    steps = [_unit(query.gradient[column - 1].tolist()) for column in response]
+    anchor = query.representation[response[0] - 1].tolist()
+    scores = []
+    for g, h in zip(train.gradient.tolist(), train.representation.tolist(), strict=True):
+        scores.append(max(_dot(_unit(g), step) for step in steps) * _cosine(h, anchor))
+    return scores
 
 
 def adjacent_cosine(model: nn.Module, prompt: Tensor) -> list[float]:

@@ -1,6 +1,6 @@
 """Token-level influence for chosen pairs of a query and a training row: which words of either agree with the other.
 
-Source: the token-level score of arXiv 2510.02334, and its anchored form (see :func:`token_influence`).
+Source: the token-level score of arXiv 2510.02334, and two of our own (see :func:`token_influence`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from rept.errors import UsageError
 from rept.signature import IGNORE, Batch, Key, Side
 
-Form = Literal["published", "anchored"]
+Form = Literal["published", "anchored", "matched"]
 Row = tuple[Side, int]
 
 
@@ -27,10 +27,11 @@ class TokenTrace:
     representation: Tensor  # (T D)
     gradient: Tensor  # (T D) rows scaled to norm 1; zero rows stay zero
     direction: Tensor  # (D) sum of the gradient's unit rows over the response positions
+    steps: Tensor  # (R D) the gradient's unit rows at the positions that predict the response
     anchor: Tensor  # (D) representation at the last prompt token
 
 
-def token_influence(tokens: TokenTrace, other: TokenTrace, form: Form = "anchored") -> Tensor:
+def token_influence(tokens: TokenTrace, other: TokenTrace, form: Form = "matched") -> Tensor:
     """One score for each token of a sample: how it agrees with another sample's response.
 
     published: ``I_t = (sum_i ghat(other)_i) . ghat_t``, where ``ghat`` is the gradient with each token's row scaled to
@@ -39,16 +40,21 @@ def token_influence(tokens: TokenTrace, other: TokenTrace, form: Form = "anchore
     anchored: ``I_t * cos(h_t, h(other) at its last prompt token)``. In long responses the published sum is drowned in
     function words; the second factor keeps the tokens whose state resembles the one the other answer grew from.
 
+    matched, the default: ``max_i (ghat(other)_i . ghat_t)`` with the same second factor, i running over the positions
+    that predict the other response. A sum lets many weak agreements outweigh the one position that the token explains.
+    Chosen by what it marks on two data sets with known culprits (benchmarks/tokens.py, docs/findings.md).
+
     Args:
         tokens: the sample whose tokens are scored, T of them.
         other: the sample it is held against.
-        form: "published" or "anchored".
+        form: "published", "anchored" or "matched".
 
     Returns:
         (T) scores, signed.
     """
-    score = tokens.gradient @ other.direction  # (T)
-    if form == "anchored":
+    matched = form == "matched"
+    score = (tokens.gradient @ other.steps.T).amax(1) if matched else tokens.gradient @ other.direction  # (T)
+    if form != "published":
         score = score * (normalize(tokens.representation, dim=-1) @ normalize(other.anchor, dim=-1))
     return score
 
@@ -108,6 +114,7 @@ def trace_tokens(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> 
                 representation=representation[i, :length].clone(),
                 gradient=gradient[i, :length].clone(),
                 direction=gradient[i, :length][response].sum(0),
+                steps=gradient[i, :length][response.roll(-1)].clone(),
                 anchor=representation[i, int(batch.prompt_end[i])].clone(),
             ),
         )

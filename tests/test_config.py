@@ -156,7 +156,7 @@ def test_build_faults(node, words):
 
 def test_help_names_every_key_with_its_default():
     text = describe("attribute", "usage")
-    for key in ("top_k=100", "store.dtype=float16", "datamodule=instructions", "scorer=cosine", "tokens.form=anchored"):
+    for key in ("top_k=100", "store.dtype=float16", "datamodule=instructions", "scorer=cosine", "tokens.form=matched"):
         assert key in text
 
 

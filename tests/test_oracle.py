@@ -73,6 +73,10 @@ def test_token_influence_is_the_papers_matrix_product() -> None:
     anchored = published * cosine_similarity(train.representation, query.representation[5], dim=-1)
     found = oracle.token_influence(train, query, query_labels, form="anchored")
     assert found == pytest.approx(anchored.tolist(), abs=1e-6)
+    agreement = normalize(train.gradient, dim=-1) @ normalize(query.gradient[5:-1], dim=-1).T
+    matched = agreement.amax(1) * cosine_similarity(train.representation, query.representation[5], dim=-1)
+    found = oracle.token_influence(train, query, query_labels, form="matched")
+    assert found == pytest.approx(matched.tolist(), abs=1e-6)
 
 
 def test_adjacent_cosine_compares_each_layer_with_the_next() -> None:

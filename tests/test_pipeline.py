@@ -166,7 +166,7 @@ def test_token_scores_are_the_oracle_s(done, material):
         states[side] = oracle.states(model, ids, labels, 2), labels
     found = done.tokens(query, best)
     for side, other in (("train", "query"), ("query", "train")):
-        expected = oracle.token_influence(states[side][0], *states[other], "anchored")
+        expected = oracle.token_influence(states[side][0], *states[other], "matched")
         assert found[side].scores == pytest.approx([float(x) for x in expected], abs=1e-4)
         assert "".join(found[side].tokens).count("assistant") >= 1
 

@@ -10,7 +10,7 @@ import torch
 
 from extractors.residual_stream import ResidualStream
 from rept.signature import Batch
-from rept.tokens import TokenTrace, score_pairs, token_agreement, token_influence, trace_tokens
+from rept.tokens import Form, TokenTrace, score_pairs, token_agreement, token_influence, trace_tokens
 from tests.tiny import tiny_batch, tiny_model
 
 LAYER = 2
@@ -49,17 +49,22 @@ def test_agreement_is_the_product_of_both_cosines_whichever_side_is_asked(traces
 
 def test_agreement_names_no_token_where_none_agrees(traces: list[TokenTrace]) -> None:
     tokens = traces[0]
-    opposite = TokenTrace(tokens.representation[:1], -tokens.gradient[:1], tokens.direction, tokens.anchor)
-    first = TokenTrace(tokens.representation[:1], tokens.gradient[:1], tokens.direction, tokens.anchor)
+    opposite = TokenTrace(
+        tokens.representation[:1], -tokens.gradient[:1], tokens.direction, tokens.steps, tokens.anchor
+    )
+    first = TokenTrace(tokens.representation[:1], tokens.gradient[:1], tokens.direction, tokens.steps, tokens.anchor)
     assert token_agreement(first, opposite).tolist() == [[-1]]
 
 
-def test_every_pair_is_scored_on_both_sides(traces: list[TokenTrace]) -> None:
-    scored = list(score_pairs(tiny_model(), ResidualStream(), Samples(), [(1, 3), (0, 3), (0, 2)], LAYER, "anchored"))
+@pytest.mark.parametrize("form", ["published", "anchored", "matched"])
+def test_every_pair_is_scored_on_both_sides(traces: list[TokenTrace], form: Form) -> None:
+    scored = list(score_pairs(tiny_model(), ResidualStream(), Samples(), [(1, 3), (0, 3), (0, 2)], LAYER, form))
     assert {(one.query, one.row, one.side) for one in scored} == {
         (query, row, side) for query, row in ((1, 3), (0, 3), (0, 2)) for side in ("train", "query")
     }
     for one in scored:
         tokens, other = (one.row, one.query) if one.side == "train" else (one.query, one.row)
-        torch.testing.assert_close(one.scores, token_influence(traces[tokens], traces[other]), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            one.scores, token_influence(traces[tokens], traces[other], form), rtol=1e-4, atol=1e-6
+        )
         assert torch.equal(one.agrees, token_agreement(traces[tokens], traces[other]))
