@@ -320,6 +320,7 @@ def test_characters_are_never_torn_apart(visit: Any) -> None:
     page = visit("readable")
     page.locator("#option-2").click()
     query = page.locator(".pair .side").nth(1)
+    query.locator("[data-cell]").first.wait_for(timeout=10_000)  # the pair is unpacked when it is asked for
     cells = [node.inner_text() for node in query.locator("[data-cell]").all()]
     assert "👨‍👩‍👧‍👦" in [cell.strip() for cell in cells] and "🇸🇪" in [cell.strip() for cell in cells]
     page.locator("#option-0").click()
