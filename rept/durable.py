@@ -21,11 +21,14 @@ def digest(data: bytes | memoryview | mmap.mmap) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """The digest of a file of any size."""
+    """The digest of a file of any size; raises UsageError if it cannot be read."""
     made = xxhash.xxh3_128()
-    with path.open("rb") as stream:
-        while piece := stream.read(2**20):
-            made.update(piece)
+    try:
+        with path.open("rb") as stream:
+            while piece := stream.read(2**20):
+                made.update(piece)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
     return made.hexdigest()
 
 

@@ -81,7 +81,7 @@ class Listing:
         publish(folder / "digests.json", self._image())
 
     def _image(self) -> bytes:
-        content = {"schema": SCHEMA, "sides": {side: asdict(entry) for side, entry in self.sides.items()}}
+        content = {"schema": SCHEMA, "sides": {side: asdict(entry) for side, entry in sorted(self.sides.items())}}
         digested = {"digest": digest(json.dumps(content).encode())} | content
         return (json.dumps(digested, indent=1) + "\n").encode()
 

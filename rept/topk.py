@@ -42,6 +42,8 @@ class TopK:
         if not self.k or not len(row):
             return
         score = score * self.sign if self.sign < 0 else score
+        if len(row) > self.k and self._bar.isinf().all():  # what is below the best k of the first block is out
+            self._bar = score.topk(self.k, dim=0).values[-1]
         query = (score.amax(0) >= self._bar).nonzero().squeeze(1)  # those for which the block has something
         if not len(query):
             return

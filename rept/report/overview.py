@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -88,6 +89,18 @@ def facts(trace: Trace) -> list[tuple[str, str | list[str]]]:
         ("Seed", str(trace.provenance.get("seed", ""))),
     ]
     return [(name, value) for name, value in told if value]
+
+
+def retraining(trace: Trace) -> str:
+    """The command that trains again without the marked rows, as far as the run knows how its model was made."""
+    data, model = trace.config.get("datamodule") or {}, trace.config.get("model") or {}
+    name = _name(data)
+    words = [f"{key}={data[key]}" for key in ("train", "queries") if data.get(key)]
+    given = [f"datamodule={name}", *(f"datamodule.{word}" for word in words)] if words else []
+    trained = model.get("adapter") or model.get("path")
+    compared = [f"compare_with={trained}"] if trained else []
+    exclude = "datamodule.exclude=culprits.json"
+    return shlex.join(["python", "train.py", *given, exclude, *compared, f"out={trace.folder.path}-without"])
 
 
 def _reading(trace: Trace) -> str:

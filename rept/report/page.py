@@ -82,6 +82,7 @@ def _frame(trace: Trace) -> Any:
         "charts": overview.figures(trace),
         "measures": overview.measures(trace),
         "facts": overview.facts(trace),
+        "retraining": overview.retraining(trace),
         "version": version("rept"),
     }
     return lambda **rest: template.render(given | rest)
