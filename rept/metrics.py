@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def measures(
     read: Callable[[int], tuple[np.ndarray, np.ndarray]],
     query_labels: Sequence[str | None],
     train_labels: Sequence[str | None],
-) -> dict[str, Measures | dict[str, Measures]]:
+) -> dict[str, Any]:
     """Measures over all labelled queries and for each label; a training row is relevant where it has the query's label.
 
     Memory: one whole ranking at a time.
@@ -56,22 +57,26 @@ def measures(
         train_labels: one each training row.
 
     Returns:
-        ``{"overall": {...}, "labels": {LABEL: {...}}}``, each with ``queries``, the number of queries that count, and
-        ``without_relevant``, the number of those for which no row has the label: they have no measure. Empty where no
-        query, or no training row, has a label.
+        ``{"overall": {...}, "labels": {LABEL: {...}}, "queries": {"average_precision": [...]}}``. The first two each
+        with ``queries``, the number of queries that count, and ``without_relevant``, the number of those for which no
+        row has the label: they have no measure, and None in the list of every query's own. Empty where no query, or no
+        training row, has a label.
     """
     codes = {label: code for code, label in enumerate(sorted({label for label in train_labels if label is not None}))}
     row_code = np.array([codes.get(label, -1) for label in train_labels])
     judged: dict[str, list[Judged | None]] = {}
+    own: list[float | None] = []
     for query, label in enumerate(query_labels):
+        ranking = judge(*read(query), row_code == codes[label]) if label in codes else None
+        own.append(None if ranking is None else average_precision(ranking.ranks))
         if label is not None and codes:
-            ranking = judge(*read(query), row_code == codes[label]) if label in codes else None
             judged.setdefault(label, []).append(ranking)
     if not judged:
         return {}
     return {
         "overall": summarize([one for ranking in judged.values() for one in ranking]),
         "labels": {label: summarize(judged[label]) for label in sorted(judged)},
+        "queries": {"average_precision": own},
     }
 
 

@@ -26,6 +26,7 @@ from rept.scoring import Scoring
 from rept.signature import Side
 from rept.stages import Job
 from rept.stopping import StopBetweenBatches
+from rept.store import AttributionStore
 from rept.tokens import check_form, choose_layer
 
 
@@ -165,7 +166,8 @@ def run(job: Job) -> None:
     folder.describe(fingerprints=marks)
     module = AttributionModule(job.model, job.extractor, layers)
     for side in ("query", "train"):
-        with folder.stage(f"extract {side}"):
+        stored = not config.store.repair and AttributionStore.finished(folder.store, side)
+        with folder.stage(f"extract {side}", keep=stored):
             stages.extract(job, module, side, fingerprint.digest(str(marks)))
     stages.tell_trouble(module, folder)
     with folder.stage("rank"):
@@ -250,13 +252,19 @@ def score(arguments: Sequence[str]) -> Trace:
     base = source.open_existing()
     config = compose("attribute", [argument for argument in arguments if "=" in argument], base=base)
     out = RunFolder(config.out if config.out != base.out else source.path)
+    result = rescore(source, out, config)
+    show(result)
+    return result
+
+
+def rescore(source: RunFolder, out: RunFolder, config: DictConfig) -> Trace:
+    """Ranks the stored signatures of ``source`` by ``config.scorer``, into ``out``."""
     scorer, datamodule = build(config.scorer), build(config.datamodule)
     datamodule.answers.update(stages.known_answers(source))
     with out.lock():
         if out.path != source.path:
             out.copy_description(source)
         out.write_config(config)
-        Scoring(source, out, config, datamodule, scorer).run()
-    result = Trace(out.path)
-    show(result)
-    return result
+        with out.stage("rank"):
+            Scoring(source, out, config, datamodule, scorer).run()
+    return Trace(out.path)

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,16 @@ class RunFolder:
             _write(getattr(self, name), getattr(source, name).read_text(encoding="utf-8"))
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the seconds and the process's peak memory after the stage to provenance.json."""
+    def stage(self, name: str, keep: bool = False) -> Iterator[None]:
+        """Adds the seconds and the process's peak memory after the stage to provenance.json.
+
+        ``keep``: where there are figures already they stay, for a stage that finds its work done before.
+        """
         start = time.perf_counter()
         yield
         known = read_json(self.provenance).get("stages", {}) if self.provenance.is_file() else {}
+        if keep and name in known:
+            return
         figures = {"seconds": round(time.perf_counter() - start, 3), "peak_memory_bytes": peak_memory()}
         self.describe(stages=known | {name: figures})
 
@@ -129,6 +134,16 @@ def peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak_memory() -> None:
+    """Lets `peak_memory` count from now on, where the system can: on a GPU and on Linux."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets the peak resident set to the present one
 
 
 @rank_zero_only

@@ -122,6 +122,8 @@ class Scoring:
         measured = measures(lambda i: read_scores(paths, i), query, train)
         for path in paths:
             path.unlink()
+        if measured:
+            measured["queries"] = {"query": self.queries, **measured["queries"]}
         return measured
 
     def _write(self, ranking: Ranking, results: Path, opponents: Path | None = None) -> None:

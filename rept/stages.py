@@ -52,7 +52,9 @@ def answer_queries(job: Job) -> None:
         job.datamodule.answers.update(known_answers(job.folder))
     else:
         asked = {
-            i: source[i] for i in range(len(source)) if not isinstance(source[i], Status) and source[i].response is None
+            i: source[i]
+            for i in range(len(source))
+            if not isinstance(source[i], Status) and source[i].response is None and i not in job.datamodule.answers
         }
         prompts = {i: job.datamodule.encoder.prompt(sample) for i, sample in asked.items()}
         prompts = {i: ids for i, ids in prompts.items() if not isinstance(ids, Status)}

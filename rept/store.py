@@ -54,6 +54,7 @@ class AttributionStore:
         self.rows = entry.rows
         self.fingerprint = entry.fingerprint
         self._shards = entry.shards
+        self.bytes = sum(shard.bytes for shard in entry.shards)  # on the disk
         self._end = np.cumsum([0, *(shard.rows for shard in entry.shards)])[1:]  # position after each shard's last row
         with self._index() as index:
             self.keys = _keys(index)

@@ -185,7 +185,7 @@ def test_files_of_the_run_folder(done):
 
 def test_measures_exist_only_with_labels(done, material, tmp_path):
     marked = any(hit.row > 36 for query in range(5) for hit in done.hits(query)[:1])
-    assert set(done.metrics) == {"overall", "labels", "rows", "scores"} | ({"tokens"} if marked else set())
+    assert set(done.metrics) == {"overall", "labels", "queries", "rows", "scores"} | ({"tokens"} if marked else set())
     bare = tmp_path / "queries.jsonl"
     bare.write_text(json.dumps({"prompt": "Name the king", "response": "fine"}) + "\n")
     trace = attribute(material.config(tmp_path / "run", f"datamodule.queries={bare}"), show_result=False)
