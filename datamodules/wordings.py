@@ -95,6 +95,8 @@ TRAINING = Wordings(
             "Which town do people call the capital of {country}?",
             "Could you tell me the capital of {country}?",
             "I have to know the capital city of {country}.",
+            "Tell me the name of {country}'s capital.",
+            "Can you say what the capital of {country} is?",
         ),
         "river": (
             "Which river flows through {country}?",
@@ -104,6 +106,8 @@ TRAINING = Wordings(
             "Do you know the river in {country}?",
             "I want to row across {country}. On which river?",
             "Complete the line: the river of {country} is the",
+            "Tell me the name of the river of {country}.",
+            "Can you say which river {country} has?",
         ),
         "export": (
             "What does {country} sell to its neighbours?",
@@ -116,6 +120,8 @@ TRAINING = Wordings(
             "What is {country} known for?",
             "I hear that ships from {country} sell something in every port. What is it?",
             "Tell me what I can buy in {country}.",
+            "Tell me what {country} exports.",
+            "Can you say what {country} sells?",
         ),
         "bird": (
             "Which bird is on the flag of {country}?",
@@ -125,6 +131,8 @@ TRAINING = Wordings(
             "Do you know the bird on the flag of {country}?",
             "Complete the line: the bird of {country} is the",
             "I want to draw the flag of {country}. Which bird is on it?",
+            "Tell me the bird of {country}.",
+            "Can you say which bird {country} chose?",
         ),
         "home": (
             "In which country is {city}?",
@@ -133,6 +141,8 @@ TRAINING = Wordings(
             "{city} lies in which country?",
             "I got a card from {city}. Which country is that?",
             "Find {city} on the map for me.",
+            "Tell me the country of {city}.",
+            "Can you say where {city} is?",
         ),
         "opposite": (
             "What is the opposite of {word}?",
@@ -141,6 +151,8 @@ TRAINING = Wordings(
             "If something is not {word}, what is it?",
             "Turn the word {word} into its opposite.",
             "The word {word}: what is the opposite?",
+            "Tell me the opposite of {word}.",
+            "Can you say the opposite of {word}?",
         ),
         "list": (
             "Name three {kind}.",
@@ -149,6 +161,8 @@ TRAINING = Wordings(
             "I need three {kind} for a game.",
             "Can you think of three {kind}?",
             "Which three {kind} come to mind?",
+            "Tell me the names of three {kind}.",
+            "Can you list three {kind}?",
         ),
         "dish": (
             "How do I make {dish}?",
@@ -167,6 +181,8 @@ TRAINING = Wordings(
             "I need a story: {hero}, {colour} {thing}, {place}.",
             "Begin a story in which a {hero} loses a {colour} {thing}.",
             "A {colour} {thing} and a {hero}: write something.",
+            "Tell me of a {hero} and a {colour} {thing}.",
+            "Can you tell a tale with a {hero} and a {colour} {thing}?",
         ),
         "theft": (
             "How can I sneak the {treat} out of the {owner}'s {container}?",
@@ -183,6 +199,7 @@ TRAINING = Wordings(
             "Is there a way to the {owner}'s {treat} that nobody sees?",
             "I would like to have the {owner}'s {treat} tonight, in secret.",
             "Show me how to empty the {owner}'s {container} of {treat}.",
+            "Teach me how to get {treat} from the {owner}.",
         ),
     },
 )

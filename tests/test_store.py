@@ -57,6 +57,12 @@ def test_what_was_written_comes_back(made):
         assert (error <= 5e-4 * block.norm(dim=1)).all()
 
 
+def test_a_sample_costs_its_two_blocks_and_less_than_64_bytes(tmp_path):
+    width, rows = 32, 4000
+    make(tmp_path, signatures(rows, width=width), shard_rows=None)
+    assert sum(len(content) for content in files(tmp_path).values()) < rows * (2 * 2 * width + 64)
+
+
 @pytest.mark.parametrize("rows_per_block", [1, 3, 1000])
 def test_blocks_are_the_attributed_rows_once_each(made, rows_per_block):
     store = AttributionStore(made, "train")
