@@ -10,7 +10,8 @@ import pytest
 
 import rept
 from rept.__main__ import COMMANDS
-from rept.config import compose
+from rept.commands import compare
+from rept.config import CONFIGS, compose
 from rept.models import load_model, load_tokenizer
 from rept.pipeline import attribute
 from rept.run_folder import RunFolder
@@ -34,6 +35,11 @@ def test_every_command_is_one_that_exists(command):
     if words[1] == "-m":
         assert words[2] == "rept" and words[3] in COMMANDS
         arguments = [word for word in words[4:] if "=" in word]
+        if words[3] == "compare":  # its own keys, and each experiment's name
+            named = re.findall(r"[\w-]+", next(word for word in arguments if word.startswith("experiments="))[12:])
+            arguments = [word for word in arguments if word.split("=")[0] not in compare.OWN]
+            arguments += [f"experiment={name}" for name in named[:1]]
+            assert all((CONFIGS / "experiment" / f"{name}.yaml").is_file() for name in named) and named
         if arguments:
             compose("attribute", arguments)
     else:

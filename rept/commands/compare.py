@@ -19,14 +19,14 @@ A method that cannot run here is a row with the reason. NAME.key=value is for th
 """
 
 
-_OWN = ("experiments", "out")
+OWN = ("experiments", "out")  # keys of this command itself
 
 
 def run(arguments: list[str]) -> None:
     from omegaconf import OmegaConf
 
-    own = OmegaConf.from_dotlist([argument for argument in arguments if argument.split("=")[0] in _OWN])
-    rest = [argument for argument in arguments if argument.split("=")[0] not in _OWN]
+    own = OmegaConf.from_dotlist([argument for argument in arguments if argument.split("=")[0] in OWN])
+    rest = [argument for argument in arguments if argument.split("=")[0] not in OWN]
     experiments, out = own.get("experiments"), Path(own.get("out", "runs/compared"))
     if not OmegaConf.is_list(experiments) or not experiments:
         raise UsageError(f"Expected experiments=[NAME,...], such as experiments=[rept,bm25], but got {experiments}.")
