@@ -6,6 +6,7 @@ Holds SampleSource, AttributionDataModule.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -112,32 +113,52 @@ class AttributionDataModule(LightningDataModule, ABC):
                 lengths[i] = 0 if isinstance(prompt, Status) else len(prompt)
         return lengths
 
-    def loader(self, side: Side, *, rank: int = 0, world_size: int = 1, done: np.ndarray | None = None) -> DataLoader:
+    def loader(
+        self,
+        side: Side,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        done: np.ndarray | None = None,
+        in_step: bool = False,
+    ) -> DataLoader:
         """One rank's batches, whole, in the plan's order.
 
         Args:
             done: (rows,) bool, True for rows that are stored already. Batches of such rows are left out, and windows of
                 such rows are not even read.
+            in_step: every rank is given equally many batches that hold rows: one with fewer than another in a window is
+                given a row once more, marked as ``Batch.company``.
 
         Raises:
             UsageError: while iterating, where a batch is done in part: the store was made by another plan.
         """
-        return DataLoader(_Stream(lambda: self._plan(side, rank, world_size, done)), batch_size=None, num_workers=0)
+        stream = _Stream(lambda: self._plan(side, rank, world_size, done, in_step))
+        return DataLoader(stream, batch_size=None, num_workers=0)
 
     def batches(self, side: Side, rows: Sequence[int]) -> Iterator[Batch]:
         """Chosen rows by the same rules: windows of the rows in the given order, sorted and cut as above."""
         for start in range(0, len(rows), self.window):
             yield from self._cut(side, rows[start : start + self.window])
 
-    def _plan(self, side: Side, rank: int, world_size: int, done: np.ndarray | None) -> Iterator[Batch]:
+    def _plan(self, side: Side, rank: int, world_size: int, done: np.ndarray | None, in_step: bool) -> Iterator[Batch]:
         total = len(self.source(side))
         for number, start in enumerate(range(0, total, self.window)):
             rows = range(start, min(start + self.window, total))
             if done is not None and done[rows.start : rows.stop].all():
                 continue
+            steps: Counter[int] = Counter()  # of each rank
             for i, batch in enumerate(self._cut(side, rows)):
-                if (number + i) % world_size == rank and not _stored(batch, done):
+                holder = (number + i) % world_size
+                if _stored(batch, done):
+                    continue
+                if len(batch):
+                    steps[holder] += 1
+                    latest = batch
+                if holder == rank:
                     yield batch
+            if in_step and steps:
+                yield from [replace(latest.select([0]), company=True)] * (max(steps.values()) - steps[rank])
 
     def _cut(self, side: Side, rows: Sequence[int]) -> list[Batch]:
         """The batches of one window; its set-aside rows ride on the first."""

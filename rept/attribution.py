@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from rept.errors import UsageError
+from rept.placement import place
 from rept.signature import Batch, Extraction, Key, Signature, Status
 
 Extract = Callable[[nn.Module, Batch, Sequence[int]], Signature]
@@ -26,14 +29,22 @@ class AttributionModule(LightningModule):
 
     def __init__(self, model: nn.Module, extractor: Extract, layers: Sequence[int]) -> None:
         super().__init__()
-        self.model = model
+        # Past torch's registry of submodules: where it lies is for `place` to say, not for Lightning, which would move
+        # it to the CPU after each prediction, and all of one that is spread over devices to the first of them.
+        object.__setattr__(self, "model", model)
         self.extractor = extractor
         self.layers = list(layers)
         self.underflowed = 0  # rows whose gradient is exactly 0 although their representation is not
         self.halvings = 0  # batches that did not fit on the device and were cut in two
 
-    def predict_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> Extraction:
+    def configure_model(self) -> None:
+        place(self.model, self.trainer)
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> Extraction | None:
+        """The rows' statuses and signatures; None for a batch that is computed for other ranks' sake alone."""
         signature = self._extract(batch) if len(batch) else {}
+        if batch.company:
+            return None
         status = torch.where(batch.cut, int(Status.CUT), int(Status.ATTRIBUTED)).to(torch.uint8).cpu()
         signature = {key: block.float().cpu() for key, block in signature.items()}
         status[~_finite(signature, len(batch))] = Status.NON_FINITE
@@ -48,7 +59,12 @@ class AttributionModule(LightningModule):
         try:
             with torch.enable_grad():
                 return self.extractor(self.model, batch, self.layers)
-        except torch.cuda.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError as error:
+            if isinstance(self.model, FSDPModule):  # whose ranks must take equally many passes
+                raise UsageError(
+                    "A batch does not fit on the device, and where a model is split over devices none can be done in "
+                    "two: lower datamodule.tokens_per_batch."
+                ) from error
             if len(batch) == 1:
                 raise
         self.halvings += 1

@@ -32,7 +32,7 @@ class ModelConfig:
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     attn_implementation: str | None = None
-    device_map: str | None = None
+    device_map: Any = None
     trust_remote_code: bool = False
     blocks: str | None = None
     final_norm: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +19,9 @@ if not console.is_terminal:
 
 
 def say(text: str) -> None:
-    """A line of the run's own voice; markup in it is not read."""
+    """A line of the run's own voice; markup in it is not read. Ranks other than 0 stay silent."""
+    if rank_zero_only.rank:
+        return
     console.print(Text(text), soft_wrap=True)
 
 

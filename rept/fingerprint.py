@@ -32,11 +32,27 @@ def of_weights(model: nn.Module) -> str:
     training, merging, quantizing or another checkpoint is.
     """
     parts = [json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str)]
+    offloaded = _offloaded(model)
     for name, tensor in sorted(model.state_dict().items()):
+        if name in offloaded:
+            module, own = offloaded[name]
+            tensor = module._hf_hook.weights_map[own]  # read now, and let go before the next
         parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}")
         if tensor.device.type != "meta":
             parts.append(_sample(tensor))
     return digest(*parts)
+
+
+def _offloaded(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """The module and the name therein of each tensor that `device_map` keeps off the devices, in memory or on disk."""
+    found = {}
+    for path, module in model.named_modules():
+        if getattr(getattr(module, "_hf_hook", None), "weights_map", None) is not None:
+            tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for name, tensor in tensors:
+                if tensor.device.type == "meta":
+                    found[f"{path}.{name}"] = module, name
+    return found
 
 
 def of_tokenizer(tokenizer: Any) -> str:

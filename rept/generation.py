@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from rept.placement import input_device
 
 
 def greedy_answers(
@@ -30,10 +33,11 @@ def greedy_answers(
     """
     answers = [""] * len(prompts)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    device = next(model.parameters()).device
+    device = input_device(model)
+    together = isinstance(model, FSDPModule)  # all ranks answer all prompts, and go on until all have ended
     for numbers in _equal_lengths(prompts, batch_size):
         ids = torch.tensor([list(prompts[i]) for i in numbers], device=device)
-        with torch.inference_mode():
+        with torch.no_grad():  # not in inference mode: gathered weights must serve a backward pass later
             made = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -44,6 +48,7 @@ def greedy_answers(
                 top_k=None,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad,
+                synced_gpus=together,
             )
         texts = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
         for i, text in zip(numbers, texts, strict=True):

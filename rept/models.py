@@ -33,7 +33,7 @@ def load_model(
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
     attn_implementation: str | None = None,
-    device_map: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
     """A causal language model in evaluation mode whose parameters need no gradient.
@@ -46,7 +46,7 @@ def load_model(
         load_in_4bit: quantize through bitsandbytes, on a GPU; ``dtype`` is then what it computes in.
         load_in_8bit: likewise.
         attn_implementation: as in Transformers; None leaves it to choose.
-        device_map: as in Transformers; None leaves the model on the CPU, from where Lightning moves it.
+        device_map: as in Transformers; None leaves the model on the CPU, from where `rept.placement.place` takes it.
         trust_remote_code: run model code that comes with the checkpoint.
 
     Raises:

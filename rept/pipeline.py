@@ -18,6 +18,7 @@ from rept.config import TARGET, build, compose
 from rept.console import console, say, show
 from rept.errors import UsageError
 from rept.models import load_model, load_tokenizer
+from rept.placement import check_placement, claim_device
 from rept.quiet import quiet
 from rept.report.page import write_report
 from rept.results import Trace
@@ -142,10 +143,12 @@ def prepare(
     check_numbers(config)
     check_form(config.tokens.form)
     trainer = build_trainer(config)
+    check_placement(trainer, config.model)
     for side in sides:
         if not len(datamodule.source(side)):  # what is wrong with the data is told before the model is loaded
             raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
     if model is None:
+        claim_device(trainer)
         path = ensure_model(config, datamodule, make_model)
         tokenizer, model = load_tokenizer(path, config.model.adapter), load_configured(config, path)
     datamodule.attach(tokenizer)
@@ -156,11 +159,13 @@ def run(job: Job) -> None:
     """All stages of a job, each skipped where its result is already in the folder and still fits."""
     config, folder = job.config, job.folder
     folder.describe(**provenance.environment(config.seed, job.trainer.world_size))
+    weights = fingerprint.of_weights(job.model)
+    stages.set_up(job)
     with folder.stage("answers"):
         stages.answer_queries(job)
     with folder.stage("layers"):
         layers = stages.select_layers(job)
-    marks = stages.fingerprints(job, layers)
+    marks = stages.fingerprints(job, layers, weights)
     fingerprint.check(read_json(folder.provenance).get("fingerprints", {}), marks, str(folder.path))
     folder.write_config(config)
     folder.describe(fingerprints=marks)

@@ -13,6 +13,7 @@ _WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # Lightning; a training goes on in its own folder
     "The dirpath has changed from",  # Lightning; a checkpoint of another folder may be named
     "Couldn't infer the batch indices",  # Lightning; a row carries its own number here
+    "predict returned None",  # Lightning; a rank that only keeps others company has nothing to keep
 )
 
 

@@ -17,7 +17,9 @@ from rept.attribution import AttributionModule
 from rept.console import say
 from rept.errors import UsageError
 from rept.generation import greedy_answers
+from rept.layer_choice import LayerChoice
 from rept.metrics import token_average_precision
+from rept.placement import input_device, place, splits
 from rept.progress import ShowProgress, progress
 from rept.run_folder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
 from rept.signature import Side, Status
@@ -44,11 +46,26 @@ class Job:
     def depth(self) -> int:
         return self.model.config.get_text_config().num_hidden_layers
 
+    @property
+    def in_step(self) -> bool:
+        """Whether all ranks must run the model at the same time, since each holds only a share of it."""
+        return splits(self.trainer)
+
+
+def set_up(job: Job) -> None:
+    """Brings the model to its device; where it is split over ranks, starts them and gives each its share."""
+    if job.in_step:
+        rows = len(job.datamodule.source("query"))
+        nothing = job.datamodule.loader("query", done=np.ones(rows, dtype=bool))
+        job.trainer.predict(AttributionModule(job.model, job.extractor, []), nothing, return_predictions=False)
+    else:
+        place(job.model, job.trainer)
+
 
 def answer_queries(job: Job) -> None:
     """queries.jsonl: every query with its status, and the model's own greedy answer where the data bring none."""
-    source = job.datamodule.source("query")
-    if job.folder.queries.is_file():
+    source, together = job.datamodule.source("query"), job.trainer.strategy
+    if together.broadcast(job.folder.queries.is_file()):
         job.datamodule.answers.update(known_answers(job.folder))
     else:
         asked = {
@@ -63,7 +80,7 @@ def answer_queries(job: Job) -> None:
                 answers = greedy_answers(
                     job.model, job.tokenizer, list(prompts.values()), job.config.max_new_tokens, on_batch=advance
                 )
-            job.datamodule.answers.update(zip(prompts, answers, strict=True))
+            job.datamodule.answers.update(zip(prompts, together.broadcast(answers), strict=True))
     write_jsonl(job.folder.queries, _query_lines(job))
 
 
@@ -95,13 +112,13 @@ def _query_lines(job: Job) -> Iterator[dict[str, Any]]:
 def select_layers(job: Job) -> list[int]:
     """layers.json: the strategy's choice on its probe rows of the training data."""
     strategy = OmegaConf.to_container(job.config.layers, resolve=True) | {"seed": job.config.seed}
-    if job.folder.layers.is_file():
+    if job.trainer.strategy.broadcast(job.folder.layers.is_file()):
         known = read_json(job.folder.layers)
         if known["strategy"] == strategy:
             say(f"Layer {', '.join(map(str, known['layers']))}: chosen before, reused.")
             return known["layers"]
     rows = probe_rows(job, job.selector.probe_rows)
-    choice = job.selector(job.model, list(job.datamodule.batches("train", rows)))
+    choice = job.trainer.strategy.broadcast(probe(job, rows))
     record = {
         "strategy": strategy,
         "layers": choice.layers,
@@ -113,6 +130,12 @@ def select_layers(job: Job) -> list[int]:
     }
     write_json(job.folder.layers, record)
     return choice.layers
+
+
+def probe(job: Job, rows: Sequence[int]) -> LayerChoice:
+    """What the layer strategy makes of these training rows."""
+    device = input_device(job.model)
+    return job.selector(job.model, [batch.to(device) for batch in job.datamodule.batches("train", rows)])
 
 
 def probe_rows(job: Job, wanted: int) -> list[int]:
@@ -131,10 +154,10 @@ def probe_rows(job: Job, wanted: int) -> list[int]:
     return sorted(found)
 
 
-def fingerprints(job: Job, layers: Sequence[int]) -> dict[str, Any]:
-    """What the signatures depend on, by name."""
+def fingerprints(job: Job, layers: Sequence[int], weights: str) -> dict[str, Any]:
+    """What the signatures depend on, by name; that of the weights was taken while they were whole."""
     return {
-        "weights": fingerprint.of_weights(job.model),
+        "weights": weights,
         "tokenizer": fingerprint.of_tokenizer(job.tokenizer),
         "training data": job.datamodule.digest("train"),
         "query data": job.datamodule.digest("query"),
@@ -165,7 +188,8 @@ def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
     if stored < total:
         writer = StoreWriter(store, mark, job.config.store.dtype, job.config.store.shard_rows)
         trainer.callbacks += [writer, ShowProgress(f"Signatures of the {name}", total - stored)]
-        loader = job.datamodule.loader(side, rank=trainer.global_rank, world_size=trainer.world_size, done=done)
+        ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size, "in_step": job.in_step}
+        loader = job.datamodule.loader(side, done=done, **ranks)
         trainer.predict(module, loader, return_predictions=False)
         del trainer.callbacks[-2:]
     trainer.strategy.barrier()
@@ -209,6 +233,9 @@ def write_tokens(job: Job, hits: dict[int, list[int]], layer: int) -> None:
                     found.append(precision)
             yield line
 
+    if job.in_step and not job.trainer.is_global_zero:  # who writes nothing, but must run the model too
+        for _ in judged():
+            pass
     write_jsonl(job.folder.tokens, judged())
     if found:
         measured = {"token_average_precision": float(np.mean(found)), "texts": len(found)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from rept.errors import UsageError
+from rept.placement import input_device
 from rept.signature import IGNORE, Batch, Key, Side
 
 Form = Literal["published", "anchored", "matched"]
@@ -143,7 +144,7 @@ def score_pairs(
 
     Memory: the states of ``queries_at_once`` queries and of one batch of training rows.
     """
-    device = next(model.parameters()).device
+    device = input_device(model)
     queries = sorted({query for query, _ in pairs})
     for start in range(0, len(queries), queries_at_once):
         chunk = set(queries[start : start + queries_at_once])

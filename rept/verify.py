@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rept import oracle
+from rept.placement import input_device
 from rept.signature import IGNORE, Batch, Key, Signature
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -48,7 +49,7 @@ def checks(
         rows: numbers of training rows that can be attributed.
     """
     tolerance = TOLERANCE.get(model.dtype, 5e-2)
-    device = next(model.parameters()).device
+    device = input_device(model)
     batches = [batch.to(device) for batch in datamodule.batches("train", rows)]
     fast = [extractor(model, batch, layers) for batch in batches]
     slow = [

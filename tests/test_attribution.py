@@ -9,6 +9,7 @@ import torch
 
 from extractors.residual_stream import ResidualStream
 from rept.attribution import AttributionModule
+from rept.errors import UsageError
 from rept.signature import Key, Status
 from tests.tiny import tiny_batch, tiny_model
 
@@ -80,6 +81,26 @@ def test_a_single_row_that_does_not_fit_is_an_error():
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
         module_of(extractor).predict_step(tiny_batch())
+
+
+def test_where_ranks_go_in_step_a_batch_that_does_not_fit_ends_the_run_in_words(monkeypatch):
+    def extractor(model, batch, layers):
+        raise torch.cuda.OutOfMemoryError("too large")
+
+    monkeypatch.setattr("rept.attribution.FSDPModule", torch.nn.Module)
+    with pytest.raises(UsageError, match="lower datamodule.tokens_per_batch"):
+        module_of(extractor).predict_step(tiny_batch())
+
+
+def test_a_batch_for_other_ranks_sake_is_run_and_not_kept():
+    ran = []
+
+    def extractor(model, batch, layers):
+        ran.append(len(batch))
+        return ResidualStream()(model, batch, layers)
+
+    assert module_of(extractor).predict_step(replace(tiny_batch(), company=True)) is None
+    assert ran == [len(tiny_batch())]
 
 
 def test_gradients_of_exactly_zero_are_counted():

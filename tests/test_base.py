@@ -77,6 +77,18 @@ def test_every_row_is_in_one_batch_whatever_the_number_of_ranks(world: int) -> N
             assert sum(same(batch, other) for other in plan) == 1
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 40])
+def test_ranks_in_step_take_equally_many_steps_over_the_same_rows(world: int) -> None:
+    plan = list(module().loader("train"))
+    dealt = [list(module().loader("train", rank=rank, world_size=world, in_step=True)) for rank in range(world)]
+    assert len({sum(len(batch) > 0 for batch in batches) for batches in dealt}) == 1
+    for batches in dealt:
+        assert all(len(batch) == 1 and not batch.set_aside for batch in batches if batch.company)
+    kept = [batch for batches in dealt for batch in batches if not batch.company]
+    assert len(kept) == len(plan)
+    assert all(sum(same(batch, other) for other in plan) == 1 for batch in kept)
+
+
 def test_batches_follow_the_plan() -> None:
     for batch in module().loader("train"):
         windows = {number // 5 for number in rows_of(batch)}

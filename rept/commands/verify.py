@@ -22,16 +22,20 @@ def run(arguments: list[str]) -> None:
     from rept.architecture import Architecture
     from rept.config import compose
     from rept.console import console, say
-    from rept.errors import CheckFailed
+    from rept.errors import CheckFailed, UsageError
     from rept.pipeline import prepare
+    from rept.placement import place
     from rept.verify import checks
 
     job = prepare(compose("attribute", arguments), make_model=False, sides=["train"])
+    if job.trainer.world_size > 1:
+        raise UsageError("Expected one process to verify in: leave out trainer.devices, num_nodes and strategy.")
+    place(job.model, job.trainer)
     depth = len(Architecture.of(job.model))
     layers = sorted({1, max(1, depth // 2), depth})
     total = len(job.datamodule.source("train"))
     rows = [row for row in range(min(total, 10 * ROWS)) if job.datamodule.status("train", row).attributed][:ROWS]
-    found = checks(job.model.to(job.trainer.strategy.root_device), job.extractor, job.datamodule, layers, rows)
+    found = checks(job.model, job.extractor, job.datamodule, layers, rows)
     table = Table(title=f"{len(rows)} rows, layers {', '.join(map(str, layers))}", title_justify="left")
     for column in ("check", "error", "tolerance", "", "what mends it"):
         table.add_column(column, justify="right" if column in ("error", "tolerance") else "left")
