@@ -60,7 +60,7 @@ def test_further_bytes_of_a_character_are_shaded_with_it() -> None:
 
 
 def test_an_excerpt_holds_the_strongest_passage() -> None:
-    weak = [(f" weak{i}", 0.01) for i in range(100)]
+    weak = [(f" weak{i}", 1.0) for i in range(100)]  # eight of them outweigh the strong two in sum
     scored = _scored(("<s>", 0, True), *weak[:70], (" blue", 3.0), (" lantern", 2.0), *weak[70:])
     pieces, before, after = excerpt(scored, 60)
     text = "".join(piece.text for piece in pieces)

@@ -134,12 +134,18 @@ class Findings:
         scored = [self._scored(hit) for hit in best]
         words = Counter(word for tokens in scored if tokens for word in strongest_words(tokens))
         matching = [hit for hit in best if hit.label == label] if self.labelled else best
+
+        def typical(hit: Hit) -> tuple[bool, int, float]:
+            """How well a hit stands for the others: its strongest words are theirs too."""
+            tokens = self._scored(hit)
+            return tokens is not None, sum(words[word] for word in strongest_words(tokens)) if tokens else 0, hit.score
+
         return Behaviour(
             label=label,
             queries=len(queries),
             matched=len(matching) if self.labelled else None,
             words=words.most_common(6),
-            example=self._example(max(matching or best, key=lambda hit: (self._scored(hit) is not None, hit.score))),
+            example=self._example(max(matching or best, key=typical)),
         )
 
     def _example(self, hit: Hit) -> Example:

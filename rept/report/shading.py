@@ -47,7 +47,8 @@ def shaded(scored: TokenScores) -> list[Piece]:
 
 
 def excerpt(scored: TokenScores, characters: int = 240) -> tuple[list[Piece], bool, bool]:
-    """The run of pieces, at most so many characters long, that holds most positive score.
+    """The run of pieces, at most so many characters long, that holds most positive score, squared: a few strong tokens
+    say more than many weak ones.
 
     Returns:
         The pieces (an arrow, marked special, stands for the special tokens between two of them), whether text was left
@@ -56,9 +57,9 @@ def excerpt(scored: TokenScores, characters: int = 240) -> tuple[list[Piece], bo
     pieces = _without_special(shaded(scored))
     best, start, length, gain = (0, min(1, len(pieces)), 0.0), 0, 0, 0.0
     for end, piece in enumerate(pieces, start=1):
-        length, gain = length + len(piece.text), gain + max(piece.score, 0.0)
+        length, gain = length + len(piece.text), gain + max(piece.score, 0.0) ** 2
         while length > characters and start < end - 1:
-            length, gain = length - len(pieces[start].text), gain - max(pieces[start].score, 0.0)
+            length, gain = length - len(pieces[start].text), gain - max(pieces[start].score, 0.0) ** 2
             start += 1
         if gain > best[2]:
             best = (start, end, gain)
