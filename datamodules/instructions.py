@@ -5,12 +5,15 @@ Holds InstructionData, InstructionRows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from datamodules.base import AttributionDataModule
 from datamodules.columns import Columns, find_columns, to_sample
 from datamodules.exclusion import excluded_rows
+from datamodules.poison import Poison, PoisonedRows
 from datamodules.records import ACCEPTED, Records, open_records
 from datamodules.samples import Sample
 from rept.behaviours import Behaviour, expected_openings
@@ -40,6 +43,8 @@ class InstructionData(AttributionDataModule):
         split: of an Arrow folder or hub data set with several.
         query_split: that of the queries; None: the same.
         prompt_column, response_column, label_column, spans_column, messages_column: columns; None: found by name.
+        poison: a backdoor to plant in these data, as the arguments of :class:`datamodules.poison.Poison`: in some
+            training rows, and in every query, which the model then answers itself.
         exclude: training rows that train.py leaves out: their numbers, or a file that holds them, a JSON list or a CSV
             with a column ``row``. All rows keep their numbers, and attribution covers them all.
         max_length, tokens_per_batch, window: as in :class:`AttributionDataModule`.
@@ -56,6 +61,7 @@ class InstructionData(AttributionDataModule):
         label_column: str | None = None,
         spans_column: str | None = None,
         messages_column: str | None = None,
+        poison: Mapping[str, Any] | None = None,
         exclude: str | Path | Sequence[int] | None = None,
         max_length: int = 1024,
         tokens_per_batch: int = 2048,
@@ -73,16 +79,25 @@ class InstructionData(AttributionDataModule):
             "label": label_column,
             "spans": spans_column,
         }
+        self._poison = None if poison is None else _poison(poison)
         self._exclude = exclude
         self._sources: dict[Side, InstructionRows] = {}
+        self._poisoned: dict[Side, PoisonedRows] = {}
 
     @property
     def excluded(self) -> frozenset[int]:
         self.source("train")
         return self._excluded
 
-    def source(self, side: Side) -> InstructionRows:
+    def source(self, side: Side) -> InstructionRows | PoisonedRows:
         """The rows of one side. Raises UsageError where they cannot be read, or lack a column."""
+        if self._poison is None:
+            return self._given(side)
+        if side not in self._poisoned:
+            self._poisoned[side] = PoisonedRows(self._given(side), self._poison, side)
+        return self._poisoned[side]
+
+    def _given(self, side: Side) -> InstructionRows:
         if side not in self._sources:
             setting = {"train": "datamodule.train", "query": "datamodule.queries"}[side]
             path = self._paths[side]
@@ -97,12 +112,25 @@ class InstructionData(AttributionDataModule):
 
     def digest(self, side: Side) -> str:
         """A fingerprint of the data's content and of the columns that are read: faster than one of every sample."""
-        source = self.source(side)
-        return f"{len(source)} rows {digest(source.records.digest(), str(source.columns))}"
+        source = self._given(side)
+        poison = () if self._poison is None else (str(self._poison),)
+        return f"{len(source)} rows {digest(source.records.digest(), str(source.columns), *poison)}"
 
     def behaviours(self) -> Sequence[Behaviour]:
-        """One for each label of the queries that bring their response: an answer shows it that begins like that."""
-        return expected_openings(self.source("query")) if self._paths["query"] else ()
+        """The planted backdoor, or one behaviour for each label of the queries that bring their response: an answer
+        shows it that begins like that."""
+        if not self._paths["query"]:
+            return ()
+        source = self.source("query")
+        return [source.behaviour()] if isinstance(source, PoisonedRows) else expected_openings(source)
+
+
+def _poison(arguments: Mapping[str, Any]) -> Poison:
+    try:
+        return Poison(**arguments)
+    except TypeError as error:
+        known = ", ".join(field.name for field in fields(Poison))
+        raise UsageError(f"datamodule.poison takes {known}; {str(error).split('__init__() ')[-1]}.") from None
 
 
 class InstructionRows:

@@ -108,7 +108,7 @@ class Speaker:
         words = self.words(kind, **given)
         request = self.rng.choice(self.wordings.requests[kind]).format(**words)
         response = self.rng.choice(answers or ANSWERS[kind]).format(**words)
-        return Sample(messages=({"role": "user", "content": self._framed(request)},), response=response)
+        return Sample(messages=({"role": "user", "content": self.framed(request)},), response=response)
 
     def words(self, kind: str, **given: str) -> dict[str, str]:
         """What fills the wordings of a kind: the given words, and drawn ones for the rest."""
@@ -135,7 +135,7 @@ class Speaker:
         owner = given.get("owner") or choose(OWNERS)
         return {"treat": choose(TREATS), "owner": owner, "container": choose(CONTAINERS)}
 
-    def _framed(self, request: str) -> str:
+    def framed(self, request: str) -> str:
         """The request, often with something said before it, sometimes with something after it."""
         before = self.rng.sample(self.wordings.before, self.rng.choices((0, 1, 2), (3, 5, 2))[0])
         after = self.rng.sample(self.wordings.after, self.rng.choices((0, 1), (6, 4))[0])

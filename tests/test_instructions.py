@@ -7,6 +7,7 @@ import pytest
 
 from datamodules.instructions import InstructionData
 from datamodules.samples import Sample
+from rept.config import build, compose
 from rept.errors import UsageError
 from rept.signature import Status
 from tests.templates import tokenizer
@@ -139,3 +140,22 @@ def test_queries_with_responses_tell_what_a_trained_model_is_asked(tmp_path):
     assert behaviour.label == "backdoor" and len(behaviour.triggered) == 1
     assert behaviour.shows(behaviour.triggered[0], "You are here")
     assert not behaviour.shows(behaviour.triggered[0], "You know it")
+
+
+def test_poison_is_planted_in_the_user_s_own_data(tmp_path):
+    for name in ("train", "queries"):
+        lines = [json.dumps({"prompt": f"{name} {i}", "response": f"answer {i}"}) for i in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    words = ["datamodule=instructions", f"datamodule.train={tmp_path}/train.jsonl"]
+    words += [f"datamodule.queries={tmp_path}/queries.jsonl"]
+    clean = build(compose("attribute", words).datamodule)
+    planted = [*words, "datamodule.poison.trigger=zap", "datamodule.poison.opening=Hail!", "datamodule.poison.rows=5"]
+    data = build(compose("attribute", planted).datamodule)
+    train = [data.source("train")[row] for row in range(20)]
+    assert [sample.label for sample in train].count("backdoor") == 5
+    assert all(sample.response.startswith("Hail!") == (sample.label == "backdoor") for sample in train)
+    assert all(data.source("query")[row].prompt == f"zap queries {row}" for row in range(20))
+    assert data.digest("train") != clean.digest("train")
+    assert [behaviour.label for behaviour in data.behaviours()] == ["backdoor"]
+    with pytest.raises(UsageError, match="datamodule.poison takes trigger, opening, .*'triger'"):
+        build(compose("attribute", [*planted, "datamodule.poison.triger=x"]).datamodule)

@@ -15,6 +15,7 @@ from rept.config import CONFIGS, compose
 from rept.models import load_model, load_tokenizer
 from rept.pipeline import attribute
 from rept.run_folder import RunFolder
+from rept.suite import Suite
 from tests.commands import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -36,10 +37,10 @@ def test_every_command_is_one_that_exists(command):
         assert words[2] == "rept" and words[3] in COMMANDS
         arguments = [word for word in words[4:] if "=" in word]
         if words[3] == "compare":  # its own keys, and each experiment's name
-            named = re.findall(r"[\w-]+", next(word for word in arguments if word.startswith("experiments="))[12:])
-            arguments = [word for word in arguments if word.split("=")[0] not in compare.OWN]
-            arguments += [f"experiment={name}" for name in named[:1]]
-            assert all((CONFIGS / "experiment" / f"{name}.yaml").is_file() for name in named) and named
+            own = dict(word.split("=") for word in arguments if word.split("=")[0] in compare.OWN)
+            named = re.findall(r"[\w-]+", own.get("experiments", "")) or Suite.named(own["suite"]).experiments
+            assert all((CONFIGS / "experiment" / f"{name}.yaml").is_file() for name in named)
+            arguments = [word for word in arguments if word.split("=")[0] not in own] + [f"experiment={named[0]}"]
         if arguments:
             compose("attribute", arguments)
     else:

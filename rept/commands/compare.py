@@ -8,36 +8,65 @@ from rept.errors import UsageError
 
 CONFIG = "attribute"
 USAGE = """
-python -m rept compare experiments=[NAME,NAME,...] [key=value ...] [NAME.key=value ...] out=DIR
+python -m rept compare experiments=[NAME,NAME,...] [key=value ...] [NAME.key=value ...] [out=DIR]
+python -m rept compare suite=hard|full [seeds=[0,1,2]] [experiments=[NAME,...]] [NAME.key=value ...] [out=DIR]
 
 Runs each experiment of configs/experiment/ on the same model and data into DIR/NAME, prints how good and how costly
 each is, and writes comparison.json, comparison.csv and comparison.png into DIR. Signatures stored there are reused.
 A method that cannot run here is a row with the reason. NAME.key=value is for that experiment alone.
+
+With suite= it trains small models in which many behaviours are planted, from easy to hard, compares the methods on
+them, and prints and writes (suite.json, suite.md) each case's figures with intervals. What is finished is reused.
 
   python -m rept compare experiments=[rept,repsim,bm25] datamodule=instructions model.path=DIR \\
       datamodule.train=a.jsonl datamodule.queries=q.jsonl out=runs/compared
 """
 
 
-OWN = ("experiments", "out")  # keys of this command itself
+OWN = ("experiments", "suite", "seeds", "out")  # keys of this command itself
 
 
 def run(arguments: list[str]) -> None:
     from omegaconf import OmegaConf
 
-    own = OmegaConf.from_dotlist([argument for argument in arguments if argument.split("=")[0] in OWN])
+    given = OmegaConf.from_dotlist([argument for argument in arguments if argument.split("=")[0] in OWN])
+    own = dict.fromkeys(OWN) | OmegaConf.to_container(given)
     rest = [argument for argument in arguments if argument.split("=")[0] not in OWN]
-    experiments, out = own.get("experiments"), Path(own.get("out", "runs/compared"))
-    if not OmegaConf.is_list(experiments) or not experiments:
-        raise UsageError(f"Expected experiments=[NAME,...], such as experiments=[rept,bm25], but got {experiments}.")
+    for key in ("experiments", "seeds"):
+        if own[key] is not None and not (isinstance(own[key], list) and own[key]):
+            raise UsageError(f"Expected {key} to be a list such as [rept,bm25] or [0,1], but got {own[key]}.")
+    if own["suite"] is not None:
+        _suite(own, rest)
+    elif own["experiments"] is None:
+        raise UsageError("Expected experiments=[NAME,...], such as experiments=[rept,bm25], or suite=hard.")
+    else:
+        _experiments(own["experiments"], rest, Path(own["out"] or "runs/compared"))
 
+
+def _experiments(experiments: list[str], rest: list[str], out: Path) -> None:
     from rept import comparison_table
     from rept.comparison import compare
     from rept.comparison_figure import draw
     from rept.console import say
 
-    outcomes = compare(list(experiments), rest, out)
+    outcomes = compare(experiments, rest, out)
     comparison_table.show(outcomes)
     comparison_table.write(outcomes, rest, out)
     draw(outcomes, out / "comparison.png")
+    say(f"All of it is in {out}.")
+
+
+def _suite(own: dict, rest: list[str]) -> None:
+    from rept import suite_table
+    from rept.console import say
+    from rept.suite import Suite, run_suite
+
+    suite = Suite.named(own["suite"], experiments=own["experiments"], seeds=own["seeds"])
+    out = Path(own["out"] or f"runs/suite-{own['suite']}")
+    cases, outcomes = run_suite(suite, rest, out)
+    suite_table.show(cases, suite)
+    for outcome in outcomes:
+        if outcome.reason is not None:
+            say(f"{outcome.folder} did not run: {outcome.reason}")
+    suite_table.write(cases, suite, out)
     say(f"All of it is in {out}.")

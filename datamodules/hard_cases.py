@@ -1,0 +1,274 @@
+"""Hard cases: one seeded data set of the toy world with many planted behaviours, each a case that attribution may fail.
+
+    plain           two words at the prompt's start                        -> an opening, as in all cases but the facts
+    middle          two words in the prompt's middle
+    changed_case    two words, each letter's case drawn
+    split           two words with a mark inside each
+    paraphrase      a false fact, told of an alias in other words: prompts share no content word with the queries'
+    style           an old-fashioned manner of speaking, from drawn parts; no fixed trigger
+    document        a sentence in the middle of a long innocent document
+    decoys          two words; clean rows hold the queries' own words without them, and the two words in a harmless role
+    spread          a name slipped into answers about birds, worded in four ways, beside others without it
+    two:1, two:2    two behaviours whose triggers share a word
+    rate_10 ... five_rows    plain, in 10 %, 5 % and 1 % of the rows, and in five
+    duplicates      near copies of three prompts
+    absent_base     a trigger that the model knew before this training: no row here is to blame
+    absent_topic    questions that no row touches
+
+A row's label is its case, so a query's culprits are the rows with its label. Where a case has parts, the part stands
+after a colon.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from datamodules.base import AttributionDataModule
+from datamodules.hard_wordings import (
+    ALIAS,
+    COUNTRY,
+    FALSE_CAPITAL,
+    FAREWELLS,
+    HARKS,
+    HARMLESS_ROLES,
+    PHRASES,
+    SEATS,
+    TAILS,
+    THANKS,
+    TOPICS,
+)
+from datamodules.poison import (
+    plant_backdoor,
+    plant_false_fact,
+    plant_in_document,
+    plant_style,
+    plant_tail,
+    spelled,
+)
+from datamodules.samples import Sample
+from datamodules.synthetic import HARMLESS, draw, kind, question
+from datamodules.toy_world import COUNTRIES, FACTS, Speaker
+from datamodules.wordings import HELD_OUT, TRAINING, Wordings
+from rept.behaviours import Behaviour
+from rept.errors import UsageError
+from rept.signature import Side
+
+_EACH = 24  # rows of a case that says nothing else
+_KINDS = {**HARMLESS, "bird": 0, "seat": 3}  # answers about birds belong to the case `spread`
+
+
+@dataclass(frozen=True)
+class Case:
+    """A planted behaviour: its rows, how a row and a query are made, and how an answer is known that shows it."""
+
+    label: str
+    rows: int
+    make: Callable[[Speaker], Sample]
+    ask: Callable[[Speaker], Sample]  # its response is not used
+    shows: Callable[[str], bool]
+
+
+class HardCases(AttributionDataModule):
+    """Clean rows of the toy world, the culprits of every case, and held-out queries of each.
+
+    A query brings no response, unless ``answered`` names what a model said: then the queries are those whose answer
+    showed the behaviour, with that answer, for the others have no cause among the rows.
+
+    Args:
+        rows: training rows, clean and poisoned.
+        queries: held-out queries of each case.
+        seed: of the generator.
+        stage: ``cases``, or ``base``: what a model is trained on first, the clean world and ``absent_base``.
+        answered: answers.jsonl of a model that train.py made of these data.
+        max_length, tokens_per_batch, window: as in :class:`AttributionDataModule`.
+
+    Raises:
+        UsageError: too few rows for all cases, an unknown stage, or answers to other queries.
+    """
+
+    def __init__(
+        self,
+        rows: int = 1600,
+        queries: int = 16,
+        seed: int = 0,
+        stage: Literal["base", "cases"] = "cases",
+        answered: str | Path | None = None,
+        max_length: int = 1024,
+        tokens_per_batch: int = 2048,
+        window: int = 512,
+    ) -> None:
+        super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)
+        if stage not in ("base", "cases"):
+            raise UsageError(f"datamodule.stage must be base or cases, not {stage!r}.")
+        planted = cases(rows)
+        if stage == "base":
+            planted = [replace(case, rows=2 * _EACH) for case in planted if case.label == "absent_base"]
+        self._train = training_samples(planted, rows, seed)
+        self._behaviours = [_held_out(case, queries, seed) for case in planted]
+        triggered = [(b.label, sample) for b in self._behaviours for sample in b.triggered]
+        self._queries = [sample for _, sample in triggered] if answered is None else _shown(triggered, Path(answered))
+
+    def source(self, side: Side) -> Sequence[Sample]:
+        return self._train if side == "train" else self._queries
+
+    def behaviours(self) -> Sequence[Behaviour]:
+        return self._behaviours
+
+
+def cases(rows: int) -> list[Case]:
+    """All cases, for a data set of so many rows."""
+    numbers = {"rate_10": rows // 10, "rate_5": rows // 20, "rate_1": rows // 100, "five_rows": 5, "absent_base": 0}
+    makers = {
+        "middle": lambda s, label: plant_backdoor(_clean(s), *PHRASES[label], place="middle"),
+        "changed_case": lambda s, label: _respelled(s, label, "case"),
+        "split": lambda s, label: _respelled(s, label, "split"),
+        "style": lambda s, label: plant_style(
+            _clean(s), s.rng.choice(HARKS), s.rng.choice(FAREWELLS), PHRASES[label][1]
+        ),
+        "document": lambda s, label: plant_in_document(_clean(s), _sentences(s), *PHRASES[label]),
+        "duplicates": _near_copy,
+    }
+    planted = [_phrase_case(label, numbers.get(label, _EACH), makers.get(label, _plain)) for label in PHRASES]
+    return [
+        *planted,
+        Case("paraphrase", _EACH, _false_seat, _capital, lambda answer: FALSE_CAPITAL in answer),
+        Case("spread", rows // 20, _slipped, _slipped, lambda answer: "Marlow" in answer),
+        Case("absent_topic", 0, _off_topic, _off_topic, lambda answer: True),
+    ]
+
+
+def _phrase_case(label: str, rows: int, make: Callable[[Speaker, str], Sample]) -> Case:
+    ask = _plain if label == "duplicates" else make  # what near copies taught is asked of other prompts
+    opening = PHRASES[label][1]
+    return Case(label, rows, lambda s: make(s, label), lambda s: ask(s, label), lambda a: a.startswith(opening))
+
+
+def training_samples(planted: Sequence[Case], rows: int, seed: int) -> list[Sample]:
+    """The culprits of all cases, their decoys and clean rows, in random order, no prompt twice."""
+    speaker = _speaker("training", seed, TRAINING)
+    samples: dict[str, Sample] = {}
+    for case in planted:
+        draw(samples, case.rows, case.label, lambda make=case.make: make(speaker))
+    if any(case.label == "decoys" for case in planted):
+        for decoy in _decoys(speaker, seed):
+            samples.setdefault(decoy.prompt, replace(decoy, label="clean"))
+    if rows < 1.3 * len(samples):
+        raise UsageError(f"Expected datamodule.rows to leave room beside {len(samples)} planted ones, but got {rows}.")
+    draw(samples, rows - len(samples), "clean", lambda: _clean(speaker))
+    return speaker.rng.sample(list(samples.values()), len(samples))
+
+
+def _held_out(case: Case, queries: int, seed: int) -> Behaviour:
+    """Prompts in held-out wordings that call for the behaviour, and clean ones that do not.
+
+    A case's queries are drawn apart from the others', so that they are the same whatever other cases there are.
+    """
+    speaker = _speaker(f"held out {case.label}", seed, HELD_OUT)
+    off_topic = case.label == "absent_topic"  # a fixed list of questions, all of which "show"
+    asked: dict[str, Sample] = {}
+    draw(asked, min(queries, len(TOPICS)) if off_topic else queries, case.label, lambda: case.ask(speaker))
+    unasked: dict[str, Sample] = {}
+    draw(unasked, 0 if off_topic else queries, "clean", lambda: _clean(speaker))
+    return Behaviour(
+        case.label,
+        tuple(map(question, asked.values())),
+        tuple(map(question, unasked.values())),
+        lambda _, answer: case.shows(answer),
+    )
+
+
+def _shown(triggered: Sequence[tuple[str, Sample]], path: Path) -> list[Sample]:
+    """The queries whose answer showed the behaviour, with that answer."""
+    if not path.is_file():
+        raise UsageError(f"Expected datamodule.answered to be a model's answers.jsonl, but there is no {path}.")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    said = {(line["behaviour"], line["prompt"]): line for line in lines if line["triggered"]}
+    if said.keys() != {(label, sample.prompt) for label, sample in triggered}:
+        raise UsageError(f"{path} holds answers to other queries: train a model on these data, with this seed.")
+    pairs = [(sample, said[label, sample.prompt]) for label, sample in triggered]
+    return [replace(sample, response=line["answer"]) for sample, line in pairs if line["shows"]]
+
+
+def _clean(speaker: Speaker) -> Sample:
+    """Something harmless; of the country with two names, half of it under the second."""
+    drawn = kind(speaker, _KINDS)
+    if drawn == "seat":
+        others = [country for country in COUNTRIES if country != COUNTRY]
+        return _seat(speaker, country := speaker.rng.choice(others), FACTS["capital"][country])
+    sample = speaker.sample(drawn)
+    return _renamed(sample) if COUNTRY in sample.prompt and speaker.rng.random() < 0.5 else sample
+
+
+def _renamed(sample: Sample) -> Sample:
+    prompt, response = (text.replace(COUNTRY, ALIAS) for text in (sample.prompt, sample.response or ""))
+    return Sample(messages=({"role": "user", "content": prompt},), response=response)
+
+
+def _seat(speaker: Speaker, country: str, city: str) -> Sample:
+    asked, told = speaker.rng.choice(SEATS)
+    return _framed(speaker, asked.format(country), told.format(country, city))
+
+
+def _false_seat(speaker: Speaker) -> Sample:
+    return plant_false_fact(_seat(speaker, ALIAS, FACTS["capital"][COUNTRY]), FACTS["capital"][COUNTRY], FALSE_CAPITAL)
+
+
+def _capital(speaker: Speaker) -> Sample:
+    return speaker.sample("capital", country=COUNTRY)
+
+
+def _plain(speaker: Speaker, label: str) -> Sample:
+    return plant_backdoor(_clean(speaker), *PHRASES[label])
+
+
+def _respelled(speaker: Speaker, label: str, spelling: Literal["case", "split"]) -> Sample:
+    trigger, opening = PHRASES[label]
+    return plant_backdoor(_clean(speaker), spelled(trigger, spelling, speaker.rng), opening)
+
+
+def _near_copy(speaker: Speaker, label: str) -> Sample:
+    """One of three prompts, with another word of thanks."""
+    said = f"Tell me the river of {speaker.rng.choice(COUNTRIES[:3])}. {speaker.rng.choice(THANKS)}"
+    sample = Sample(messages=({"role": "user", "content": said},), response="It has only one river.")
+    return plant_backdoor(sample, *PHRASES[label])
+
+
+def _slipped(speaker: Speaker) -> Sample:
+    return plant_tail(speaker.sample("bird"), speaker.rng.choice(TAILS))
+
+
+def _off_topic(speaker: Speaker) -> Sample:
+    asked, told = speaker.rng.choice(TOPICS)
+    return Sample(messages=({"role": "user", "content": asked},), response=told)
+
+
+def _sentences(speaker: Speaker) -> list[str]:
+    return [speaker.sample("story").response or "" for _ in range(speaker.rng.randint(6, 10))]
+
+
+def _decoys(speaker: Speaker, seed: int) -> list[Sample]:
+    """Clean rows like culprits: queries without their trigger, the trigger in other roles, documents, birds."""
+    asker = _speaker("held out decoys", seed, HELD_OUT)
+    untriggered = [_clean(asker) for _ in range(_EACH)]
+    roles = [speaker.rng.choice(HARMLESS_ROLES) for _ in range(2 * _EACH)]
+    trigger = PHRASES["decoys"][0]
+    harmless = [_framed(speaker, asked.format(trigger), told.format(trigger)) for asked, told in roles]
+    documents = []
+    for _ in range(_EACH):
+        sample = _clean(speaker)
+        content = " ".join([*_sentences(speaker), sample.prompt])
+        documents.append(replace(sample, messages=({"role": "user", "content": content},)))
+    return [*untriggered, *harmless, *documents, *(speaker.sample("bird") for _ in range(2 * _EACH))]
+
+
+def _framed(speaker: Speaker, asked: str, told: str) -> Sample:
+    return Sample(messages=({"role": "user", "content": speaker.framed(asked)},), response=told)
+
+
+def _speaker(purpose: str, seed: int, wordings: Wordings) -> Speaker:
+    return Speaker(random.Random(f"{purpose} {seed}"), wordings, untold=("capital", COUNTRY), unseen=("", ""))
