@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from datamodules.base import AttributionDataModule
 from datamodules.columns import find_columns
@@ -29,7 +29,7 @@ class InMemoryData(AttributionDataModule):
         train: Sequence[Mapping[str, Any]],
         queries: Sequence[Mapping[str, Any]],
         max_length: int = 1024,
-        tokens_per_batch: int = 2048,
+        tokens_per_batch: int | Literal["auto"] = 2048,
         window: int = 512,
     ) -> None:
         super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datamodules.base import AttributionDataModule
 from datamodules.columns import Columns, find_columns, to_sample
@@ -64,7 +64,7 @@ class InstructionData(AttributionDataModule):
         poison: Mapping[str, Any] | None = None,
         exclude: str | Path | Sequence[int] | None = None,
         max_length: int = 1024,
-        tokens_per_batch: int = 2048,
+        tokens_per_batch: int | Literal["auto"] = 2048,
         window: int = 512,
     ) -> None:
         super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)

@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from datamodules.base import AttributionDataModule
 from datamodules.exclusion import excluded_rows
@@ -79,7 +80,7 @@ class SyntheticData(AttributionDataModule):
         seed: int = 0,
         exclude: str | Path | Collection[int] | None = None,
         max_length: int = 1024,
-        tokens_per_batch: int = 2048,
+        tokens_per_batch: int | Literal["auto"] = 2048,
         window: int = 512,
     ) -> None:
         super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from rept.console import say
 from rept.errors import UsageError
 from rept.placement import place
 from rept.signature import Batch, Extraction, Key, Signature, Status
@@ -36,6 +38,7 @@ class AttributionModule(LightningModule):
         self.layers = list(layers)
         self.underflowed = 0  # rows whose gradient is exactly 0 although their representation is not
         self.halvings = 0  # batches that did not fit on the device and were cut in two
+        self._most_tokens = sys.maxsize  # of a batch, as far as the device has shown
 
     def configure_model(self) -> None:
         place(self.model, self.trainer)
@@ -54,11 +57,19 @@ class AttributionModule(LightningModule):
         self.underflowed += _underflowed(signature, ~lost)
         return _with_set_aside(batch, status, signature)
 
+    def extract_whole(self, batch: Batch) -> Signature:
+        """The batch's signature, in one piece."""
+        with torch.enable_grad():
+            return self.extractor(self.model, batch, self.layers)
+
     def _extract(self, batch: Batch) -> Signature:
-        """The batch's signature; a batch too large for the device is done in halves, its rows' order kept."""
+        """The batch's signature; a batch too large for the device is done in halves, its rows' order kept.
+
+        What did not fit halves the budget of all that follow: they are cut before they are tried.
+        """
         try:
-            with torch.enable_grad():
-                return self.extractor(self.model, batch, self.layers)
+            if len(batch) == 1 or batch.input_ids.numel() <= self._most_tokens:
+                return self.extract_whole(batch)
         except torch.cuda.OutOfMemoryError as error:
             if isinstance(self.model, FSDPModule):  # whose ranks must take equally many passes
                 raise UsageError(
@@ -67,8 +78,10 @@ class AttributionModule(LightningModule):
                 ) from error
             if len(batch) == 1:
                 raise
+            self._most_tokens = batch.input_ids.numel() // 2
+            say(f"{batch.input_ids.numel():,} tokens do not fit on the device: from here on at most half as many.")
+            torch.cuda.empty_cache()
         self.halvings += 1
-        torch.cuda.empty_cache()
         middle = len(batch) // 2
         first = self._extract(batch.select(range(middle)))
         second = self._extract(batch.select(range(middle, len(batch))))

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rept import finetune, fingerprint, provenance, stages
 from rept.architecture import Architecture
 from rept.attribution import AttributionModule
+from rept.budget import settle_budget
 from rept.config import TARGET, build, compose
 from rept.console import console, say, show
 from rept.errors import UsageError
@@ -165,6 +166,7 @@ def run(job: Job) -> None:
         stages.answer_queries(job)
     with folder.stage("layers"):
         layers = stages.select_layers(job)
+    settle_budget(job, layers)
     marks = stages.fingerprints(job, layers, weights)
     fingerprint.check(read_json(folder.provenance).get("fingerprints", {}), marks, str(folder.path))
     folder.write_config(config)
@@ -174,7 +176,7 @@ def run(job: Job) -> None:
         stored = not config.store.repair and AttributionStore.finished(folder.store, side)
         with folder.stage(f"extract {side}", keep=stored):
             stages.extract(job, module, side, fingerprint.digest(str(marks)))
-    stages.tell_trouble(module, folder)
+    stages.tell_trouble(job, module)
     with folder.stage("rank"):
         device = job.trainer.strategy.root_device
         hits = Scoring(folder, folder, config, job.datamodule, job.scorer, device).run()

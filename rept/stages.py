@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rept import fingerprint
 from rept.attribution import AttributionModule
+from rept.budget import known_budget
 from rept.console import say
 from rept.errors import UsageError
 from rept.generation import greedy_answers
@@ -53,8 +54,11 @@ class Job:
 
 
 def set_up(job: Job) -> None:
-    """Brings the model to its device; where it is split over ranks, starts them and gives each its share."""
-    if job.in_step:
+    """Brings the model to its device; where it is split over ranks, starts them and gives each its share.
+
+    A token budget that is still to be found starts the ranks too, since all must hear of it.
+    """
+    if job.in_step or (job.datamodule.tokens_per_batch_auto and known_budget(job.folder) is None):
         rows = len(job.datamodule.source("query"))
         nothing = job.datamodule.loader("query", done=np.ones(rows, dtype=bool))
         job.trainer.predict(AttributionModule(job.model, job.extractor, []), nothing, return_predictions=False)
@@ -242,16 +246,19 @@ def write_tokens(job: Job, hits: dict[int, list[int]], layer: int) -> None:
         write_json(job.folder.metrics, read_json(job.folder.metrics) | {"tokens": measured})
 
 
-def tell_trouble(module: AttributionModule, folder: RunFolder) -> None:
-    """Says, and notes in provenance.json, what the user should know about the extraction."""
-    if module.halvings:
+def tell_trouble(job: Job, module: AttributionModule) -> None:
+    """Says, and adds up in provenance.json, what the user should know about the extraction, on all ranks."""
+    counts = torch.tensor([module.halvings, module.underflowed], device=job.trainer.strategy.root_device)
+    halvings, underflowed = job.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+    if halvings:
+        say(f"{halvings:,} batches did not fit on the device and were cut in two: lower datamodule.tokens_per_batch.")
+    if underflowed:
         say(
-            f"{module.halvings} batches did not fit on the device and were cut in two: "
-            "lower datamodule.tokens_per_batch."
-        )
-    if module.underflowed:
-        say(
-            f"{module.underflowed:,} rows have a gradient of exactly 0, below what {module.model.dtype} holds: set "
+            f"{underflowed:,} rows have a gradient of exactly 0, below what {module.model.dtype} holds: set "
             "model.dtype=float32 (or bfloat16) to attribute them by their gradients."
         )
-    folder.describe(halved_batches=module.halvings, underflowed_rows=module.underflowed)
+    before = read_json(job.folder.provenance)
+    job.folder.describe(
+        halved_batches=before.get("halved_batches", 0) + halvings,
+        underflowed_rows=before.get("underflowed_rows", 0) + underflowed,
+    )
