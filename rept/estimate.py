@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,62 +13,119 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from rept.attribution import AttributionModule
+from rept.budget import find_budget
 from rept.console import console, say
 from rept.pipeline import Job, prepare
+from rept.placement import input_device
 from rept.run_folder import peak_memory
-from rept.signature import Extraction
-from rept.stages import probe_rows
+from rept.shards import unit_rows
+from rept.signature import Signature
+from rept.stages import probe, probe_rows, set_up
+from rept.writer import SHARD_BYTES
 
-PROBE_ROWS = 96  # timed rows: two seconds on a laptop, and enough for the mean length to settle
+PROBE_ROWS = 96  # timed rows: a few seconds on a laptop, and enough for a token's mean cost to settle
+LENGTHS = 2048  # rows whose tokens are counted
+SHARD_HEADER = 11_000  # bytes of the HDF5 structure of a shard and of an index together, as measured for two blocks
+
+
+class Cost(NamedTuple):
+    """What the timed rows took."""
+
+    seconds: float  # for each padded token: tokenizing, both passes, rounding and digesting for the store
+    row_bytes: int  # of a row in the store
 
 
 def estimate(config: DictConfig) -> dict[str, float]:
     """Prints, and returns, the size and cost of a run; nothing is written.
 
-    Rows and tokens come from evenly spaced rows, seconds from a timed pass over a few batches of them on the device
-    that the trainer would use. Ranks share the rows, so their number divides the time.
+    Seconds come from a timed pass over evenly spaced rows on the device that the trainer would use, for each token of a
+    batch, padding included; how many of those there are, from the lengths of evenly spaced rows, cut into batches as
+    the plan does it. Ranks share the rows, so their number divides the time. Answers that the model is still to give
+    are not in it, nor is reading the libraries and the model.
 
     Raises:
         UsageError: what the run itself would be refused for.
     """
     job = prepare(config, make_model=False)
+    set_up(job)
     rows = {side: len(job.datamodule.source(side)) for side in ("train", "query")}
-    lengths = job.datamodule.sample_lengths("train", 1024)
-    attributed = lengths > 0
-    layers = job.selector(
-        job.model, list(job.datamodule.batches("train", probe_rows(job, job.selector.probe_rows)))
-    ).layers
-    seconds, width = _time(job, layers)
-    size = {"float16": 2, "float32": 4}[config.store.dtype]
-    total = rows["train"] + rows["query"]
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "layers"):
+        layers = probe(job, probe_rows(job, job.selector.probe_rows)).layers
+    if job.datamodule.tokens_per_batch_auto:
+        job.datamodule.tokens_per_batch = find_budget(job, layers)
+    lengths = {side: job.datamodule.sample_lengths(side, LENGTHS) for side in ("train", "query")}
+    padded = {side: padded_tokens(lengths[side], job.datamodule) * rows[side] for side in rows}  # in all
+    cost = _time(job, layers)
+    total = sum(rows.values())
+    store = total * cost.row_bytes + SHARD_HEADER * (2 + total * cost.row_bytes // SHARD_BYTES)
+    seconds["extraction"] = cost.seconds * sum(padded.values()) / job.trainer.world_size
+    # Each query's hits and the query itself run once more, every token of them scored.
+    asked = min(config.tokens.hits, rows["train"]) * padded["train"] / rows["train"] * rows["query"] + padded["query"]
+    seconds["tokens"] = cost.seconds * asked if config.tokens.hits and hasattr(job.extractor, "tokens") else 0.0
     figures = {
         "training rows": rows["train"],
         "queries": rows["query"],
-        "rows set aside (share)": 1 - float(attributed.mean()),
-        "tokens": float(lengths.mean()) * total,
-        "bytes of the store": total * (width * size + 32),
-        "seconds of extraction": seconds * total / job.trainer.world_size,
-        "peak memory in bytes": peak_memory(),
+        "rows set aside (share)": 1 - float((lengths["train"] > 0).mean()),
+        "tokens": sum(float(lengths[side].mean()) * rows[side] for side in rows),
+        "tokens of a batch": job.datamodule.tokens_per_batch,
+        "bytes of the store": store,
+        "seconds of extraction": seconds["extraction"],
+        "seconds of the probe and the token scores": seconds["layers"] + seconds["tokens"],
+        "peak memory in bytes": _peak(job, cost, total),
     }
     _show(figures, layers, job)
     return figures
 
 
-def _time(job: Job, layers: list[int]) -> tuple[float, int]:
-    """Seconds a row and stored values a row, over evenly spaced rows."""
-    device = job.trainer.strategy.root_device
-    module = AttributionModule(job.model.to(device), job.extractor, layers)
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def padded_tokens(lengths: np.ndarray, datamodule: Any) -> float:
+    """Tokens that a row takes up in its batch, padding included, on average; rows set aside (length 0) take none."""
+    tokens = 0
+    for start in range(0, len(lengths), datamodule.window):
+        window = np.sort(lengths[start : start + datamodule.window])
+        count = longest = 0
+        for length in window[window > 0].tolist():
+            if count and (count + 1) * length > datamodule.tokens_per_batch:
+                tokens, count = tokens + count * longest, 0
+            count, longest = count + 1, length
+        tokens += count * longest
+    return tokens / len(lengths)
+
+
+def _time(job: Job, layers: Sequence[int]) -> Cost:
+    module = AttributionModule(job.model, job.extractor, layers)
+    device = input_device(job.model)
     total = len(job.datamodule.source("train"))
     rows = np.unique(np.linspace(0, total - 1, min(PROBE_ROWS, total)).astype(int)).tolist()
-    batches = [batch.to(device) for batch in job.datamodule.batches("train", rows)]
-    made: list[Extraction] = [module.predict_step(batches[0])]  # the first call pays for what later ones find ready
-    start = time.perf_counter()
-    made += [module.predict_step(batch) for batch in batches]
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    width = sum(block.shape[1] for block in made[-1].signature.values())
-    return seconds / len(rows), width
+    signature: Signature = {}
+    for timed in (False, True):  # the first pass pays for what later ones find ready
+        start, tokens = time.perf_counter(), 0
+        for batch in job.datamodule.batches("train", rows):
+            tokens += batch.input_ids.numel()
+            signature = module.predict_step(batch.to(device)).signature or signature
+            for block in signature.values():
+                unit_rows(block, job.config.store.dtype)
+        if timed:
+            seconds = time.perf_counter() - start
+    size = {"float16": 2, "float32": 4}[job.config.store.dtype]
+    # Unit rows and norms; the row's number, its status, and both once more with its position in the index.
+    return Cost(seconds / max(1, tokens), sum(block.shape[1] * size + 4 for block in signature.values()) + 9 + 17)
+
+
+def _peak(job: Job, cost: Cost, rows: int) -> float:
+    """On a GPU what the timed rows took there; else also what a shard takes while it is written: its parts, whole, and
+    as a file."""
+    if torch.cuda.is_available():
+        return peak_memory()
+    shard = SHARD_BYTES if job.config.store.shard_rows is None else job.config.store.shard_rows * cost.row_bytes
+    return peak_memory() + 3 * min(shard, rows * cost.row_bytes)
 
 
 def _show(figures: dict[str, float], layers: list[int], job: Any) -> None:

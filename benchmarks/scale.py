@@ -1,0 +1,144 @@
+"""Whether memory and time a row stay the same however many rows there are, in extraction and in ranking.
+
+    python benchmarks/scale.py [--extraction N N ...] [--ranking N N ...] [--rounds N] [--width N]
+
+* extraction: the whole run of `attribute.py` over short rows with a tiny random model, so that what is held for each
+  row would show beside what is held for a batch
+* ranking: `rank` over a store of random signatures (2 blocks, narrow, so that a few gigabytes hold millions of rows)
+
+Each measurement is a process of its own, the sizes in turns. Peak memory is what the process held at most, less what
+pages of the store's files were mapped at that moment: those are the system's to take back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from rept.config import compose
+from rept.pipeline import attribute
+from rept.ranking import rank
+from rept.scratch import FromScratch
+from rept.signature import Key
+from rept.store import AttributionStore
+from rept.writer import ShardWriter
+from scorers.cosine import Cosine
+
+WORDS = ["the", "king", "of", "Norland", "lives", "in", "a", "fine", "old", "house", "by", "sea", "and", "says"]
+KEYS = [Key("residual_stream", 1, "representation"), Key("residual_stream", 1, "gradient")]
+QUERIES = 20
+
+
+def make_data(folder: Path, rows: int) -> Path:
+    """Short rows, all different, each with one of two labels."""
+    path = folder / f"{rows}.jsonl"
+    draw = random.Random(rows)
+    with path.open("w") as file:
+        for row in range(rows):
+            text = " ".join(draw.choices(WORDS, k=8))
+            sample = {"prompt": f"{row} {text}", "response": text[::2], "label": ("clean", "odd")[row % 2]}
+            file.write(json.dumps(sample) + "\n")
+    return path
+
+
+def make_model(folder: Path) -> Path:
+    path = folder / "model"
+    model, tokenizer = FromScratch(vocab_size=512, width=32, layers=2, heads=2, max_length=128)([" ".join(WORDS)])
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def extraction(folder: Path, rows: int) -> dict[str, float]:
+    """Peak bytes and seconds of extracting the training side, and peak bytes of the whole run."""
+    words = ["datamodule=instructions", "layers=last", "report=false", "tokens.hits=0", "trainer.accelerator=cpu"]
+    data = [f"datamodule.train={folder}/{rows}.jsonl", f"datamodule.queries={folder}/{QUERIES}.jsonl"]
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        config = compose("attribute", [*words, *data, f"model.path={folder}/model", f"out={out}/run"])
+        stages = attribute(config, show_result=False).provenance["stages"]
+    train = stages["extract train"]
+    return {"peak": train["peak_memory_bytes"], "seconds": train["seconds"], "run": stages["rank"]["peak_memory_bytes"]}
+
+
+def make_store(folder: Path, rows: int, width: int) -> None:
+    for side, count in (("train", rows), ("query", QUERIES)):
+        generator = torch.Generator().manual_seed(0)
+        writer = ShardWriter(folder / f"store-{rows}", side, fingerprint="benchmark")
+        for start in range(0, count, 8192):
+            row = torch.arange(start, min(start + 8192, count))
+            block = {key: torch.randn(len(row), width, generator=generator) for key in KEYS}
+            writer.append(row, torch.zeros(len(row)), block)
+        writer.close()
+        AttributionStore.finish(folder / f"store-{rows}", side, count)
+
+
+def ranking(folder: Path, rows: int) -> dict[str, float]:
+    """Peak bytes and seconds of ranking."""
+    store = AttributionStore(folder / f"store-{rows}", "train")
+    asked = AttributionStore(folder / f"store-{rows}", "query").read(range(QUERIES), KEYS)
+    start = time.perf_counter()
+    rank(store, asked, Cosine())
+    seconds = time.perf_counter() - start
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "seconds": seconds}
+
+
+MEASURES = {"extraction": extraction, "ranking": ranking}
+
+
+def apart(measure: str, folder: Path, rows: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--measure", measure, "--folder", str(folder), "--rows", str(rows)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def report(measure: str, folder: Path, sizes: list[int], rounds: int) -> None:
+    """The best of the rounds: other work on the machine only ever adds."""
+    found: dict[int, list[dict[str, float]]] = {rows: [] for rows in sizes}
+    for _ in range(rounds):
+        for rows in sizes:
+            found[rows].append(apart(measure, folder, rows))
+    first: dict[str, float] = {}
+    for rows in sizes:
+        best = {name: min(one[name] for one in found[rows]) for name in found[rows][0]}
+        seconds = best.pop("seconds") / rows
+        first = first or best | {"a row": seconds}
+        told = [f"{name} {value / 2**20:7.1f} MiB ({value / first[name] - 1:+6.1%})" for name, value in best.items()]
+        time_of = f"{seconds * 1e6:8.2f} us a row ({seconds / first['a row'] - 1:+6.1%})"
+        print(f"{measure:10s} {rows:>9,} rows   {'   '.join(told)}   {time_of}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--extraction", type=int, nargs="*", default=[2_000, 50_000])
+    parser.add_argument("--ranking", type=int, nargs="*", default=[100_000, 2_000_000])
+    parser.add_argument("--width", type=int, default=64, help="of each of the two blocks of the ranking's store")
+    parser.add_argument("--rounds", type=int, default=2, help="the best of so many is printed")
+    parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(MEASURES[options.measure](options.folder, options.rows)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        make_model(folder)
+        for rows in (*options.extraction, QUERIES):
+            make_data(folder, rows)
+        report("extraction", folder, options.extraction, options.rounds)
+        for rows in options.ranking:
+            make_store(folder, rows, options.width)
+        report("ranking", folder, options.ranking, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
