@@ -99,7 +99,7 @@ class HardCases(AttributionDataModule):
         stage: Literal["base", "cases"] = "cases",
         answered: str | Path | None = None,
         max_length: int = 1024,
-        tokens_per_batch: int = 2048,
+        tokens_per_batch: int | Literal["auto"] = 2048,
         window: int = 512,
     ) -> None:
         super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)
