@@ -71,6 +71,7 @@ class AttributeConfig:
     each: bool = False
     max_new_tokens: int = 48
     seed: int = 0
+    max_wait: float = 1800.0
     report: bool = True
     out: str = "runs/demo"
 

@@ -45,16 +45,21 @@ def publish(path: Path, data: bytes | memoryview) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UsageError(
-            f"Expected to write {len(data):,} bytes to {path}, but got: {error.strerror}; "
-            "make room or mend this, and give the same command again to go on."
-        ) from error
+        raise UsageError(not_written(path, error, f"{len(data):,} bytes to ")) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def not_written(path: Path, error: OSError, what: str = "") -> str:
+    """One sentence for a disk that is full or a folder that cannot be written."""
+    return (
+        f"Expected to write {what}{path}, but got: {error.strerror or error}; "
+        "make room or mend this, and give the same command again to go on."
+    )
+
+
+def sync_folder(folder: Path) -> None:
     """Makes a rename in the folder outlast a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
@@ -21,6 +22,7 @@ from rept.errors import UsageError
 from rept.models import load_model, load_tokenizer
 from rept.placement import check_placement, claim_device
 from rept.quiet import quiet
+from rept.ranks import end_together, meet
 from rept.report.page import write_report
 from rept.results import Trace
 from rept.run_folder import RunFolder, read_json
@@ -109,7 +111,8 @@ def attribute(
     with folder.lock(), stop.handlers():
         job = prepare(config, **given)
         job.trainer.callbacks.append(stop)
-        run(job)
+        with end_together(job.trainer, folder.path, stop, config.max_wait):
+            run(job)
     result = Trace(folder.path)
     if job.trainer.is_global_zero:
         if config.report:
@@ -185,7 +188,7 @@ def run(job: Job) -> None:
         with folder.stage("tokens"):
             best = {query: rows[: config.tokens.hits] for query, rows in hits.items()}
             stages.write_tokens(job, best, layer)
-    job.trainer.strategy.barrier()  # rank 0 writes what every rank's caller reads next
+    meet(config.max_wait)  # rank 0 writes what every rank's caller reads next
 
 
 def check_numbers(config: DictConfig) -> None:
@@ -194,6 +197,8 @@ def check_numbers(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if value < least:
             raise UsageError(f"Expected {key} to be at least {least}, but got {value}.")
+    if not 0 < config.max_wait < math.inf:
+        raise UsageError(f"Expected max_wait to be a number of seconds above 0, but got {config.max_wait}.")
 
 
 def check_fields(extractor: Any, scorer: Any) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rept.durable import not_written
 from rept.errors import UsageError
 from rept.signature import Key
 from rept.store import AttributionStore
@@ -150,7 +151,7 @@ class ScoreFile:
             self._stream.write(score.numpy().T.tobytes())
             self._stream.flush()
         except OSError as error:
-            raise UsageError(f"Expected to write to {self.path}, but got: {error.strerror}; make room.") from error
+            raise UsageError(not_written(self.path, error)) from error
 
     def close(self) -> None:
         self._stream.close()

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from rept.durable import not_written, sync_folder
 from rept.errors import UsageError
 
 SCHEMA = 1
@@ -154,8 +155,14 @@ def _write(path: Path, text: str) -> None:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Any]:
-    """A text stream whose file takes the name ``path`` only when all of it is on the disk."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    """A text stream whose file takes the name ``path`` only when all of it is on the disk.
+
+    What a killed run leaves behind has a name that the next one writes over.
+
+    Raises:
+        UsageError: the disk is full, or the folder cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.partial")
     try:
         # Lone surrogates, which JSON input may carry, have no UTF-8; they are kept as escapes.
         with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as stream:
@@ -163,5 +170,8 @@ def _beside(path: Path) -> Iterator[Any]:
             stream.flush()
             os.fsync(stream.fileno())
         unfinished.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UsageError(not_written(path, error)) from error
     finally:
         unfinished.unlink(missing_ok=True)

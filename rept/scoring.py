@@ -19,6 +19,7 @@ from rept.histogram import Histogram
 from rept.metrics import measures
 from rept.progress import progress
 from rept.ranking import Hits, Ranking, ScoreFile, blocks_share, merge, rank, read_scores
+from rept.ranks import meet
 from rept.run_folder import RunFolder, write_json, write_jsonl
 from rept.signature import Key, Status
 from rept.store import AttributionStore
@@ -111,6 +112,7 @@ class Scoring:
                 on_block=lambda rows: advance(rows * parts),
                 sinks=[histogram, scores] if scores else [histogram],
             )
+        meet(self.config.max_wait)
         ranking = merge(_gather(ranking), self.config.top_k, self.config.bottom_k)
         histogram = Histogram.merged(_gather(histogram))
         measured = self._measures(paths) if self.labels and part == 0 else {}

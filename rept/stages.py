@@ -22,6 +22,7 @@ from rept.layer_choice import LayerChoice
 from rept.metrics import token_average_precision
 from rept.placement import input_device, place, splits
 from rept.progress import ShowProgress, progress
+from rept.ranks import meet
 from rept.run_folder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
 from rept.signature import Side, Status
 from rept.store import AttributionStore
@@ -196,10 +197,10 @@ def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
         loader = job.datamodule.loader(side, done=done, **ranks)
         trainer.predict(module, loader, return_predictions=False)
         del trainer.callbacks[-2:]
-    trainer.strategy.barrier()
+    meet(job.config.max_wait)
     if trainer.is_global_zero and not AttributionStore.finished(store, side):
         AttributionStore.finish(store, side, total)
-    trainer.strategy.barrier()
+    meet(job.config.max_wait)
 
 
 def token_scores(job: Job, hits: dict[int, list[int]], layer: int) -> Iterator[dict[str, Any]]:

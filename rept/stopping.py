@@ -35,7 +35,11 @@ class StopBetweenBatches(Callback):
 
     def __init__(self) -> None:
         self._predicting = False
-        self._received: int | None = None
+        self._reason: BaseException | None = None
+
+    def ask(self, reason: BaseException) -> None:
+        """Raises ``reason`` after the batch; the first that asks is heard."""
+        self._reason = self._reason or reason
 
     @contextmanager
     def handlers(self) -> Iterator[None]:
@@ -49,10 +53,12 @@ class StopBetweenBatches(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._predicting = True
+        # Lightning has put a handler of its own before ours, in which a rank waits for the others to be told, too.
+        signal.signal(signal.SIGTERM, self._handle)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self._received is not None:
-            raise Stopped(self._received)
+        if self._reason is not None:
+            raise self._reason
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._predicting = False
@@ -61,6 +67,6 @@ class StopBetweenBatches(Callback):
         self._predicting = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._predicting or self._received is not None:
+        if not self._predicting or self._reason is not None:
             raise Stopped(number)
-        self._received = number
+        self.ask(Stopped(number))

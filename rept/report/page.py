@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from rept.durable import publish
 from rept.report import overview
 from rept.report.content import blocks
 from rept.report.findings import Findings
@@ -35,11 +36,8 @@ _NOTHING_ELSE = "base-uri 'none'; form-action 'none'"
 
 def write_report(trace: Trace) -> Path:
     """Writes ``report.html`` into the run folder and returns its path."""
-    path = trace.folder.report
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(render(trace), encoding="utf-8")
-    unfinished.replace(path)
-    return path
+    publish(trace.folder.report, render(trace).encode())
+    return trace.folder.report
 
 
 def render(trace: Trace, most_bytes: int = MOST_BYTES) -> str:
