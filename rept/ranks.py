@@ -74,12 +74,12 @@ def _group(seconds: float) -> distributed.ProcessGroup:
 
 
 class _MeetFirst(Callback):
-    """Makes the group in which ranks meet while they are together anyway: where none can have been lost yet."""
+    """Makes the group in which ranks meet where Lightning has just brought them together: none can be lost yet."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         meet(self._seconds)
 
 
@@ -127,8 +127,9 @@ def _child(parent: int, note: Path) -> Iterator[None]:
         if isinstance(error, Lost):
             time.sleep(GRACE)  # rank 0 may know who it was, and ends this one
         told = isinstance(error, UsageError | Stopped)
-        fault = str(error) if told else f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')} {GO_ON}"
-        note.write_text(f"Rank {rank_zero_only.rank}: {fault}", encoding="utf-8", errors="replace")
+        fault = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".: ")
+        said = str(error) if told else f"{fault}. {GO_ON}"
+        note.write_text(f"Rank {rank_zero_only.rank}: {said}", encoding="utf-8", errors="replace")
         if told:
             raise SystemExit(getattr(error, "exit_code", 2)) from error
         raise
@@ -157,8 +158,6 @@ class _Children:
     @contextmanager
     def watched(self) -> Iterator[None]:
         os.environ[PARENT] = str(os.getpid())
-        for rank in self._ranks:
-            _note(self._notes, rank).unlink(missing_ok=True)
         threading.Thread(target=self._watch, daemon=True).start()
         try:
             yield

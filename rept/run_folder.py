@@ -18,6 +18,7 @@ from rept.durable import not_written, sync_folder
 from rept.errors import UsageError
 
 SCHEMA = 1
+LEFTOVERS = (".*.partial", ".scores-*", ".rank-*")  # of killed runs
 
 
 class RunFolder:
@@ -44,6 +45,8 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Holds the folder for this run. The lock is the operating system's, so it ends with its process.
 
+        Whoever holds it removes what killed runs have left.
+
         Raises:
             UsageError: another run holds it, or the folder cannot be written.
         """
@@ -63,6 +66,9 @@ class RunFolder:
                 f"The run folder {self.path} cannot be written ({error.strerror}); name another by out=."
             ) from None
         with lock:
+            for leftover in LEFTOVERS:
+                for path in self.path.glob(leftover):
+                    path.unlink()
             yield
 
     def open_existing(self) -> DictConfig:

@@ -111,7 +111,7 @@ def test_a_rank_that_fails_ends_the_run_with_its_reason(material, tmp_path):
     process = start("tests/slow.py", *material.arguments(run, *DDP), FAIL_RANK="1")
     _, err = process.communicate(timeout=90)
     assert process.returncode not in (0, None)
-    assert err.splitlines()[-1].startswith("Rank 1: RuntimeError: rank 1 fails on purpose ")
+    assert err.splitlines()[-1].startswith("Rank 1: RuntimeError: rank 1 fails on purpose. ")
     assert time.monotonic() - start_time < 90
     assert not (run / "store/train/index.h5").exists()
 

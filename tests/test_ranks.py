@@ -15,7 +15,7 @@ from tests.commands import ROOT, environment
 MAX_WAIT, GRACE = 2, 2  # seconds; the latter instead of ten
 # Exit code and last line.
 ENDS = {
-    "rank 1 raises": (1, f"Rank 1: RuntimeError: out of patience {GO_ON}"),
+    "rank 1 raises": (1, f"Rank 1: RuntimeError: out of patience. {GO_ON}"),
     "rank 0 raises": (1, "[rank0]: RuntimeError: out of patience"),
     "rank 1 is killed": (137, f"Rank 1 was killed by SIGKILL. {GO_ON}"),
     "rank 0 is killed": (-9, f"Rank 0 has died. {GO_ON}"),
