@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -25,6 +25,10 @@ class Extractor(ABC):
     """Reads the signature of each sample of a batch out of a model."""
 
     fields: tuple[str, ...]  # what this instance gives
+    fit_rows: int | None = 0  # training rows, drawn with the run's seed, that `fit` is called with; None: all
+
+    def fit(self, model: nn.Module, batches: Iterable[Batch]) -> None:  # noqa: B027 - most extractors learn nothing
+        """Learns from training batches before anything is extracted; must give the same for the same batches."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:

@@ -54,7 +54,7 @@ class ParameterGradient(Extractor):
     def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
         if model.training:
             raise UsageError("The model is in training mode, where dropout makes signatures random: call model.eval().")
-        factors = gradient_factors(model, batch, choose_weights(model, self.weights))
+        factors = gradient_factors(model, batch, self.choose(model))
         blocks = {name: self._block(name, factors.pop(name), batch) for name in list(factors)}
         if self.each:
             return {Key(name, 0, "gradient"): block for name, block in blocks.items()}
@@ -63,6 +63,10 @@ class ParameterGradient(Extractor):
         moved = [block.to(device) for block in together]
         joined = torch.cat(moved, dim=1) if self.projection is None else torch.stack(moved).sum(0)
         return {Key("parameters", 0, "gradient"): joined}
+
+    def choose(self, model: nn.Module) -> list[str]:
+        """The names of the weights that are read."""
+        return choose_weights(model, self.weights)
 
     def _block(self, name: str, factors: Factors, batch: Batch) -> Tensor:
         """One weight's share of the signature (B D)."""

@@ -177,6 +177,17 @@ def fingerprints(job: Job, layers: Sequence[int], weights: str) -> dict[str, Any
     }
 
 
+def fit_extractor(job: Job) -> None:
+    """Lets an extractor that learns from training rows do so, unless all its signatures are stored."""
+    wanted = getattr(job.extractor, "fit_rows", 0)
+    if wanted == 0 or all(AttributionStore.finished(job.folder.store, side) for side in ("train", "query")):
+        return
+    rows = probe_rows(job, len(job.datamodule.source("train")) if wanted is None else wanted)
+    say(f"The extractor learns from {len(rows):,} training rows.")
+    model = job.model.to(job.trainer.strategy.root_device)
+    job.extractor.fit(model, [batch.to(model.device) for batch in job.datamodule.batches("train", rows)])
+
+
 def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
     """The signatures of one side, in the store. Rows in whole shards are not computed again."""
     name = {"train": "training rows", "query": "queries"}[side]

@@ -57,6 +57,11 @@ class CaseFigures:
     shown: int = 0
     found: dict[str, list[list[float]]] = field(default_factory=dict)  # by experiment, then by seed
 
+    def mean(self, experiment: str) -> float | None:
+        """The mean over queries and seeds; None where nothing was measured."""
+        values = [value for one in self.found.get(experiment, []) for value in one]
+        return float(np.mean(values)) if values else None
+
     def interval(self, experiment: str) -> tuple[float, float, float] | None:
         """Mean over queries and seeds, and its 95 % `bootstrap` interval; None where nothing was measured."""
         return bootstrap(self.found.get(experiment, []))
@@ -72,11 +77,14 @@ def bootstrap(by_seed: Sequence[Sequence[float]], samples: int = _RESAMPLED) -> 
     if not by_seed:
         return None
     rng = np.random.default_rng(0)
-    means = []
-    for _ in range(samples):
-        drawn = [by_seed[i] for i in rng.integers(len(by_seed), size=len(by_seed))]
-        means.append(np.concatenate([values[rng.integers(len(values), size=len(values))] for values in drawn]).mean())
-    low, high = np.percentile(means, [2.5, 97.5])
+    total, count = np.zeros(samples), np.zeros(samples)
+    for _ in by_seed:
+        drawn = rng.integers(len(by_seed), size=samples)  # one seed for each bootstrap sample
+        for i, values in enumerate(by_seed):
+            at = np.flatnonzero(drawn == i)
+            total[at] += values[rng.integers(len(values), size=(len(at), len(values)))].sum(axis=1)
+            count[at] += len(values)
+    low, high = np.percentile(total / count, [2.5, 97.5])
     return float(np.concatenate(by_seed).mean()), float(low), float(high)
 
 

@@ -58,8 +58,8 @@ def _cell(case: CaseFigures, method: str) -> str:
     found = case.interval(method)
     if found is None:
         return "–"
-    most = max(interval[0] for other in case.found if (interval := case.interval(other)))
-    star = "*" if found[0] == most else ""
+    best = max(mean for other in case.found if (mean := case.mean(other)) is not None)
+    star = "*" if case.mean(method) == best else ""
     return f"{star}{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
 
 
