@@ -22,6 +22,7 @@ from rept.run_folder import RunFolder, reset_peak_memory
 from rept.store import AttributionStore
 
 _RUN = ("report=false", "tokens.hits=0")  # a comparison's own defaults; its arguments may say otherwise
+_EXTRACTION = ("fit extractor", "extract query", "extract train")
 _READ = ("model", "datamodule", "extractor", "layers", "store", "seed", "max_new_tokens")  # what signatures depend on
 
 
@@ -35,7 +36,7 @@ class Outcome:
     measures: Mapping[str, float] = field(default_factory=dict)  # overall; empty without labels
     labels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     queries: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # row and average precision of each query
-    extraction_seconds: float | None = None  # signatures of both sides
+    extraction_seconds: float | None = None  # signatures of both sides, and what the extractor learned first
     ranking_seconds: float | None = None
     peak_memory_bytes: int | None = None  # of the process, the model included
     bytes_per_sample: float | None = None  # of the store's training side, on the disk
@@ -118,15 +119,15 @@ def _same(one: DictConfig, other: DictConfig, groups: Sequence[str]) -> bool:
 
 def _outcome(name: str, trace: Trace, folder: Path) -> Outcome:
     stages, metrics, store = trace.provenance["stages"], trace.metrics, AttributionStore(folder, "train")
-    used = [figures for stage, figures in stages.items() if stage == "rank" or stage.startswith("extract")]
+    extraction = [figures for stage, figures in stages.items() if stage in _EXTRACTION]
     return Outcome(
         experiment=name,
         folder=trace.folder.path,
         measures=metrics.get("overall", {}),
         labels=metrics.get("labels", {}),
         queries=metrics.get("queries", {}),
-        extraction_seconds=sum(stages[f"extract {side}"]["seconds"] for side in ("query", "train")),
+        extraction_seconds=sum(figures["seconds"] for figures in extraction),
         ranking_seconds=stages["rank"]["seconds"],
-        peak_memory_bytes=max(figures["peak_memory_bytes"] for figures in used),
+        peak_memory_bytes=max(figures["peak_memory_bytes"] for figures in [*extraction, stages["rank"]]),
         bytes_per_sample=store.bytes / len(store.attributed),
     )

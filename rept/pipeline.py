@@ -174,8 +174,9 @@ def run(job: Job) -> None:
     fingerprint.check(read_json(folder.provenance).get("fingerprints", {}), marks, str(folder.path))
     folder.write_config(config)
     folder.describe(fingerprints=marks)
-    with folder.stage("fit extractor", keep=True):
-        stages.fit_extractor(job)
+    if getattr(job.extractor, "fit_rows", 0) != 0:
+        with folder.stage("fit extractor", keep=True):
+            stages.fit_extractor(job)
     module = AttributionModule(job.model, job.extractor, layers)
     for side in ("query", "train"):
         stored = not config.store.repair and AttributionStore.finished(folder.store, side)

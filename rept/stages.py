@@ -178,9 +178,9 @@ def fingerprints(job: Job, layers: Sequence[int], weights: str) -> dict[str, Any
 
 
 def fit_extractor(job: Job) -> None:
-    """Lets an extractor that learns from training rows do so, unless all its signatures are stored."""
-    wanted = getattr(job.extractor, "fit_rows", 0)
-    if wanted == 0 or all(AttributionStore.finished(job.folder.store, side) for side in ("train", "query")):
+    """Lets an extractor learn from training rows, unless all its signatures are stored."""
+    wanted = job.extractor.fit_rows
+    if all(AttributionStore.finished(job.folder.store, side) for side in ("train", "query")):
         return
     rows = probe_rows(job, len(job.datamodule.source("train")) if wanted is None else wanted)
     say(f"The extractor learns from {len(rows):,} training rows.")
