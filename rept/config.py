@@ -55,6 +55,13 @@ class TokensConfig:
 
 
 @dataclass
+class CalibrationConfig:
+    rate: float | None = None
+    references: str | None = None
+    count: int = 400
+
+
+@dataclass
 class AttributeConfig:
     """What `python attribute.py` reads; each field is explained in configs/attribute.yaml."""
 
@@ -66,6 +73,7 @@ class AttributeConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     store: StoreConfig = field(default_factory=StoreConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     top_k: int = 100
     bottom_k: int = 0
     each: bool = False

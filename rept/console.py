@@ -33,6 +33,7 @@ def show(trace: Trace, queries: int = 3) -> None:
         show_hits(trace, query)
         show_tokens(trace, query)
     show_metrics(trace)
+    show_calibration(trace)
     show_rows(trace)
 
 
@@ -79,18 +80,23 @@ def show_hits(trace: Trace, query: int, rows: int = 5) -> None:
     label = f" [{visible(asked['label'])}]" if asked["label"] else ""
     say(f"Query {query}{label}: {shorten(asked['prompt'], 90)}")
     say(f"  {'model answered' if asked['generated'] else 'response'}: {shorten(asked['response'], 90)}")
+    hits = trace.hits(query)
+    calibrated = any(hit.flagged is not None for hit in hits)
+    if calibrated and not any(hit.flagged for hit in hits):
+        say("  no training sample stands out")
     table = Table(expand=True)
-    for column in ("rank", "row", "score"):
+    for column in ("rank", "row", "score", *(["p"] if calibrated else [])):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("label", no_wrap=True)
     for column in ("prompt", "response"):
         table.add_column(column, no_wrap=True, ratio=1)
-    for hit in trace.hits(query)[:rows]:
+    for hit in hits[:rows]:
         same = " (the query itself)" if hit.same_as_query else ""
         table.add_row(
             str(hit.rank),
             str(hit.row),
             f"{hit.score:.4f}",
+            *([f"{hit.p_value:.2g}{' *' if hit.flagged else '  '}"] if calibrated else []),
             Text(visible(hit.label or "") + same),
             Text(shorten(hit.prompt, 80)),
             Text(shorten(hit.response, 80)),
@@ -150,6 +156,23 @@ def show_metrics(trace: Trace) -> None:
     for measure, value in tokens.items():
         table.add_row(f"{measure} (tokens)", f"{value:.3f}", *("" for _ in labels))
     console.print(table)
+
+
+def show_calibration(trace: Trace) -> None:
+    """For how many queries a row stands out, and what the number of references allows."""
+    told = trace.metrics.get("calibration")
+    if not told:
+        return
+    some, all_queries = told["stand_out"], told["queries"]
+    say(
+        f"A training sample stands out (*) for {some:,} of {all_queries:,} queries, at a false discovery rate of "
+        f"{told['rate']:.3g}, against {told['references']:,} references: {told['source']}."
+    )
+    if told["fewest"] > 1:
+        say(
+            f"With so many references no p-value is below {told['floor']:.2g}, so fewer than {told['fewest']:,} "
+            "queries cannot stand out: more references tell more."
+        )
 
 
 def show_rows(trace: Trace) -> None:

@@ -12,7 +12,7 @@ from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from rept import finetune, fingerprint, provenance, stages
+from rept import finetune, fingerprint, provenance, references, stages
 from rept.architecture import Architecture
 from rept.attribution import AttributionModule
 from rept.budget import settle_budget
@@ -195,13 +195,14 @@ def run(job: Job) -> None:
 
 
 def check_numbers(config: DictConfig) -> None:
-    """Raises UsageError where a count is below its least."""
+    """Raises UsageError where a count is below its least, or a setting of the calibration is out of its range."""
     for key, least in (("top_k", 1), ("bottom_k", 0), ("max_new_tokens", 1), ("tokens.hits", 0)):
         value = OmegaConf.select(config, key)
         if value < least:
             raise UsageError(f"Expected {key} to be at least {least}, but got {value}.")
     if not 0 < config.max_wait < math.inf:
         raise UsageError(f"Expected max_wait to be a number of seconds above 0, but got {config.max_wait}.")
+    references.check(config)
 
 
 def check_fields(extractor: Any, scorer: Any) -> None:

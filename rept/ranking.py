@@ -46,6 +46,7 @@ def rank(
     rows_per_block: int = 4096,
     on_block: Callable[[int], None] | None = None,
     sinks: Sequence[Sink] = (),
+    references: tuple[Mapping[Key, Tensor], Sink] | None = None,
 ) -> Ranking:
     """Scores every attributed training row for every query; the score is the mean over sites and layers.
 
@@ -57,6 +58,8 @@ def rank(
         part: (i, n) scores the share of the i-th of n processes; `merge` puts the shares together.
         on_block: called with the number of rows of each block that is done.
         sinks: each is called with the rows and scores of each block, for what needs the whole ranking.
+        references: fields (R D) of other queries, and what is called with the rows and their scores (n R). They are
+            scored apart, so that the queries' own scores are the same to the last bit without them.
 
     Raises:
         UsageError: the scorer needs a field that is not stored, or gives scores that are not finite or not (n Q).
@@ -65,20 +68,19 @@ def rank(
     pairs = _pairs(queries, scorer.needs)
     keys = {pair: [Key(*pair, name) for name in scorer.needs] for pair in pairs}
     fitted = {pair: _fit(scorer, train, keys[pair], device, rows_per_block) for pair in pairs}
-    asked = {pair: {key.field: queries[key].to(device) for key in keys[pair]} for pair in pairs}
-    count = len(next(iter(queries.values())))
-    best, lowest = TopK(count, top_k, device=device), TopK(count, bottom_k, lowest=True, device=device)
+    of_references = _Scores(copy.deepcopy(fitted), references[0], device) if references else None
+    of_queries = _Scores(fitted, queries, device)
+    best, lowest = TopK(len(of_queries), top_k, device=device), TopK(len(of_queries), bottom_k, True, device=device)
     for block in train.blocks([key for pair in pairs for key in keys[pair]], rows_per_block, part):
         row = block.row.to(device)
-        scores = []
-        for pair in pairs:
-            scores.append(fitted[pair]({key.field: block.fields[key].to(device) for key in keys[pair]}, asked[pair]))
-            _check(scores[-1], scorer, row, count)
-        mean = torch.stack(scores).mean(0) if len(scores) > 1 else scores[0]
-        best.add(row, mean)
-        lowest.add(row, mean)
+        fields = {key: value.to(device) for key, value in block.fields.items()}
+        score = of_queries(row, fields)
+        best.add(row, score)
+        lowest.add(row, score)
         for sink in sinks:
-            sink(block.row, mean.cpu())
+            sink(block.row, score.cpu())
+        if of_references:
+            references[1](block.row, of_references(row, fields).cpu())
         if on_block is not None:
             on_block(len(row))
     return Ranking(best.hits(), lowest.hits())
@@ -192,6 +194,30 @@ def _fit(
     own = copy.deepcopy(scorer)
     own.fit(_TrainingRows(train, keys, device, rows_per_block))
     return own
+
+
+class _Scores:
+    """Mean scores over sites and layers of a block's rows for certain queries, by fitted scorers."""
+
+    def __init__(self, fitted: Mapping[Pair, Any], queries: Mapping[Key, Tensor], device: torch.device | str) -> None:
+        self._fitted = fitted
+        self._asked = {
+            pair: {name: queries[Key(*pair, name)].to(device) for name in scorer.needs}
+            for pair, scorer in fitted.items()
+        }
+        self._count = len(next(iter(queries.values())))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __call__(self, row: Tensor, fields: Mapping[Key, Tensor]) -> Tensor:
+        """(n Q) for the rows (n) with their fields."""
+        scores = []
+        for pair, scorer in self._fitted.items():
+            score = scorer({name: fields[Key(*pair, name)] for name in scorer.needs}, self._asked[pair])
+            _check(score, scorer, row, self._count)
+            scores.append(score)
+        return torch.stack(scores).mean(0) if len(scores) > 1 else scores[0]
 
 
 @dataclass(frozen=True)

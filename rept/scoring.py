@@ -15,6 +15,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, distributed
 
+from rept import references
+from rept.calibration import Background, Decision, decide, fewest
 from rept.histogram import Histogram
 from rept.metrics import measures
 from rept.progress import progress
@@ -48,9 +50,9 @@ class Scoring:
     def run(self) -> dict[int, list[int]]:
         """The rows of the best hits of each query that was attributed."""
         asked = self.query.read(self.queries, self.query.keys)
-        ranking, measured = self._rank(asked)
+        ranking, decision, measured = self._rank(asked)
         if process()[0] == 0:
-            self._write(ranking, self.out.results, self.out.opponents)
+            self._write(ranking, decision, self.out.results, self.out.opponents)
             self.out.describe(blocks=_blocks(self.train, asked, ranking.best))
         if self.config.each:
             measured |= {"each": self._each(asked)}
@@ -87,16 +89,23 @@ class Scoring:
         measured = {}
         for site, layer in sorted({key[:2] for key in asked}):
             alone = {key: block for key, block in asked.items() if key[:2] == (site, layer)}
-            ranking, measured[f"{site}/{layer}"] = self._rank(alone)
+            ranking, decision, measured[f"{site}/{layer}"] = self._rank(alone)
             if process()[0] == 0:
-                self._write(ranking, self.out.path / f"results-{site}-{layer}.jsonl")
+                self._write(ranking, decision, self.out.path / f"results-{site}-{layer}.jsonl")
         return measured
 
-    def _rank(self, asked: Mapping[Key, Tensor]) -> tuple[Ranking, dict[str, Any]]:
-        """The ranking by the mean over the sites and layers asked for, a histogram of all scores, and the measures if
-        there are labels."""
+    @cached_property
+    def references(self) -> references.References | None:
+        """What the calibration holds the queries against; None: the run is not calibrated."""
+        return references.load(self.config, self.folder, self.train, self.datamodule)
+
+    def _rank(self, asked: Mapping[Key, Tensor]) -> tuple[Ranking, Decision | None, dict[str, Any]]:
+        """The ranking by the mean over the sites and layers asked for, what stands out in it, a histogram of all
+        scores, and the measures if there are labels."""
         part, parts = process()
         histogram = Histogram()
+        known = self.references
+        background = Background(len(known), known.left_out, self.config.top_k) if known else None
         paths = [self.out.path / f".scores-{i}-of-{parts}" for i in range(parts)]
         with ExitStack() as stack:
             scores = stack.enter_context(closing(ScoreFile(paths[part]))) if self.labels else None
@@ -111,12 +120,32 @@ class Scoring:
                 part=(part, parts),
                 on_block=lambda rows: advance(rows * parts),
                 sinks=[histogram, scores] if scores else [histogram],
+                references=(known.of(asked), background) if known and background else None,
             )
         meet(self.config.max_wait)
         ranking = merge(_gather(ranking), self.config.top_k, self.config.bottom_k)
         histogram = Histogram.merged(_gather(histogram))
         measured = self._measures(paths) if self.labels and part == 0 else {}
-        return ranking, measured | {"scores": histogram.as_dict()}
+        measured["scores"] = histogram.as_dict()
+        decision = None
+        if known and background:
+            decision = decide(_gather(background.share()), ranking.best, self.config.calibration.rate)
+            measured["calibration"] = self._told(decision, known.source)
+        return ranking, decision, measured
+
+    def _told(self, decision: Decision, source: str) -> dict[str, Any]:
+        """The calibration as metrics.json has it."""
+        rate = self.config.calibration.rate
+        return {
+            "rate": rate,
+            "references": decision.references,
+            "source": source,
+            "floor": decision.floor,
+            "fewest": fewest(len(self.queries), decision.references, rate),
+            "queries": len(self.queries),
+            "stand_out": int(decision.flagged.any(1).sum()),
+            "p_values": dict(zip(self.queries, decision.query.tolist(), strict=True)),
+        }
 
     def _measures(self, paths: list[Path]) -> dict[str, Any]:
         assert self.labels is not None
@@ -128,10 +157,10 @@ class Scoring:
             measured["queries"] = {"query": self.queries, **measured["queries"]}
         return measured
 
-    def _write(self, ranking: Ranking, results: Path, opponents: Path | None = None) -> None:
+    def _write(self, ranking: Ranking, decision: Decision | None, results: Path, opponents: Path | None = None) -> None:
         sample = lru_cache(maxsize=4096)(self.datamodule.sample)
 
-        def lines(hits: Hits) -> Iterator[dict[str, Any]]:
+        def lines(hits: Hits, decided: Decision | None = None) -> Iterator[dict[str, Any]]:
             for i, query in enumerate(self.queries):
                 asked = sample("query", query)
                 pairs = zip(hits.row[i].tolist(), hits.score[i].tolist(), strict=True)
@@ -146,9 +175,9 @@ class Scoring:
                         "prompt": found.prompt,
                         "response": found.response,
                         "same_as_query": (found.prompt, found.response) == (asked.prompt, asked.response),
-                    }
+                    } | (decided.of_hit(i, position - 1) if decided else {})
 
-        write_jsonl(results, lines(ranking.best))
+        write_jsonl(results, lines(ranking.best, decision))
         if opponents is not None and ranking.lowest.row.shape[1]:
             write_jsonl(opponents, lines(ranking.lowest))
 

@@ -166,5 +166,3 @@ class Findings:
     def _scored(self, hit: Hit) -> TokenScores | None:
         scored = hit.row in self.trace.scored(hit.query)
         return self.trace.tokens(hit.query, hit.row).get("train") if scored else None
-
-

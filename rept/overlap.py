@@ -1,0 +1,62 @@
+"""Which texts speak of the same thing: the share of their telling words that two texts have in common."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_WORD = re.compile(r"\w+")
+
+
+class WordOverlap:
+    """Holds texts against reference texts: ``sum_{w in both} v_w / min(sum_{w in a} v_w, sum_{w in b} v_w)``.
+
+    ``v_w = log((M + 1) / (m_w + 1))`` with m_w = how many of M sample texts hold w, so words that are everywhere count
+    for nothing; a word counts once in a text, in lower case. The smaller sum divides, so that a short text whose words
+    all stand in a long one overlaps with it wholly.
+
+    Args:
+        references: the texts (R) to hold others against.
+        sample: texts that tell which words are common.
+    """
+
+    def __init__(self, references: Sequence[str], sample: Sequence[str]) -> None:
+        holders = Counter(word for text in sample for word in words(text))
+        self._weight = {word: math.log((len(sample) + 1) / (count + 1)) for word, count in holders.items()}
+        self._unseen = math.log(len(sample) + 1)
+        asked = [words(text) for text in references]
+        self._column = {word: i for i, word in enumerate(sorted(set().union(*asked)))}
+        self._asked = self._sparse(asked).to_dense().T.contiguous()  # (V R)
+        self._total = torch.tensor([self._sum(found) for found in asked])
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Shares (n R), from 0 to 1; 0 where a text has no telling word."""
+        found = [words(text) for text in texts]
+        common = torch.sparse.mm(self._sparse(found, weighted=False), self._asked)
+        smaller = torch.minimum(torch.tensor([self._sum(one) for one in found])[:, None], self._total)
+        return torch.where(smaller > 0, common / smaller, 0).clamp(max=1)
+
+    def _value(self, word: str) -> float:
+        return self._weight.get(word, self._unseen)
+
+    def _sum(self, found: set[str]) -> float:
+        return sum(self._value(word) for word in sorted(found))  # sorted: the same to the last bit in every process
+
+    def _sparse(self, texts: Sequence[set[str]], weighted: bool = True) -> Tensor:
+        """(n V): each word's weight, or 1, where a text holds it."""
+        known = self._column
+        entries = [(i, known[word], word) for i, found in enumerate(texts) for word in found & known.keys()]
+        entries.sort()
+        place = torch.tensor([entry[:2] for entry in entries], dtype=torch.long).reshape(-1, 2).T
+        value = torch.tensor([self._value(word) if weighted else 1.0 for *_, word in entries])
+        return torch.sparse_coo_tensor(place, value, (len(texts), len(self._column)), check_invariants=False)
+
+
+def words(text: str) -> set[str]:
+    """The different runs of letters, digits and underscores of a text, in lower case."""
+    return set(_WORD.findall(text.lower()))

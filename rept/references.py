@@ -1,0 +1,113 @@
+"""The reference queries of a calibration: drawn from the training rows, or the queries of another run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from rept.calibration import SAME_TOPIC
+from rept.errors import UsageError
+from rept.overlap import WordOverlap
+from rept.run_folder import RunFolder, read_json
+from rept.signature import Key, Status
+from rept.store import AttributionStore
+
+SAME = ("weights", "tokenizer", "extractor", "layers", "max_length")  # what both runs' signatures depend on
+SAMPLE = 4096  # training rows whose texts tell which words are common
+
+
+@dataclass(frozen=True)
+class References:
+    """Reference queries, and which training rows each is not compared with.
+
+    ``left_out`` is told row numbers (n) and gives a mask (n R).
+    """
+
+    fields: Mapping[Key, Tensor]  # each (R D)
+    left_out: Callable[[Tensor], Tensor]
+    source: str  # as a person reads it
+
+    def __len__(self) -> int:
+        return len(next(iter(self.fields.values())))
+
+    def of(self, keys: Mapping[Key, Any]) -> Mapping[Key, Tensor]:
+        """The fields that other queries have."""
+        return {key: self.fields[key] for key in keys}
+
+
+def check(config: DictConfig) -> None:
+    """Raises UsageError where a number is out of its range, or the references are no run."""
+    rate, count = config.calibration.rate, config.calibration.count
+    if rate is not None and not 0 < rate < 1:
+        raise UsageError(f"Expected calibration.rate to be above 0 and below 1, but got {rate}.")
+    if count < 1:
+        raise UsageError(f"Expected calibration.count to be at least 1, but got {count}.")
+    if config.calibration.references is not None:
+        RunFolder(config.calibration.references).open_existing()
+
+
+def load(config: DictConfig, folder: RunFolder, train: AttributionStore, datamodule: Any) -> References | None:
+    """The references that a run asks for; None where it is not calibrated.
+
+    Raises:
+        UsageError: a setting is out of its range, or the other run was made by another model or in another way.
+    """
+    check(config)
+    if config.calibration.rate is None:
+        return None
+    if config.calibration.references is None:
+        return drawn(train, datamodule, config.calibration.count, config.seed)
+    return _of_run(RunFolder(config.calibration.references), folder, train)
+
+
+def drawn(train: AttributionStore, datamodule: Any, count: int, seed: int) -> References:
+    """Training rows, each left out of its own comparison along with all rows that speak of the same thing.
+
+    Args:
+        train: the store of the training rows.
+        datamodule: an `AttributionDataModule`, for their texts.
+        count: references to draw, at most.
+        seed: of the draw.
+    """
+    generator = np.random.default_rng(seed)
+    rows = np.sort(generator.choice(train.attributed, min(count, len(train.attributed)), replace=False))
+    step = -(-len(train.attributed) // SAMPLE)
+    texts = _Texts(datamodule)
+    overlap = WordOverlap(texts(rows), texts(train.attributed[::step]))
+    own = torch.from_numpy(rows)
+
+    def left_out(row: Tensor) -> Tensor:
+        return (overlap(texts(row.numpy())) >= SAME_TOPIC) | (row[:, None] == own)
+
+    return References(train.read(rows, train.keys), left_out, "training rows, each without its like")
+
+
+def _of_run(other: RunFolder, own: RunFolder, train: AttributionStore) -> References:
+    made, asked = (read_json(folder.provenance).get("fingerprints", {}) for folder in (other, own))
+    different = [name for name in SAME if made.get(name) != asked.get(name)]
+    if different:
+        raise UsageError(
+            f"Expected the references in {other.path} to be traced as {own.path} was, but they differ in "
+            f"{', '.join(different)}: trace them with the same model and settings."
+        )
+    store = AttributionStore(other.store, "query")
+    fields = store.read(store.attributed, train.keys)
+    count = len(store.attributed)
+    return References(fields, lambda row: torch.zeros(len(row), count, dtype=torch.bool), f"queries of {other.path}")
+
+
+class _Texts:
+    """Prompt and response of training rows; nothing for those that hold no sample."""
+
+    def __init__(self, datamodule: Any) -> None:
+        self._sample = datamodule.sample
+
+    def __call__(self, rows: np.ndarray) -> list[str]:
+        samples = [self._sample("train", row) for row in rows.tolist()]
+        return ["" if isinstance(one, Status) else f"{one.prompt}\n{one.response}" for one in samples]
