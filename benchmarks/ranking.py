@@ -2,13 +2,15 @@
 
     python benchmarks/ranking.py [--rows N] [--folder DIR] [--rounds N]
 
-Makes a store of random signatures (2 blocks x 512, float16), and then measures, in processes of their own and in turns:
+Makes a store of random signatures (2 blocks x 512, float16) around 1,000 centres, as samples of 1,000 kinds would have
+them, and then measures, in processes of their own and in turns:
 
 * `rank` on that store, digests checked, with the memory that the process takes
 * FAISS IndexFlatIP (extra ``benchmarks``) on the same vectors, in memory as float32 and normalized: as it comes, and
   through BLAS, which it keeps for larger searches
 * the matrix product alone, in memory: what no exact float32 method can beat
 * one pair at a time, on a slice
+* once, the approximate index of `rept.approximate`: building, searching (mapped from disk), size, recall
 
 The hits are held against those of FAISS, and their scores against float64.
 """
@@ -24,12 +26,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from rept.approximate import ApproximateIndex
 from rept.ranking import rank
 from rept.signature import Key
 from rept.store import AttributionStore
@@ -37,11 +41,12 @@ from rept.writer import ShardWriter
 from scorers.cosine import Cosine
 
 KEYS = [Key("residual_stream", 4, "representation"), Key("residual_stream", 4, "gradient")]
-WIDTH, QUERIES, TOP = 512, 100, 100
+WIDTH, QUERIES, TOP, KINDS = 512, 100, 100, 1000
 
 
 def make(folder: Path, rows: int) -> None:
     """A store whose two blocks are about equally loud, so that both count."""
+    centres = {key: torch.randn(KINDS, WIDTH, generator=torch.Generator().manual_seed(len(key.field))) for key in KEYS}
     for side, count in (("train", rows), ("query", QUERIES)):
         if AttributionStore.finished(folder, side):
             continue
@@ -50,7 +55,10 @@ def make(folder: Path, rows: int) -> None:
         for start in range(0, count, 4096):
             row = torch.arange(start, min(start + 4096, count))
             scale = torch.rand(len(row), 1, generator=generator) * 100
-            block = {key: torch.randn(len(row), WIDTH, generator=generator) * scale for key in KEYS}
+            kind = torch.randint(KINDS, (len(row),), generator=generator)
+            block = {
+                key: (centres[key][kind] + torch.randn(len(row), WIDTH, generator=generator)) * scale for key in KEYS
+            }
             writer.append(row, torch.zeros(len(row)), block)
         writer.close()
         AttributionStore.finish(folder, side, count)
@@ -70,6 +78,20 @@ def ours(folder: Path) -> dict:
         "rows": best.row.tolist(),
         "scores": best.score.tolist(),
     }
+
+
+def approximate(folder: Path) -> dict:
+    """The approximate index: seconds to build and to search, bytes, and the rows found; nothing without FAISS."""
+    asked = queries(folder)
+    index = ApproximateIndex(folder / "approximate.faiss", AttributionStore(folder, "train"), Cosine(), KEYS)
+    start = time.perf_counter()
+    made = index.build(asked, TOP)
+    build = time.perf_counter() - start
+    start = time.perf_counter()
+    rows = index.search(asked, TOP).row.tolist()
+    seconds = time.perf_counter() - start
+    looked = f"{made.looked_into} of {made.lists}"
+    return {"build": build, "seconds": seconds, "bytes": made.bytes, "looked_into": looked, "rows": rows}
 
 
 def vectors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -144,9 +166,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many is printed")
     parser.add_argument("--folder", type=Path, help="where the store is kept; by default it is made anew and removed")
-    parser.add_argument("--measure", choices=["ours", "in_memory"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=["ours", "in_memory", "approximate"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    measure: dict[str, Callable[[Path], dict]] = {"ours": ours, "in_memory": in_memory}
+    measure: dict[str, Callable[[Path], dict]] = {"ours": ours, "in_memory": in_memory, "approximate": approximate}
     if arguments.measure:
         print(json.dumps(measure[arguments.measure](arguments.folder)))
         return
@@ -155,6 +177,8 @@ def main() -> None:
         make(folder, arguments.rows)
         rounds = [(apart("ours", folder), apart("in_memory", folder)) for _ in range(arguments.rounds)]
         report(folder, arguments.rows, rounds)
+        if find_spec("faiss"):
+            report_approximate(rounds[0][0], apart("approximate", folder))
 
 
 def report(folder: Path, rows: int, rounds: list[tuple[dict, dict]]) -> None:
@@ -173,6 +197,15 @@ def report(folder: Path, rows: int, rounds: list[tuple[dict, dict]]) -> None:
     for title, other in others.items():
         print(f"{title:44s}{other:10.2f}{other / seconds:10.2f} x")
     print(exactness(folder, *rounds[0]))
+
+
+def report_approximate(exact: dict, found: dict) -> None:
+    pairs = zip(exact["rows"], found["rows"], strict=True)
+    recall = sum(len(set(a) & set(b)) for a, b in pairs) / (QUERIES * TOP)
+    print(
+        f"approximate index, from disk: {found['seconds']:.2f} s, digest included ({found['looked_into']} lists); "
+        f"recall@{TOP} {recall:.3f}; {found['bytes'] / 1e9:.2f} GB; built in {found['build']:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Scoring:
         asked = self.query.read(self.queries, self.query.keys)
         ranking, decision, measured = self._rank(asked)
         if process()[0] == 0:
-            self._write(ranking, decision, self.out.results, self.out.opponents)
+            self.write(ranking, decision, self.out.results, self.out.opponents)
             self.out.describe(blocks=_blocks(self.train, asked, ranking.best))
         if self.config.each:
             measured |= {"each": self._each(asked)}
@@ -91,7 +91,7 @@ class Scoring:
             alone = {key: block for key, block in asked.items() if key[:2] == (site, layer)}
             ranking, decision, measured[f"{site}/{layer}"] = self._rank(alone)
             if process()[0] == 0:
-                self._write(ranking, decision, self.out.path / f"results-{site}-{layer}.jsonl")
+                self.write(ranking, decision, self.out.path / f"results-{site}-{layer}.jsonl")
         return measured
 
     @cached_property
@@ -157,7 +157,8 @@ class Scoring:
             measured["queries"] = {"query": self.queries, **measured["queries"]}
         return measured
 
-    def _write(self, ranking: Ranking, decision: Decision | None, results: Path, opponents: Path | None = None) -> None:
+    def write(self, ranking: Ranking, decision: Decision | None, results: Path, opponents: Path | None = None) -> None:
+        """Hits with their texts, and opponents if there are any."""
         sample = lru_cache(maxsize=4096)(self.datamodule.sample)
 
         def lines(hits: Hits, decided: Decision | None = None) -> Iterator[dict[str, Any]]:

@@ -63,6 +63,11 @@ class AttributionStore:
             told = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common()) or "there is none"
             raise UsageError(f"Expected {self.folder / side} to hold a row that could be attributed, but got: {told}.")
 
+    @property
+    def shard_names(self) -> list[str]:
+        """The shards' file names, which hold the digests of their content."""
+        return [shard.name for shard in self._shards]
+
     @cached_property
     def status(self) -> np.ndarray:
         """(N) uint8 by row number, see `Status`."""

@@ -32,6 +32,13 @@ class Scorer(ABC):
         Scores are finite: a zero vector gives 0, never NaN.
         """
 
+    def vectors(self, fields: Mapping[str, Tensor]) -> Tensor | None:
+        """Rows (n D) whose inner products are the scores, of fields (n ...) of either side; None where none are.
+
+        What gives them can be searched through an index (`rept.approximate`).
+        """
+        return None
+
 
 def check_pair(train: Tensor, query: Tensor) -> None:
     """Raises ValueError unless the two are matrices (N D) and (Q D) of one width."""

@@ -67,3 +67,7 @@ class Cosine(Scorer):
 
     def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
         return cosine([train[field] for field in self.needs], [query[field] for field in self.needs])
+
+    def vectors(self, fields: Mapping[str, Tensor]) -> Tensor:
+        blocks = [fields[field] for field in self.needs]
+        return torch.cat(blocks, dim=1) * _inverse_norm(blocks)

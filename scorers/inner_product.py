@@ -44,3 +44,6 @@ class InnerProduct(Scorer):
 
     def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
         return inner_product([train[field] for field in self.needs], [query[field] for field in self.needs])
+
+    def vectors(self, fields: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([fields[field] for field in self.needs], dim=1)

@@ -1,0 +1,90 @@
+"""The approximate index: what it finds, against the exact ranking; what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rept.approximate import ApproximateIndex
+from rept.commands.approximate import run
+from rept.errors import UsageError
+from rept.pipeline import attribute
+from rept.ranking import rank
+from rept.shards import DamagedStore
+from scorers.centred import Centred
+from scorers.cosine import Cosine
+from scorers.inner_product import InnerProduct
+from tests.stores import G, H, make
+
+pytest.importorskip("faiss", reason="the extra faiss is not installed")
+ROWS, K = 3000, 20
+
+
+def clustered(rows: int, seed: int) -> dict:
+    """Signatures around 40 centres, as those of samples of 40 kinds."""
+    centres = {key: torch.randn(40, 16, generator=torch.Generator().manual_seed(9)) for key in (H, G)}
+    generator = torch.Generator().manual_seed(seed)
+    kind = torch.randint(40, (rows,), generator=generator)
+    return {
+        key: (centre[kind] + 0.5 * torch.randn(rows, 16, generator=generator)) * (50 if key == H else 1e-3)
+        for key, centre in centres.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("store"), clustered(ROWS, 0), shard_rows=400)
+
+
+@pytest.mark.parametrize("scorer", [Cosine(), InnerProduct(), Cosine(["gradient"])], ids=["cosine", "inner", "one"])
+def test_it_finds_what_the_exact_ranking_finds(store, tmp_path, scorer):
+    asked = clustered(30, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, scorer, list(asked))
+    made = index.build(asked, K)
+    hits, exact = index.search(asked, K), rank(store, asked, scorer, top_k=K).best
+    recall = sum(len(set(a) & set(b)) for a, b in zip(hits.row.tolist(), exact.row.tolist(), strict=True)) / (30 * K)
+    assert recall >= 0.93 and made.recall >= 0.95 and made.looked_into < made.lists
+    found = hits.row[:, 0] == exact.row[:, 0]
+    assert found.sum() >= 27
+    torch.testing.assert_close(hits.score[found, 0], exact.score[found, 0], rtol=2e-3, atol=1e-3)
+
+
+def test_an_index_of_another_store_or_scorer_is_not_taken(store, tmp_path):
+    asked = clustered(10, 1)
+    path = tmp_path / "a.faiss"
+    index = ApproximateIndex(path, store, Cosine(), list(asked))
+    assert not index.ready()
+    index.build(asked, K)
+    other = make(tmp_path / "other", clustered(200, 3), shard_rows=400)
+    assert index.ready() and ApproximateIndex(path, store, Cosine(), list(asked)).ready()
+    assert not ApproximateIndex(path, store, InnerProduct(), list(asked)).ready()
+    assert not ApproximateIndex(path, other, Cosine(), list(asked)).ready()
+    with path.open("r+b") as stream:
+        stream.seek(5000)
+        stream.write(b"damage")
+    with pytest.raises(DamagedStore):
+        index.search(asked, K)
+
+
+def test_a_scorer_without_vectors_is_refused_in_a_sentence(store, tmp_path):
+    asked = clustered(10, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, Centred(), list(asked))
+    with pytest.raises(UsageError, match="Centred are no inner products, .* python -m rept score"):
+        index.build(asked, K)
+
+
+def test_the_command_writes_the_hits(material, tmp_path, capsys):
+    exact = attribute(material.config(tmp_path / "run"), show_result=False)
+    run([str(tmp_path / "run"), f"out={tmp_path / 'near'}", "top_k=3"])
+    near = [json.loads(line) for line in (tmp_path / "near/results.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in exact.folder.results.read_text().splitlines()]
+    best = {line["query"]: line["row"] for line in lines if line["rank"] == 1}
+    assert {line["query"]: line["row"] for line in near if line["rank"] == 1} == best
+    assert len(near) == 3 * len(best) and Path(tmp_path / "near/config.yaml").is_file()
+    run([str(tmp_path / "run"), f"out={tmp_path / 'again'}", "top_k=3"])
+    assert capsys.readouterr().out.count("The index holds") == 1
+    with pytest.raises(UsageError, match="out=DIR"):
+        run([str(tmp_path / "run")])
