@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rept.report.folding import fold
 from rept.report.shading import Piece, shaded
 from rept.results import TokenScores, Trace
 from rept.text import shorten, visible
@@ -75,26 +77,31 @@ def show_blocks(trace: Trace) -> None:
 
 
 def show_hits(trace: Trace, query: int, rows: int = 5) -> None:
+    """The best hits, near-duplicates told as one: the best of them, and how many (``alike``) it stands for."""
     asked = trace.queries[query]
     console.print()
     label = f" [{visible(asked['label'])}]" if asked["label"] else ""
     say(f"Query {query}{label}: {shorten(asked['prompt'], 90)}")
     say(f"  {'model answered' if asked['generated'] else 'response'}: {shorten(asked['response'], 90)}")
     hits = trace.hits(query)
+    alike = Counter(fold(hits))
+    best = [hits[position] for position in alike][:rows]  # of each group; a Counter keeps the order of hits
     calibrated = any(hit.flagged is not None for hit in hits)
     if calibrated and not any(hit.flagged for hit in hits):
         say("  no training sample stands out")
+    grouped = max(alike.values(), default=1) > 1
     table = Table(expand=True)
-    for column in ("rank", "row", "score", *(["p"] if calibrated else [])):
+    for column in ("rank", "row", *(["alike"] if grouped else []), "score", *(["p"] if calibrated else [])):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("label", no_wrap=True)
     for column in ("prompt", "response"):
         table.add_column(column, no_wrap=True, ratio=1)
-    for hit in hits[:rows]:
+    for hit in best:
         same = " (the query itself)" if hit.same_as_query else ""
         table.add_row(
             str(hit.rank),
             str(hit.row),
+            *([str(alike[hit.rank - 1])] if grouped else []),
             f"{hit.score:.4f}",
             *([f"{hit.p_value:.2g}{' *' if hit.flagged else '  '}"] if calibrated else []),
             Text(visible(hit.label or "") + same),

@@ -30,7 +30,7 @@ class Hit:
     same_as_query: bool  # its prompt and response are the query's own
     p_value: float | None = None  # where the run was calibrated
     flagged: bool | None = None  # it stands out at the calibration's rate
-    group: int | None = None  # hits of a query that act as one share a number
+    group: int | None = None  # near-duplicates share a number: the rank of the best of them
 
 
 @dataclass(frozen=True)

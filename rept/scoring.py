@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 
 from rept import references
 from rept.calibration import Background, Decision, decide, fewest
+from rept.groups import heads
 from rept.histogram import Histogram
 from rept.metrics import measures
 from rept.progress import progress
@@ -164,9 +165,10 @@ class Scoring:
         def lines(hits: Hits, decided: Decision | None = None) -> Iterator[dict[str, Any]]:
             for i, query in enumerate(self.queries):
                 asked = sample("query", query)
-                pairs = zip(hits.row[i].tolist(), hits.score[i].tolist(), strict=True)
-                for position, (row, score) in enumerate(pairs, start=1):
-                    found = sample("train", row)
+                rows, scores = hits.row[i].tolist(), hits.score[i].tolist()
+                samples = [sample("train", row) for row in rows]
+                group = heads([f"{found.prompt}\n{found.response}" for found in samples])
+                for position, (row, score, found) in enumerate(zip(rows, scores, samples, strict=True), start=1):
                     yield {
                         "query": query,
                         "rank": position,
@@ -176,6 +178,7 @@ class Scoring:
                         "prompt": found.prompt,
                         "response": found.response,
                         "same_as_query": (found.prompt, found.response) == (asked.prompt, asked.response),
+                        "group": 1 + group[position - 1],
                     } | (decided.of_hit(i, position - 1) if decided else {})
 
         write_jsonl(results, lines(ranking.best, decision))
