@@ -12,7 +12,7 @@ from rept.durable import publish
 from rept.run_folder import write_json
 from rept.suite import CaseFigures, Suite
 
-_METHODS_ABREAST = 6  # in a terminal of 120 columns
+_METHODS_ABREAST = 4  # in a terminal of 120 columns
 
 
 def show(cases: Mapping[str, CaseFigures], suite: Suite) -> None:
