@@ -128,6 +128,8 @@ def _trained(arguments: Sequence[str], models: Path) -> Path:
 def _digest(config: DictConfig) -> str:
     """Of all that decides the weights: the recipe, and the content of the data."""
     recipe = {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key != "out"}
+    if recipe["model"].get("path"):  # the first model, whose folder is named by its own digest, wherever it lies
+        recipe["model"]["path"] = Path(recipe["model"]["path"]).name
     return fingerprint.digest(OmegaConf.to_yaml(recipe), build(config.datamodule).digest("train"))[:12]
 
 

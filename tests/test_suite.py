@@ -16,7 +16,7 @@ from rept.commands.compare import run
 from rept.config import CONFIGS, compose
 from rept.errors import UsageError
 from rept.results import Trace
-from rept.suite import CaseFigures, Suite, bootstrap, run_suite
+from rept.suite import CaseFigures, Suite, _digest, bootstrap, run_suite
 
 HERE = f"{__name__}.Tiny"
 
@@ -102,6 +102,12 @@ def test_another_recipe_trains_anew(done):
     run_suite(other, ["trainer.accelerator=cpu"], out.parent / "other")
     after = {path.name for path in (out.parent / "other/models").iterdir()}
     assert len(after) == 2 and len(after - {path.name for path in before}) == 1  # the base's recipe is the same
+
+
+def test_a_recipe_has_the_same_name_wherever_it_lies(tmp_path):
+    node = ["model=pretrained", *tiny().train]
+    names = [_digest(compose("train", [*node, f"model.path={tmp_path}/{where}/b1", "out=x"])) for where in ("a", "b")]
+    assert names[0] == names[1] != _digest(compose("train", [*node, f"model.path={tmp_path}/a/b2", "out=x"]))
 
 
 def test_the_table_marks_the_best_and_tells_the_interval(done, capsys, tmp_path):
