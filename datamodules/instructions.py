@@ -103,12 +103,16 @@ class InstructionData(AttributionDataModule):
             path = self._paths[side]
             if not path:
                 raise UsageError(f"{setting} is not set; expected {ACCEPTED}.")
-            records = open_records(str(path), self._splits[side], setting)
+            records = self._records(str(path), self._splits[side], setting)
             columns = find_columns(records.columns, self._columns, side, f"{setting}={path}")
             self._sources[side] = InstructionRows(records, columns)
             if side == "train":
                 self._excluded = excluded_rows(self._exclude, len(records))
         return self._sources[side]
+
+    def _records(self, path: str, split: str, setting: str) -> Records:
+        """The records of a side, for a subclass to change on the way."""
+        return open_records(path, split, setting)
 
     def digest(self, side: Side) -> str:
         """A fingerprint of the data's content and of the columns that are read: faster than one of every sample."""

@@ -1,0 +1,112 @@
+"""DATE-LM's application tasks, read from local files in the benchmark's layout.
+
+"DATE-LM: Benchmarking Data Attribution Evaluation for Large Language Models", NeurIPS 2025, arXiv 2507.09424;
+github.com/DataAttributionEval/DATE-LM. Two layouts, told apart by their columns:
+
+* toxicity and bias filtering: ``prompt, response, type``. The rows of type "Unsafe" are to be found.
+* factual attribution (Counterfact): ``prompt, response, true_entity, counterfactual_entity``. For each reference the
+  rows are to be found in which both entities are its own.
+
+A data set has a split ``train``, which is attributed to, and ``ref``, the queries. The measures are those of every run,
+by these labels: ``average_precision`` over the whole ranking, ``recall@50`` and ``reciprocal_rank`` (whose mean over
+queries is the MRR), overall in metrics.json.
+
+What differs, or is not known here:
+
+* The benchmark's toxicity score is one number a training row for all references together, and its AUPRC the area under
+  the precision-recall curve by trapezoids (``sklearn.metrics.auc``). Here each reference ranks for itself, and the mean
+  of average precisions, which interpolates nothing, is told.
+* The code that renders its prompts is not part of what this was written from. Samples are rendered by the tokenizer's
+  own chat template, or plainly where it has none: to repeat published figures, give the tokenizer the template that the
+  checkpoint was trained with.
+* Its third data set, ftrace (a column ``facts``, several facts a row), has no single label a row and is not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+from datamodules.instructions import InstructionData
+from datamodules.records import Record, Records
+from rept.errors import UsageError
+
+UNSAFE = "Unsafe"
+ENTITIES = ("true_entity", "counterfactual_entity")
+
+
+class DateLM(InstructionData):
+    """DATE-LM's training and reference rows, labelled by what has to be found.
+
+    Args:
+        train: training data: a JSONL, CSV or Parquet file, or an Arrow folder.
+        queries: the references; None: the split ``query_split`` of the training data.
+        split, query_split: of a folder with several splits.
+        exclude, max_length, tokens_per_batch, window: as in :class:`InstructionData`.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        queries: str | None = None,
+        split: str = "train",
+        query_split: str = "ref",
+        exclude: str | Path | Collection[int] | None = None,
+        max_length: int = 1024,
+        tokens_per_batch: int | Literal["auto"] = 2048,
+        window: int = 512,
+    ) -> None:
+        super().__init__(
+            train=train,
+            queries=queries or train,
+            split=split,
+            query_split=query_split,
+            label_column="label",
+            exclude=exclude,
+            max_length=max_length,
+            tokens_per_batch=tokens_per_batch,
+            window=window,
+        )
+
+    def _records(self, path: str, split: str, setting: str) -> Records:
+        records = super()._records(path, split, setting)
+        return LabelledRecords(records, f"{setting}={path}", is_query=setting == "datamodule.queries")
+
+
+class LabelledRecords:
+    """DATE-LM's records with a column ``label``: what has to be found, or None where nothing says it.
+
+    A toxicity reference without a type is one of unsafe behaviour, for that is what the task's references are.
+
+    Raises:
+        UsageError: the columns are those of neither layout.
+    """
+
+    def __init__(self, records: Records, where: str, is_query: bool) -> None:
+        self._records = records
+        found = list(records.columns)
+        self._factual = all(name in found for name in ENTITIES)
+        self._is_query = is_query
+        if not self._factual and "type" not in found and not is_query:
+            raise UsageError(
+                f"Expected {where} to have the column type, or {' and '.join(ENTITIES)}; "
+                f"columns found: {', '.join(found)}."
+            )
+        self.columns = [*(name for name in found if name != "label"), "label"]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, row: int) -> Record | None:
+        record = self._records[row]
+        return None if record is None else {**record, "label": self._label(record)}
+
+    def digest(self) -> str:
+        return f"{self._records.digest()} DATE-LM"
+
+    def _label(self, record: Record) -> str | None:
+        if self._factual:
+            true, false = (record.get(name) for name in ENTITIES)
+            return f"{true} -> {false}" if true and false else None
+        return record.get("type") or (UNSAFE if self._is_query else None)
