@@ -242,10 +242,12 @@ def _misplaced(key: str, schema: DictConfig, config: DictConfig, words: dict[str
         return None
     if group in words and not (CONFIGS / group / f"{words[group]}.yaml").is_file():
         return None  # the word itself is wrong, which is told already
-    others = [p.stem for p in sorted((CONFIGS / group).glob("*.yaml")) if name in _load(p)]
+    known = {path.stem: _load(path) for path in sorted((CONFIGS / group).glob("*.yaml"))}
+    others = sorted((word for word in known if name in known[word]), key=lambda word: -len(known[word]))
     if others:
         given = f", but {group}={words[group]} was chosen" if group in words else ""
-        return f"{key} is a key of {group}={' or '.join(others)}{given}; add the word {group}={others[0]}."
+        choice = " or ".join(f"{group}={word}" for word in others)  # the word with most keys, the general one, first
+        return f"{key} is a key of {' or '.join(others)}{given}; add the word {choice}."
     return _unknown(key, config.get(group, {}).keys(), "There is no such key", f"{group}.")
 
 
