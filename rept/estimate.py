@@ -74,7 +74,8 @@ def estimate(config: DictConfig) -> dict[str, float]:
         "seconds of the probe and the token scores": seconds["layers"] + seconds["tokens"],
         "peak memory in bytes": _peak(job, cost, total),
     }
-    _show(figures, layers, job)
+    if job.trainer.is_global_zero:
+        _show(figures, layers, job)
     return figures
 
 
