@@ -40,13 +40,13 @@ QUERIES = 20
 
 
 def make_data(folder: Path, rows: int) -> Path:
-    """Short rows, all different, each with one of two labels."""
+    """Short rows, all different and of about one length, each with one of two labels."""
     path = folder / f"{rows}.jsonl"
     draw = random.Random(rows)
     with path.open("w") as file:
         for row in range(rows):
             text = " ".join(draw.choices(WORDS, k=8))
-            sample = {"prompt": f"{row} {text}", "response": text[::2], "label": ("clean", "odd")[row % 2]}
+            sample = {"prompt": f"{row:06d} {text}", "response": text[::2], "label": ("clean", "odd")[row % 2]}
             file.write(json.dumps(sample) + "\n")
     return path
 
