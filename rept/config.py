@@ -136,9 +136,12 @@ def compose(name: str, arguments: Sequence[str] = (), base: DictConfig | None = 
     if faults:
         raise UsageError("\n".join(faults))
     try:
-        return OmegaConf.merge(schema, config)
-    except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key or 'configuration'}: {str(error.msg).splitlines()[0]}.") from None
+        composed = OmegaConf.merge(schema, config)
+        OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # a value that is none is told now
+    except (OmegaConfBaseException, RecursionError) as error:
+        key = getattr(error, "full_key", None) or "configuration"
+        raise UsageError(f"{key}: {next(iter(str(error).splitlines()), 'no value')}.") from None
+    return composed
 
 
 def build(node: DictConfig | dict, **collaborators: Any) -> Any:
@@ -165,12 +168,15 @@ def build(node: DictConfig | dict, **collaborators: Any) -> Any:
     ]
     if missing:
         raise UsageError(f"{path} needs {', '.join(missing)}, which the configuration does not give.")
-    return target(**arguments)
+    try:
+        return target(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path} does not take these arguments: {error}.") from error
 
 
-def locate(path: str | None) -> Any:
+def locate(path: Any) -> Any:
     """The class or function at a dotted path."""
-    if not path or "." not in path:
+    if not isinstance(path, str) or not all(path.split(".")[:-1]) or "." not in path:
         raise UsageError(f"Expected {TARGET} to be a dotted path such as scorers.cosine.Cosine, but got {path!r}.")
     module, _, name = path.rpartition(".")
     try:
@@ -215,10 +221,9 @@ def _load(path: Path) -> DictConfig:
 
 def _word(group: str, word: str, faults: list[str]) -> DictConfig:
     """``configs/GROUP/WORD.yaml``, or an empty node and a fault."""
-    path = CONFIGS / group / f"{word}.yaml"
-    if path.is_file():
-        return _load(path)
     choices = sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
+    if word in choices:
+        return _load(CONFIGS / group / f"{word}.yaml")
     faults.append(_unknown(f"{group}={word}", choices, "There is no such word", prefix=f"{group}="))
     return OmegaConf.create({})
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from rept import config
 from rept.config import CONFIGS, SCHEMAS, TARGET, build, compose, locate
 from rept.errors import UsageError
 from rept.help import describe, documented
@@ -169,3 +172,70 @@ def test_every_plug_in_builds(group, word):
         assert build({**node, **path}, **given) is not None
     except UsageError as lacking:
         assert "pip install" in str(lacking), lacking  # an extra that is not installed here
+
+
+KEYS = ["top_k", "each", "seed", "out", "store.dtype", "store.shard_rows", "model.path", "tokens.layer", "max_wait"]
+KEYS += ["extractor.fields", "extractor.position", "layers.layers", "scorer.fields", "scorer.alpha", "trainer.devices"]
+KEYS += ["datamodule.window", "scorer._target_", "layers._target_", "extractor", "scorer", "layers", "experiment"]
+NAMES = st.sampled_from(KEYS) | st.text(max_size=8) | st.lists(st.text(max_size=5), min_size=2).map(".".join)
+TEXTS = [
+    "null",
+    "???",
+    "${top_k}",
+    "${no}",
+    "${",
+    "[1,2]",
+    "{a: 1}",
+    "1e400",
+    ".nan",
+    "&a [*a]",
+    "'",
+    "../scorer/cosine",
+]
+VALUES = st.sampled_from([*TEXTS, "rept.config.compose", "scorers.cosine.Cosine", *(w for _, w in WORDS)])
+VALUES |= st.text(max_size=8) | st.integers().map(str) | st.floats().map(str) | st.booleans().map(str)
+
+
+@pytest.fixture(scope="module")
+def files_read_once():
+    """Most of the time of `compose` is taken by the YAML parser."""
+    plain = {path: OmegaConf.to_container(OmegaConf.load(path)) for path in CONFIGS.rglob("*.yaml")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "_load", lambda path: OmegaConf.create(plain[path]))
+        yield plain
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(st.tuples(NAMES, VALUES).map("=".join) | st.text(max_size=12), max_size=4))
+def test_any_command_line_is_composed_as_it_says_or_refused_in_sentences(files_read_once, arguments):
+    try:
+        composed = compose("attribute", arguments)
+        OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except UsageError as refused:
+        assert str(refused).strip()
+        return
+    for i, argument in enumerate(arguments):
+        key, _, text = argument.partition("=")
+        if "." in key and "[" not in key and "$" not in text and not any(x.startswith(key) for x in arguments[i + 1 :]):
+            given_value, held = OmegaConf.from_dotlist([f"value={text}"]).value, OmegaConf.select(composed, key)
+            # A typed field may hold the same as a string, or a number as such: 7 and "7".
+            assert held == given_value or str(held).lower() == str(given_value).lower() or str(held) == text
+
+
+ANY = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
+ANY |= st.lists(st.integers() | st.text(max_size=6)) | st.dictionaries(st.text(max_size=3), st.integers())
+PLUG_INS = [pair for pair in WORDS if pair[0] in ("extractor", "layers", "scorer")]
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.sampled_from(PLUG_INS), st.data())
+def test_any_argument_of_a_plug_in_is_taken_or_refused_in_a_sentence(files_read_once, plug_in, data):
+    group, word = plug_in
+    node = dict(files_read_once[CONFIGS / group / f"{word}.yaml"])
+    for name in node.keys() - {TARGET}:
+        if data.draw(st.booleans(), f"set {name}"):
+            node[name] = data.draw(ANY, name)
+    try:
+        build(node)
+    except UsageError as refused:
+        assert str(refused).strip()

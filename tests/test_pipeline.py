@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -140,6 +141,18 @@ def test_another_scorer_over_the_same_store_needs_no_model(done, tmp_path, capsy
     assert scores_of(other) != scores_of(done)
     again = score([str(done.folder.path), "scorer=cosine", f"out={tmp_path / 'again'}"])
     assert scores_of(again) == scores_of(done)
+
+
+def test_a_run_folder_that_was_moved_can_be_read_resumed_and_ranked_again(done, material, tmp_path, capsys):
+    moved = tmp_path / "elsewhere" / "renamed"
+    shutil.copytree(done.folder.path, tmp_path / "copy")
+    moved.parent.mkdir()
+    (tmp_path / "copy").rename(moved)
+    assert scores_of(Trace(moved)) == scores_of(done)
+    assert scores_of(score([str(moved)])) == scores_of(done)
+    capsys.readouterr()
+    again = attribute(material.config(moved, "bottom_k=3", "store.shard_rows=10"), show_result=False)
+    assert capsys.readouterr().out.count("reused") == 3 and scores_of(again) == scores_of(done)
 
 
 def test_several_layers_give_their_mean_and_each_on_request(material, tmp_path):

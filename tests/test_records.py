@@ -28,10 +28,11 @@ def test_json_lines_are_read_as_they_are(tmp_path: Path) -> None:
     assert open_records(path, "train", "").columns == ["a", "b", "c"]
 
 
+MANY = settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 VALUES = st.none() | st.integers() | st.text() | st.lists(st.text(), max_size=2)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@MANY
 @given(rows=st.lists(st.dictionaries(st.text(), VALUES, max_size=3), min_size=1, max_size=5))
 def test_json_comes_back(tmp_path: Path, rows: list[dict[str, object]]) -> None:
     assert records(written(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))) == rows
@@ -41,7 +42,7 @@ def test_json_comes_back(tmp_path: Path, rows: list[dict[str, object]]) -> None:
     assert records(written(tmp_path, "c.json", json.dumps(rows, indent=1))) == rows
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@MANY
 @given(rows=st.lists(st.lists(st.text(st.characters(codec="utf-8")), min_size=2, max_size=2), min_size=1, max_size=5))
 def test_csv_comes_back(tmp_path: Path, rows: list[list[str]]) -> None:
     with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
@@ -134,3 +135,38 @@ def test_only_the_index_is_held_in_memory(tmp_path: Path) -> None:
     assert opened[0] == {"a": "z"}
     with pytest.raises(IndexError):
         opened[2]
+
+
+PIECES = [
+    "{",
+    "}",
+    "[",
+    "]",
+    '"',
+    ":",
+    ",",
+    "\n",
+    "\r",
+    "\0",
+    "\ufeff",
+    '{"a": 1}',
+    "a,b",
+    "null",
+    "\\ud800",
+    "1e999",
+    "NaN",
+]
+
+
+@MANY
+@given(
+    name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet"]),
+    content=st.lists(st.sampled_from(PIECES)).map(lambda pieces: "".join(pieces).encode()) | st.binary(),
+)
+def test_any_file_is_read_or_refused_in_a_sentence(tmp_path: Path, name: str, content: bytes) -> None:
+    try:
+        found = records(written(tmp_path, name, content))
+    except UsageError as refused:
+        assert name in str(refused) and "\n" not in str(refused)
+    else:
+        assert found and all(record is None or isinstance(record, dict) for record in found)

@@ -14,7 +14,7 @@ from rept.signature import IGNORE, Status
 from tests.templates import KINDS, PROMPT, build, tokenizer
 
 MODEL = Path(__file__).parents[2] / "shared/models/alpaca-backdoor-5m"
-MANY = settings(max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "200")), deadline=None)
+MANY = settings(max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "1000")), deadline=None)
 
 
 def ask(prompt: object, response: object, **more: object) -> Sample:

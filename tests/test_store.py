@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from rept.index import Listing
 from rept.shards import DamagedStore, ShardName, read_shard
 from rept.signature import Key, Status
 from rept.store import AttributionStore
+from tests.commands import ROOT, environment
 from tests.stores import FINGERPRINT, G, H, batches, files, first_shard, make, signatures, write
 
 ROWS = 30
@@ -300,3 +304,26 @@ def test_ten_can_read_while_one_writes(folder):
         reader.join()
     assert not faults
     assert Listing.read(folder).sides.keys() == {"train", "query"}
+
+
+def test_ten_processes_can_read_while_one_writes(folder):
+    """Forks of a process that has done nothing else yet."""
+    code = f"""
+        import os
+        from pathlib import Path
+        from tests.stores import signatures, make
+        from tests.test_store import read_all, G
+        import torch
+        folder = Path({str(folder)!r})
+        expected = read_all(folder)[2][G]
+        readers = []
+        for _ in range(10):
+            readers.append(os.fork())
+            if readers[-1] == 0:
+                os._exit(not all(torch.equal(read_all(folder)[2][G], expected) for _ in range(2)))
+        make(folder, signatures(50, seed=4), side="query", shard_rows=3)
+        print([os.waitpid(reader, 0)[1] for reader in readers])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=100)
+    assert done.stdout == f"{[0] * 10}\n", done.stdout + done.stderr
