@@ -170,7 +170,7 @@ def build(node: DictConfig | dict, **collaborators: Any) -> Any:
         raise UsageError(f"{path} needs {', '.join(missing)}, which the configuration does not give.")
     try:
         return target(**arguments)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         raise UsageError(f"{path} does not take these arguments: {error}.") from error
 
 
