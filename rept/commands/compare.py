@@ -32,9 +32,9 @@ def run(arguments: list[str]) -> None:
     given = OmegaConf.from_dotlist([argument for argument in arguments if argument.split("=")[0] in OWN])
     own = dict.fromkeys(OWN) | OmegaConf.to_container(given)
     rest = [argument for argument in arguments if argument.split("=")[0] not in OWN]
-    for key in ("experiments", "seeds"):
+    for key, example in (("experiments", "[rept,bm25]"), ("seeds", "[0,1]")):
         if own[key] is not None and not (isinstance(own[key], list) and own[key]):
-            raise UsageError(f"Expected {key} to be a list such as [rept,bm25] or [0,1], but got {own[key]}.")
+            raise UsageError(f"Expected {key} to be a list, as in {key}={example}, but got {own[key]}.")
     if own["suite"] is not None:
         _suite(own, rest)
     elif own["experiments"] is None:
