@@ -86,6 +86,7 @@ def test_the_call_from_python_works(material):
 
 
 def test_the_run_folder_is_described_file_by_file():
-    described = set(re.findall(r"^([\w.]+?)/? {2,}", next(text for _, text in BLOCKS if "provenance.json" in text), re.M))
+    block = next(text for _, text in BLOCKS if "provenance.json" in text)
+    described = set(re.findall(r"^([\w.]+?)/? {2,}", block, re.M))
     named = {value.name for value in vars(RunFolder("x")).values() if hasattr(value, "name")} - {"x"}
     assert described == named - {"opponents.jsonl"}
