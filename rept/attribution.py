@@ -77,7 +77,11 @@ class AttributionModule(LightningModule):
                     "two: lower datamodule.tokens_per_batch."
                 ) from error
             if len(batch) == 1:
-                raise
+                raise UsageError(
+                    f"Row {batch.row.item()} of the {batch.side} data, {batch.length.item():,} tokens long, does not "
+                    "fit on the device even alone: lower datamodule.max_length, or give the model more room by "
+                    "model.dtype=bfloat16, model.device_map=auto or trainer=sharded."
+                ) from error
             self._most_tokens = batch.input_ids.numel() // 2
             say(f"{batch.input_ids.numel():,} tokens do not fit on the device: from here on at most half as many.")
             torch.cuda.empty_cache()

@@ -41,7 +41,7 @@ def known_budget(folder: RunFolder) -> int | None:
 
 
 def find_budget(job: Job, layers: Sequence[int]) -> int:
-    """On a GPU the largest budget that fits. On a CPU the default: larger ones are no faster there (docs/scale.md).
+    """On a GPU the largest budget that fits. On a CPU the default: there larger batches fit, but gain nothing.
 
     Raises:
         UsageError: the model is split over ranks, which cannot try what may fail on one of them alone.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from rept.comparison import Outcome
@@ -15,20 +16,21 @@ WIDTH = 7.0  # inches: two columns of a paper
 MEASURE = "average_precision"
 
 
+def check_drawable() -> None:
+    """Raises UsageError where matplotlib is not installed: told before anything long has run."""
+    if find_spec("matplotlib") is None:
+        raise UsageError("comparison.png needs matplotlib: pip install -e '.[figures]'.")
+
+
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     """One line for each method: average precision over the whole ranking, and seconds on a logarithmic scale.
 
     The best is orange. A method that did not run keeps its line, empty.
-
-    Raises:
-        UsageError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise UsageError(f"{path.name} needs matplotlib: pip install -e '.[figures]'.") from None
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     names = [visible(outcome.experiment) for outcome in outcomes]
     tops = best(outcomes).get(MEASURE, [])
     colours = [POSITIVE if outcome.experiment in tops else FAINT for outcome in outcomes]

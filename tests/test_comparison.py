@@ -142,3 +142,10 @@ def test_what_no_method_could_run_with_stops_before_any_has_run(material, tmp_pa
     with pytest.raises(UsageError, match="no_such_folder"):
         compare(["bm25"], [*arguments(material), "model.path=no_such_folder"], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_before_anything_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr("rept.comparison_figure.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs matplotlib: pip install -e '\.\[figures\]'"):
+        run(["experiments=[rept]", f"out={tmp_path / 'compared'}"])
+    assert not (tmp_path / "compared").exists()

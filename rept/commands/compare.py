@@ -46,9 +46,10 @@ def run(arguments: list[str]) -> None:
 def _experiments(experiments: list[str], rest: list[str], out: Path) -> None:
     from rept import comparison_table
     from rept.comparison import compare
-    from rept.comparison_figure import draw
+    from rept.comparison_figure import check_drawable, draw
     from rept.console import say
 
+    check_drawable()
     outcomes = compare(experiments, rest, out)
     comparison_table.show(outcomes)
     comparison_table.write(outcomes, rest, out)
