@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,11 +128,9 @@ def compose(name: str, arguments: Sequence[str] = (), base: DictConfig | None = 
         above = OmegaConf.create({}) if replaced else config.get(group) or OmegaConf.create({})
         config[group] = OmegaConf.merge(_word(group, word, faults), above)
     for key, value in values.items():
-        fault = _misplaced(key, schema, config, chosen, values)
+        fault = _misplaced(key, schema, config, chosen, values) or _set(config, key, value, values)
         if fault:
             faults.append(fault)
-        else:
-            _set(config, key, value, values)
     if faults:
         raise UsageError("\n".join(faults))
     try:
@@ -256,16 +254,23 @@ def _misplaced(key: str, schema: DictConfig, config: DictConfig, words: dict[str
     return _unknown(key, config.get(group, {}).keys(), "There is no such key", f"{group}.")
 
 
-def _set(config: DictConfig, key: str, value: Any, values: dict[str, Any]) -> None:
+def _set(config: DictConfig, key: str, value: Any, values: dict[str, Any]) -> str | None:
+    """Sets one key of the command line; what is wrong with it, if anything is."""
     group, _, rest = key.partition(".")
+    given = {key: value}
     if rest == TARGET and config[group].get(TARGET) != value:
         # A new class has arguments of its own: the old one's are cleared, the command line's stay.
         given = {k: v for k, v in values.items() if k.startswith(f"{group}.")}
         config[group] = OmegaConf.create({TARGET: value})
-        for other, other_value in given.items():
-            OmegaConf.update(config, other, other_value, force_add=True)
-    else:
-        OmegaConf.update(config, key, value, force_add=True)
+    try:
+        for name, new in given.items():
+            # A mapping is merged into one that is there; anything else takes the old value's place.
+            old = OmegaConf.select(config, name, throw_on_resolution_failure=False)
+            merge = isinstance(old, Mapping) and isinstance(new, Mapping)
+            OmegaConf.update(config, name, new, merge=merge, force_add=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        return f"{name}={new} does not fit what is there: {next(iter(str(error).splitlines()), 'no such place')}."
+    return None
 
 
 def _unknown(name: str, choices: Iterable[str], sentence: str, prefix: str = "") -> str:

@@ -171,7 +171,9 @@ def run(job: Job) -> None:
         layers = stages.select_layers(job)
     settle_budget(job, layers)
     marks = stages.fingerprints(job, layers, weights)
-    fingerprint.check(read_json(folder.provenance).get("fingerprints", {}), marks, str(folder.path))
+    # Rank 0 writes it, and a faster rank finds none yet: rank 0 speaks for all where the fingerprints differ.
+    known = read_json(folder.provenance) if folder.provenance.is_file() else {}
+    fingerprint.check(known.get("fingerprints", {}), marks, str(folder.path))
     folder.write_config(config)
     folder.describe(fingerprints=marks)
     if getattr(job.extractor, "fit_rows", 0) != 0:

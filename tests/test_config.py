@@ -222,6 +222,15 @@ def test_any_command_line_is_composed_as_it_says_or_refused_in_sentences(files_r
             assert held == given_value or str(held).lower() == str(given_value).lower() or str(held) == text
 
 
+def test_a_value_of_another_kind_takes_the_place_of_a_list():
+    assert compose("attribute", ["scorer=standout", "scorer.fields={a: 1}"]).scorer.fields == {"a": 1}
+
+
+def test_a_key_below_a_list_is_refused_in_a_sentence():
+    with pytest.raises(UsageError, match="scorer.fields.x=1 does not fit what is there"):
+        compose("attribute", ["scorer=standout", "scorer.fields.x=1"])
+
+
 ANY = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
 ANY |= st.lists(st.integers() | st.text(max_size=6)) | st.dictionaries(st.text(max_size=3), st.integers())
 PLUG_INS = [pair for pair in WORDS if pair[0] in ("extractor", "layers", "scorer")]

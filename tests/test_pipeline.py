@@ -243,3 +243,16 @@ def test_trace_from_python_with_objects_and_words(material):
 def test_an_empty_list_is_a_usage_error(material):
     with pytest.raises(UsageError, match="`queries`"):
         rept.trace(None, None, material.rows, [])
+
+
+def test_a_rank_faster_than_the_first_finds_no_provenance_yet_and_goes_on(material, tmp_path, monkeypatch):
+    class Checked(Exception):
+        pass
+
+    def check(known, marks, folder):
+        raise Checked(known)
+
+    monkeypatch.setattr("rept.run_folder.RunFolder.describe", lambda self, **_: None)
+    monkeypatch.setattr("rept.fingerprint.check", check)
+    with pytest.raises(Checked, match="^{}$"):
+        attribute(material.config(tmp_path / "run"), show_result=False)
