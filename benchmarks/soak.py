@@ -152,7 +152,7 @@ class Soak:
     def run(self, kills: int) -> None:
         """One run folder after another, each killed as often as chance has it, until there were so many kills."""
         while sum(self.kills.values()) < kills:
-            ranks = 1 + self.runs % 2
+            ranks = 2 - self.runs % 2
             out = self.folder / f"run-{self.runs}"
             before = sum(self.kills.values())
             for _ in range(min(self.rng.randint(2, 6), kills - before)):
@@ -172,7 +172,7 @@ class Soak:
             if run.poll() is not None:
                 return False
             time.sleep(0.002)
-        victim = self.rng.choice(VICTIMS[ranks])
+        victim = min(VICTIMS[ranks], key=lambda one: (self.kills[one], self.rng.random()))  # all in turns
         if victim == "both ranks":
             os.killpg(run.pid, signal.SIGKILL)
         elif victim == "rank 1":
