@@ -11,7 +11,7 @@ import torch
 from rept.attribution import AttributionModule
 from rept.console import say
 from rept.errors import UsageError
-from rept.run_folder import RunFolder, read_json
+from rept.run_folder import RunFolder
 from rept.signature import Batch
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def settle_budget(job: Job, layers: Sequence[int]) -> None:
 
 def known_budget(folder: RunFolder) -> int | None:
     """The budget that was found when the run began, if it was."""
-    return read_json(folder.provenance).get("tokens_per_batch") if folder.provenance.is_file() else None
+    return folder.description().get("tokens_per_batch")
 
 
 def find_budget(job: Job, layers: Sequence[int]) -> int:

@@ -25,7 +25,7 @@ from rept.quiet import quiet
 from rept.ranks import end_together, meet
 from rept.report.page import write_report
 from rept.results import Trace
-from rept.run_folder import RunFolder, read_json
+from rept.run_folder import RunFolder
 from rept.scoring import Scoring
 from rept.signature import Side
 from rept.stages import Job
@@ -171,9 +171,7 @@ def run(job: Job) -> None:
         layers = stages.select_layers(job)
     settle_budget(job, layers)
     marks = stages.fingerprints(job, layers, weights)
-    # Rank 0 writes it, and a faster rank finds none yet: rank 0 speaks for all where the fingerprints differ.
-    known = read_json(folder.provenance) if folder.provenance.is_file() else {}
-    fingerprint.check(known.get("fingerprints", {}), marks, str(folder.path))
+    fingerprint.check(folder.description().get("fingerprints", {}), marks, str(folder.path))
     folder.write_config(config)
     folder.describe(fingerprints=marks)
     if getattr(job.extractor, "fit_rows", 0) != 0:

@@ -14,7 +14,7 @@ from torch import Tensor
 from rept.calibration import SAME_TOPIC
 from rept.errors import UsageError
 from rept.overlap import WordOverlap
-from rept.run_folder import RunFolder, read_json
+from rept.run_folder import RunFolder
 from rept.signature import Key, Status
 from rept.store import AttributionStore
 
@@ -89,7 +89,7 @@ def drawn(train: AttributionStore, datamodule: Any, count: int, seed: int) -> Re
 
 
 def _of_run(other: RunFolder, own: RunFolder, train: AttributionStore) -> References:
-    made, asked = (read_json(folder.provenance).get("fingerprints", {}) for folder in (other, own))
+    made, asked = (folder.description().get("fingerprints", {}) for folder in (other, own))
     different = [name for name in SAME if made.get(name) != asked.get(name)]
     if different:
         raise UsageError(

@@ -86,10 +86,13 @@ class RunFolder:
     def write_config(self, config: DictConfig) -> None:
         _write(self.config, OmegaConf.to_yaml(config))
 
+    def description(self) -> dict[str, Any]:
+        """What provenance.json says; empty where rank 0, who writes it, has not begun: another rank may be faster."""
+        return read_json(self.provenance) if self.provenance.is_file() else {}
+
     def describe(self, **parts: Any) -> None:
         """Lays ``parts`` over provenance.json."""
-        known = read_json(self.provenance) if self.provenance.is_file() else {"schema": SCHEMA}
-        write_json(self.provenance, known | parts)
+        write_json(self.provenance, {"schema": SCHEMA} | self.description() | parts)
 
     def copy_description(self, source: RunFolder) -> None:
         """Takes over what another run says of its model, queries and layers."""
@@ -104,7 +107,7 @@ class RunFolder:
         """
         start, cpu = time.perf_counter(), time.process_time()
         yield
-        known = read_json(self.provenance).get("stages", {}) if self.provenance.is_file() else {}
+        known = self.description().get("stages", {})
         if keep and name in known:
             return
         figures = {

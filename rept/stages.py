@@ -24,7 +24,7 @@ from rept.placement import input_device, place, splits
 from rept.progress import ShowProgress, progress
 from rept.ranks import meet
 from rept.run_folder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
-from rept.signature import Side, Status
+from rept.signature import Batch, Side, Status
 from rept.store import AttributionStore
 from rept.tokens import score_pairs
 from rept.writer import StoreWriter
@@ -139,8 +139,13 @@ def select_layers(job: Job) -> list[int]:
 
 def probe(job: Job, rows: Sequence[int]) -> LayerChoice:
     """What the layer strategy makes of these training rows."""
+    return job.selector(job.model, list(_training_batches(job, rows)))
+
+
+def _training_batches(job: Job, rows: Sequence[int]) -> Iterator[Batch]:
+    """Chosen training rows, where the model takes its tokens."""
     device = input_device(job.model)
-    return job.selector(job.model, [batch.to(device) for batch in job.datamodule.batches("train", rows)])
+    return (batch.to(device) for batch in job.datamodule.batches("train", rows))
 
 
 def probe_rows(job: Job, wanted: int) -> list[int]:
@@ -184,8 +189,7 @@ def fit_extractor(job: Job) -> None:
         return
     rows = probe_rows(job, len(job.datamodule.source("train")) if wanted is None else wanted)
     say(f"The extractor learns from {len(rows):,} training rows.")
-    model = job.model.to(job.trainer.strategy.root_device)
-    job.extractor.fit(model, [batch.to(model.device) for batch in job.datamodule.batches("train", rows)])
+    job.extractor.fit(job.model, list(_training_batches(job, rows)))
 
 
 def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
@@ -269,7 +273,7 @@ def tell_trouble(job: Job, module: AttributionModule) -> None:
             f"{underflowed:,} rows have a gradient of exactly 0, below what {module.model.dtype} holds: set "
             "model.dtype=float32 (or bfloat16) to attribute them by their gradients."
         )
-    before = read_json(job.folder.provenance)
+    before = job.folder.description()
     job.folder.describe(
         halved_batches=before.get("halved_batches", 0) + halvings,
         underflowed_rows=before.get("underflowed_rows", 0) + underflowed,
