@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from rept.durable import not_written
 from rept.errors import UsageError
 from rept.signature import Key
-from rept.store import AttributionStore, Block
+from rept.store import AttributionStore
 from rept.topk import Hits, TopK
 
 Pair = tuple[str, int]  # site and layer
@@ -72,7 +71,7 @@ def rank(
     of_references = _Scores(copy.deepcopy(fitted), references[0], device) if references else None
     of_queries = _Scores(fitted, queries, device)
     best, lowest = TopK(len(of_queries), top_k, device=device), TopK(len(of_queries), bottom_k, True, device=device)
-    for block in _ahead(train.blocks([key for pair in pairs for key in keys[pair]], rows_per_block, part)):
+    for block in train.blocks([key for pair in pairs for key in keys[pair]], rows_per_block, part):
         row = block.row.to(device)
         fields = {key: value.to(device) for key, value in block.fields.items()}
         score = of_queries(row, fields)
@@ -85,15 +84,6 @@ def rank(
         if on_block is not None:
             on_block(len(row))
     return Ranking(best.hits(), lowest.hits())
-
-
-def _ahead(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The same blocks, each read and digested in a thread while the one before it is scored."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = thread.submit(next, blocks, None)
-            yield block
 
 
 def merge(parts: Sequence[Ranking], top_k: int, bottom_k: int = 0) -> Ranking:

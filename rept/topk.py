@@ -44,12 +44,9 @@ class TopK:
         score = score * self.sign if self.sign < 0 else score
         if len(row) > self.k and self._bar.isinf().all():  # what is below the best k of the first block is out
             self._bar = score.topk(self.k, dim=0).values[-1]
-        query = (score.amax(0) >= self._bar).nonzero().squeeze(1)  # those for which the block has something
-        if not len(query):
-            return
-        some = score[:, query]
-        i, j = (some >= self._bar[query]).nonzero(as_tuple=True)
-        self._wait(query[j], row[i], some[i, j])
+        i, query = (score >= self._bar).nonzero(as_tuple=True)
+        if len(query):
+            self._wait(query, row[i], score[i, query])
 
     def add_hits(self, hits: Hits) -> None:
         """Takes the hits (Q m) of another process."""

@@ -35,9 +35,12 @@ def cosine(train: Sequence[Tensor], query: Sequence[Tensor]) -> Tensor:
     """
     for x, y in zip(train, query, strict=True):
         check_pair(x, y)
-    inverse = _inverse_norm(query)  # first: the product of two small gradients would underflow
-    product = sum(x @ (y * inverse).T for x, y in zip(train, query, strict=True))  # (N Q)
-    return product * _inverse_norm(train)
+    inverse = _inverse_norm(query)  # before the product: that of two small gradients would underflow
+    scale = _inverse_norm(train)  # before the product too: it drives the rows out of the processor's cache
+    product = train[0] @ (query[0] * inverse).T  # (N Q)
+    for x, y in zip(train[1:], query[1:], strict=True):
+        product = torch.addmm(product, x, (y * inverse).T)
+    return product * scale
 
 
 def _inverse_norm(blocks: Sequence[Tensor]) -> Tensor:
