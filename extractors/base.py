@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from einops import rearrange
@@ -26,6 +26,13 @@ class Extractor(ABC):
 
     fields: tuple[str, ...]  # what this instance gives
     fit_rows: int | None = 0  # training rows, drawn with the run's seed, that `fit` is called with; None: all
+
+    def attach(self, model: nn.Module, tokenizer: Any) -> None:  # noqa: B027 - most need no more than each batch
+        """Takes the model and its tokenizer, before anything is read; raises UsageError where they do not fit."""
+
+    def content(self) -> Mapping[str, str]:
+        """Fingerprints, by name, of what else the signatures are made from, once attached."""
+        return {}
 
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> None:  # noqa: B027 - most extractors learn nothing
         """Learns from training batches before anything is extracted; must give the same for the same batches."""

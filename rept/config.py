@@ -187,7 +187,7 @@ def locate(path: Any) -> Any:
 
 
 def _build_nested(value: Any) -> Any:
-    if isinstance(value, dict) and TARGET in value:
+    if isinstance(value, Mapping) and TARGET in value:
         return build(value)
     return [_build_nested(item) for item in value] if isinstance(value, list) else value
 

@@ -156,6 +156,8 @@ def prepare(
         path = ensure_model(config, datamodule, make_model)
         tokenizer, model = load_tokenizer(path, config.model.adapter), load_configured(config, path)
     datamodule.attach(tokenizer)
+    if hasattr(extractor, "attach"):
+        extractor.attach(model, tokenizer)
     return Job(config, RunFolder(config.out), model, tokenizer, datamodule, extractor, scorer, selector, trainer)
 
 

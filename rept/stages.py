@@ -173,6 +173,7 @@ def fingerprints(job: Job, layers: Sequence[int], weights: str) -> dict[str, Any
         "query data": job.datamodule.digest("query"),
         "answers": fingerprint.digest(str(sorted(job.datamodule.answers.items()))),
         "extractor": str(OmegaConf.to_container(job.config.extractor, resolve=True)),
+        **(job.extractor.content() if hasattr(job.extractor, "content") else {}),
         "layers": list(layers),
         "max_length": job.datamodule.max_length,
         "tokens_per_batch": job.datamodule.tokens_per_batch,

@@ -109,6 +109,7 @@ def run_suite(suite: Suite, arguments: Sequence[str], out: Path) -> tuple[dict[s
         model = _trained(here, models)
         data = [argument for argument in here if argument.startswith("datamodule")]
         asked = [*data, f"datamodule.answered={model / 'answers.jsonl'}", f"model.path={model}", f"seed={seed}"]
+        asked += [f"{name}.extractor.base={base}" for name in suite.experiments if _reads_base(name)]
         done = compare(suite.experiments, [*asked, *arguments], out / f"seed-{seed}")
         outcomes += done
         _count(cases, ModelFolder(model))
@@ -123,6 +124,11 @@ def _trained(arguments: Sequence[str], models: Path) -> Path:
     config.out = str(models / _digest(config))
     finetune.main(config)
     return Path(config.out)
+
+
+def _reads_base(experiment: str) -> bool:
+    """Whether the experiment also reads the model that the training started from."""
+    return "base" in compose("attribute", [f"experiment={experiment}"]).extractor
 
 
 def _digest(config: DictConfig) -> str:

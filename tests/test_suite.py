@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +47,8 @@ class Tiny(AttributionDataModule):
 def tiny(**changed) -> Suite:
     shape = ["model.width=16", "model.layers=2", "model.heads=2", "model.vocab_size=280", "trainer.accelerator=cpu"]
     data = [f"datamodule._target_={HERE}", "trainer.max_epochs=1"]
-    made = Suite(["repsim", "bm25", "less", "datainf"], [0, 1], shape, [*data, "datamodule.stage=base"], data)
+    methods = ["repsim", "bm25", "less", "datainf", "contrastive"]
+    made = Suite(methods, [0, 1], shape, [*data, "datamodule.stage=base"], data)
     return replace(made, **changed)
 
 
@@ -84,6 +86,15 @@ def test_a_method_that_cannot_run_has_a_reason_in_every_seed(done):
 def test_less_reads_the_optimizer_state_of_the_model_that_was_trained(done):
     outcomes = done[2]
     assert [outcome.reason for outcome in outcomes if outcome.experiment == "less"] == [None, None]
+
+
+def test_contrastive_reads_the_model_that_the_training_started_from(done):
+    out, _, outcomes = done
+    found = [outcome for outcome in outcomes if outcome.experiment == "contrastive"]
+    assert [outcome.reason for outcome in found] == [None, None]
+    for outcome in found:
+        base = Trace(outcome.folder).config["extractor"]["base"]
+        assert "stage: base" in (out / "models" / Path(base).name / "training.yaml").read_text()
 
 
 def test_the_base_is_trained_once_and_everything_is_reused(done):
