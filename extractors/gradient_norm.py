@@ -51,6 +51,8 @@ class GradientNorm:
             [chosen + 1],
             f"The representation gradient is largest at layer {chosen + 1}.",
             curve=curves.mean(0).tolist(),
+            measure="norm of the representation gradient",
+            first=1,
             agreement=float((candidates.argmax(1) == chosen).double().mean()),
             probes=curves.tolist(),
         )

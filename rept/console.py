@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rept.layer_choice import ADJACENT_COSINE
 from rept.report.folding import fold
 from rept.report.shading import Piece, shaded
 from rept.results import TokenScores, Trace
@@ -43,15 +44,17 @@ def show_layers(trace: Trace) -> None:
     choice = trace.layers
     curve = choice.get("curve")
     if curve:
-        say("Cosine of adjacent layers at the last prompt token:")
+        measure, first = choice.get("measure", ADJACENT_COSINE), choice.get("first", 2)
+        say(f"{measure.capitalize()}, mean over the probe:")
         table = Table()
         table.add_column("layers")
-        table.add_column("cosine", justify="right")
+        table.add_column("", justify="right")
         table.add_column("")
         low, high = min(curve), max(curve)
-        for i, value in enumerate(curve, start=1):
+        for layer, value in enumerate(curve, start=first):
             filled = 1 + round(24 * (value - low) / (high - low)) if high > low else 25
-            table.add_row(f"{i} - {i + 1}", f"{value:.4f}", "█" * filled)
+            layers = f"{layer - 1} - {layer}" if measure == ADJACENT_COSINE else str(layer)
+            table.add_row(layers, f"{value:.4g}", "█" * filled)
         console.print(table)
     say(f"Layer {', '.join(map(str, choice['layers']))}: {choice['reason']}")
     console.print()

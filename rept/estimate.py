@@ -17,10 +17,11 @@ from rept.budget import find_budget
 from rept.console import console, say
 from rept.pipeline import Job, prepare
 from rept.placement import input_device
+from rept.probe import choose_layers
 from rept.run_folder import peak_memory
 from rept.shards import unit_rows
 from rept.signature import Signature
-from rept.stages import probe, probe_rows, set_up
+from rept.stages import set_up
 from rept.writer import SHARD_BYTES
 
 PROBE_ROWS = 96  # timed rows: a few seconds on a laptop, and enough for a token's mean cost to settle
@@ -51,7 +52,7 @@ def estimate(config: DictConfig) -> dict[str, float]:
     rows = {side: len(job.datamodule.source(side)) for side in ("train", "query")}
     seconds: dict[str, float] = {}
     with _timed(seconds, "layers"):
-        layers = probe(job, probe_rows(job, job.selector.probe_rows)).layers
+        layers = choose_layers(job)[0].layers
     if job.datamodule.tokens_per_batch_auto:
         job.datamodule.tokens_per_batch = find_budget(job, layers)
     lengths = {side: job.datamodule.sample_lengths(side, LENGTHS) for side in ("train", "query")}

@@ -16,15 +16,14 @@ from rept import fingerprint
 from rept.attribution import AttributionModule
 from rept.budget import known_budget
 from rept.console import say
-from rept.errors import UsageError
 from rept.generation import greedy_answers
-from rept.layer_choice import LayerChoice
 from rept.metrics import token_average_precision
-from rept.placement import input_device, place, splits
+from rept.placement import place, splits
+from rept.probe import choose_layers, probe_rows, training_batches
 from rept.progress import ShowProgress, progress
 from rept.ranks import meet
 from rept.run_folder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
-from rept.signature import Batch, Side, Status
+from rept.signature import Side, Status
 from rept.store import AttributionStore
 from rept.tokens import score_pairs
 from rept.writer import StoreWriter
@@ -122,12 +121,13 @@ def select_layers(job: Job) -> list[int]:
         if known["strategy"] == strategy:
             say(f"Layer {', '.join(map(str, known['layers']))}: chosen before, reused.")
             return known["layers"]
-    rows = probe_rows(job, job.selector.probe_rows)
-    choice = job.trainer.strategy.broadcast(probe(job, rows))
+    choice, rows = job.trainer.strategy.broadcast(choose_layers(job))
     record = {
         "strategy": strategy,
         "layers": choice.layers,
         "curve": choice.curve,
+        "measure": choice.measure,
+        "first": choice.first,
         "agreement": choice.agreement,
         "reason": choice.reason,
         "probe_rows": rows,
@@ -135,33 +135,6 @@ def select_layers(job: Job) -> list[int]:
     }
     write_json(job.folder.layers, record)
     return choice.layers
-
-
-def probe(job: Job, rows: Sequence[int]) -> LayerChoice:
-    """What the layer strategy makes of these training rows."""
-    return job.selector(job.model, list(_training_batches(job, rows)))
-
-
-def _training_batches(job: Job, rows: Sequence[int]) -> Iterator[Batch]:
-    """Chosen training rows, where the model takes its tokens."""
-    device = input_device(job.model)
-    return (batch.to(device) for batch in job.datamodule.batches("train", rows))
-
-
-def probe_rows(job: Job, wanted: int) -> list[int]:
-    """Row numbers drawn with the seed from the training rows that can be attributed, in ascending order."""
-    if not wanted:
-        return []
-    order = np.random.default_rng(job.config.seed).permutation(len(job.datamodule.source("train")))
-    found: list[int] = []
-    for row in order.tolist():
-        if job.datamodule.status("train", row).attributed:
-            found.append(row)
-        if len(found) == wanted:
-            break
-    if not found:
-        raise UsageError("No training row can be attributed: each has an empty or too long prompt, or no response.")
-    return sorted(found)
 
 
 def fingerprints(job: Job, layers: Sequence[int], weights: str) -> dict[str, Any]:
@@ -190,7 +163,7 @@ def fit_extractor(job: Job) -> None:
         return
     rows = probe_rows(job, len(job.datamodule.source("train")) if wanted is None else wanted)
     say(f"The extractor learns from {len(rows):,} training rows.")
-    job.extractor.fit(job.model, list(_training_batches(job, rows)))
+    job.extractor.fit(job.model, list(training_batches(job, rows)))
 
 
 def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:

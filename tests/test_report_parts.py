@@ -142,12 +142,16 @@ def test_charts_are_well_formed_and_mark_what_was_chosen() -> None:
         charts.score_histogram(0.0, 0.5, [1000, 0, 3], [0, 0, 3]),
         charts.measure_by_layer({"a": [(1, 0.5), (4, 1.0)], "b": [(1, 0.2), (4, 0.1)]}),
         charts.layer_curve([0.5], [], [9]),
+        charts.layer_curve([0.2, 0.9], [[0.2, 0.9]], [1], "average precision of labelled probe rows", 1),
     ]
     for svg in drawn:
         assert ElementTree.fromstring(svg).get("aria-label")
     names = [element.get("class") for element in ElementTree.fromstring(drawn[0]).iter()]
     assert names.count("probe") == 3 and names.count("chosen") == 1
     assert "layer 3" in drawn[0] and "&lt;b&gt;" in drawn[1]
+    assert "later layer of the pair" in drawn[0] and "later layer of the pair" not in drawn[-1]
+    assert "Average precision of labelled probe rows, 1 probes; chosen: layer 1." in drawn[-1]
+    assert 'class="chosen"' in drawn[-1] and 'class="chosen"' not in drawn[-2]
 
 
 def test_an_unknown_group_is_no_group() -> None:

@@ -12,6 +12,8 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
+from rept.layer_choice import ADJACENT_COSINE
+
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 12, 34  # room for the axes' numbers
 
@@ -31,30 +33,38 @@ class Axis:
 
 
 def layer_curve(
-    curve: Sequence[float], probes: Sequence[Sequence[float]], chosen: Sequence[int], first_layer: int = 1
+    curve: Sequence[float],
+    probes: Sequence[Sequence[float]],
+    chosen: Sequence[int],
+    measure: str = ADJACENT_COSINE,
+    first: int = 2,
 ) -> Markup:
-    """Cosine of adjacent layers: the mean, single probes faint behind it, the chosen layers marked.
+    """What a layer strategy looked at: the mean, single probes faint behind it, the chosen layers marked.
 
     Args:
-        curve: value i belongs to the pair of layers ``first_layer + i`` and the next.
-        chosen: layers, each marked at the pair of which it is the later one.
+        curve: value i belongs to layer ``first + i``; the cosine of a pair to the later of the two.
     """
     values = [*curve, *(value for probe in probes for value in probe)]
     x = Axis(0, max(1, len(curve) - 1), LEFT + 14, WIDTH - RIGHT - 14)
     y = _vertical(min(values), max(values))
     parts = _y_axis(y)
     step = math.ceil(len(curve) / 10)
-    parts += [_text(x(i), HEIGHT - 16, str(first_layer + 1 + i), "middle") for i in range(0, len(curve), step)]
-    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 3, "later layer of the pair", "middle"))
+    parts += [_text(x(i), HEIGHT - 16, str(first + i), "middle") for i in range(0, len(curve), step)]
+    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 3, layer_axis(measure), "middle"))
     parts += [_line([(x(i), y(value)) for i, value in enumerate(probe)], "probe") for probe in probes]
     parts.append(_line([(x(i), y(value)) for i, value in enumerate(curve)], "mean"))
     for layer in chosen:
-        i = layer - first_layer - 1
+        i = layer - first
         if 0 <= i < len(curve):
             parts.append(Markup('<circle class="chosen" cx="{}" cy="{}" r="4.5"/>').format(x(i), y(curve[i])))
             above = y(curve[i]) > HEIGHT / 2
             parts.append(_text(x(i), y(curve[i]) + (-10 if above else 18), f"layer {layer}", "middle", "mark"))
-    return _frame(parts, f"Cosine of adjacent layers, {len(probes)} probes; chosen: layer {_listed(chosen)}.")
+    return _frame(parts, f"{measure.capitalize()}, {len(probes)} probes; chosen: layer {_listed(chosen)}.")
+
+
+def layer_axis(measure: str) -> str:
+    """What the numbers below a layer curve are."""
+    return "later layer of the pair" if measure == ADJACENT_COSINE else "layer"
 
 
 def measure_by_layer(sites: Mapping[str, Sequence[tuple[int, float]]]) -> Markup:

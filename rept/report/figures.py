@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rept.errors import UsageError
-from rept.report import series
+from rept.layer_choice import ADJACENT_COSINE
+from rept.report import charts, series
 from rept.report.findings import Findings
 from rept.report.shading import LEVELS, Piece
 from rept.results import Trace
@@ -67,14 +68,15 @@ def _layer_curve(figure: Any, trace: Trace) -> bool:
     if not curve:
         return False
     axes = figure.subplots()
-    layers = range(2, len(curve) + 2)
+    measure, first = trace.layers.get("measure", ADJACENT_COSINE), trace.layers.get("first", 2)
+    layers = range(first, len(curve) + first)
     for probe in trace.layers.get("probes") or []:
         axes.plot(layers, probe, color=FAINT, alpha=0.18, linewidth=0.5)
     axes.plot(layers, curve, color=INK)
     for layer in trace.layers["layers"]:
         if layer in layers:
-            axes.plot(layer, curve[layer - 2], "o", color=POSITIVE, markersize=5)
-    axes.set(xlabel="later layer of the pair", ylabel="cosine of adjacent layers")
+            axes.plot(layer, curve[layer - first], "o", color=POSITIVE, markersize=5)
+    axes.set(xlabel=charts.layer_axis(measure), ylabel=measure)
     axes.xaxis.get_major_locator().set_params(integer=True)
     return True
 

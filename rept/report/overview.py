@@ -11,6 +11,7 @@ from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
 from rept.config import TARGET
+from rept.layer_choice import ADJACENT_COSINE
 from rept.report import charts, series
 from rept.report.wording import number
 from rept.results import Trace
@@ -114,11 +115,12 @@ def _layer_curve(trace: Trace) -> Chart | None:
     curve = trace.layers.get("curve")
     if not curve:
         return None
-    svg = charts.layer_curve(curve, trace.layers.get("probes") or [], trace.layers["layers"])
+    measure, probes = trace.layers.get("measure", ADJACENT_COSINE), trace.layers.get("probes") or []
+    svg = charts.layer_curve(curve, probes, trace.layers["layers"], measure, trace.layers.get("first", 2))
     agreement = trace.layers.get("agreement")
-    told = ["Cosine of adjacent layers at the last prompt token.", trace.layers["reason"]]
+    told = [f"{measure.capitalize()}.", trace.layers["reason"]]
     if agreement is not None:
-        told.append(f"{agreement:.0%} of {len(trace.layers['probe_rows'])} single probes (faint) agree.")
+        told.append(f"{agreement:.0%} of {len(probes)} single probes (faint) agree.")
     return Chart("Layer", " ".join(told), svg)
 
 

@@ -1,0 +1,91 @@
+"""Which layer each strategy chooses, over many probe sets, beside what each layer is worth.
+
+    python attribute.py layers=every each=true ... out=RUN
+    python benchmarks/layers.py RUN [--sets 20] [--rows 64 16] [scorer=... ...]
+
+RUN's signatures of every layer are ranked, by its own scorer or the one named, to give each layer's average precision.
+Then each strategy of configs/layers that looks at a probe is asked with seeds 0 to sets - 1, each with probe rows of
+its own, and the times that it chose each layer are counted. A strategy that chooses several layers counts for each.
+Prints one table, in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from omegaconf import DictConfig
+
+from rept.config import build, compose
+from rept.errors import UsageError
+from rept.pipeline import prepare, rescore
+from rept.probe import choose_layers
+from rept.progress import progress
+from rept.run_folder import RunFolder
+
+PROBED = ("phase_transition", "stable_phase_transition", "gradient_norm", "deepest_drops", "labelled_probe")
+PLAIN = ("last", "fraction")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a run made with layers=every each=true")
+    parser.add_argument("changes", nargs="*", help="other settings, such as scorer=cosine")
+    parser.add_argument("--sets", type=int, default=20, help="probe sets")
+    parser.add_argument("--rows", type=int, nargs="+", default=[64, 16], help="rows of a probe set")
+    arguments = parser.parse_args()
+    source = RunFolder(arguments.run)
+    config = compose("attribute", arguments.changes, base=source.open_existing())
+    precision = by_layer(source, config)
+    chosen = dict(choices(config, arguments.rows, arguments.sets))
+    for line in table(precision, chosen):
+        print(line)
+
+
+def by_layer(source: RunFolder, config: DictConfig) -> list[float]:
+    """The average precision of each layer alone."""
+    config.each, config.calibration.rate = True, None
+    with TemporaryDirectory() as folder:
+        each = rescore(source, RunFolder(Path(folder) / "ranked"), config).metrics.get("each", {})
+    found = {int(place.partition("/")[2]): measured.get("overall") for place, measured in each.items()}
+    if len(found) < 2 or len(found) < len(each) or not all(found.values()):
+        raise UsageError(f"{source.path} is no run of one site with layers=every and labels on both sides.")
+    return [found[layer]["average_precision"] for layer in sorted(found)]
+
+
+def choices(config: DictConfig, rows: Sequence[int], sets: int) -> Iterator[tuple[str, Counter[int]]]:
+    """By strategy and number of probe rows: how often each layer was chosen."""
+    job = prepare(config)
+    plans = [(name, f"{name}, {n} rows", [f"layers.n={n}"], sets) for name in PROBED for n in rows]
+    plans = [(name, name, [], 1) for name in PLAIN] + plans
+    with progress("Choosing layers", total=sum(plan[-1] for plan in plans), unit="probe sets") as advance:
+        for name, told, more, times in plans:
+            job.selector = build(compose("attribute", [f"layers={name}", *more]).layers)
+            found: Counter[int] = Counter()
+            for seed in range(times):
+                job.config.seed = seed  # of the probe rows
+                with torch.enable_grad():
+                    found.update(choose_layers(job)[0].layers)
+                advance(1)
+            yield told, found
+
+
+def table(precision: Sequence[float], chosen: dict[str, Counter[int]]) -> Iterator[str]:
+    layers = range(1, len(precision) + 1)
+    yield "| | " + " | ".join(f"layer {layer}" for layer in layers) + " |"
+    yield "| --- |" + " --- |" * len(precision)
+    best = max(precision)
+    yield "| average precision | " + " | ".join(f"**{p:.3f}**" if p == best else f"{p:.3f}" for p in precision) + " |"
+    for told, found in chosen.items():
+        yield f"| {told} | " + " | ".join(str(found[layer] or "") for layer in layers) + " |"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UsageError as error:
+        raise SystemExit(str(error)) from None
