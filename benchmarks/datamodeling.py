@@ -1,11 +1,11 @@
-"""Do a method's scores foretell what retraining does? Linear datamodeling score and leave-k-out agreement.
+"""Do scores foretell what retraining does? Linear datamodeling score and leave-k-out agreement.
 
-    python benchmarks/datamodeling.py [--subsets 10] [--sets 6] [--k 60] [--out DIR] [experiment=WORD] [key=value ...]
+    python benchmarks/datamodeling.py [--experiments rept bm25 ...] [--subsets 10] [--random 4] [--k 60] [--out DIR]
 
-On the embedded data: one model is trained on all rows, ``--subsets`` models on random halves of them, and ``--sets``
-models without k rows: the k that score highest, over all queries, the k lowest, and random ones. All have the same
-seed. Each says what it makes of the answers that the first model gave to the held-out queries. With trainings of
-minutes, take a few; what exists in DIR is not trained again. ``key=value`` is for the attribution.
+On the embedded data: one model is trained on all rows, ``--subsets`` models on random halves of them, and others
+without k rows: for each method the k that score highest over all queries, and ``--random`` sets drawn blindly. All have
+the same seed, and all methods are judged by all models. Each model says what it makes of the answers that the first one
+gave to the held-out queries. What exists in DIR is not trained again. Further words are ``key=value`` of attribute.py.
 """
 
 from __future__ import annotations
@@ -65,18 +65,29 @@ def scores(trace: Trace, rows: int) -> np.ndarray:
     return found
 
 
-def left_out(mean: np.ndarray, k: int, sets: int, rng: np.random.Generator) -> np.ndarray:
-    """(sets N) bool: the k rows of the highest mean score, the k lowest, and random ones."""
-    order = mean.argsort()
-    chosen = [order[-k:], order[:k], *(rng.permutation(len(mean))[:k] for _ in range(sets - 2))][:sets]
-    return np.stack([np.isin(np.arange(len(mean)), one) for one in chosen])
+def left_out(best: Sequence[np.ndarray], rows: int, k: int, random: int, rng: np.random.Generator) -> np.ndarray:
+    """(M N) bool: the k rows of the highest mean score by each method, and random ones."""
+    chosen = [*(mean.argsort()[-k:] for mean in best), *(rng.permutation(rows)[:k] for _ in range(random))]
+    return np.stack([np.isin(np.arange(rows), one) for one in chosen])
+
+
+def traced(experiment: str, model: Path, out: Path, rows: int, words: Sequence[str]) -> Trace:
+    """A run of one method whose hits are all rows."""
+    fixed = [f"model.path={model}", f"top_k={rows}", "tokens.hits=0", "report=false", f"out={out / experiment}"]
+    return attribute(compose("attribute", [f"experiment={experiment}", *words, *fixed]), show_result=False)
+
+
+def report(name: str, found: Sequence[float], models: int) -> None:
+    error = np.std(found) / np.sqrt(len(found))
+    print(f"{name}: {np.mean(found):.3f} (standard error over {len(found)} queries {error:.3f}; {models} models)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="key=value of the attribution, and of the embedded data's size")
+    parser.add_argument("--experiments", nargs="+", default=["rept", "rept-paper", "bm25", "random"])
     parser.add_argument("--subsets", type=int, default=10)
-    parser.add_argument("--sets", type=int, default=6)
+    parser.add_argument("--random", type=int, default=4)
     parser.add_argument("--k", type=int, default=60)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("runs/datamodeling"))
@@ -85,24 +96,26 @@ def main() -> None:
     training = [*sizes, f"trainer.max_epochs={given.epochs}"]
     rows = compose("attribute", sizes).datamodule.rows
     whole = train(given.out / "whole", training, np.zeros(rows, bool))
-    fixed = [f"model.path={whole}", f"top_k={rows}", "tokens.hits=0", "report=false", f"out={given.out / 'run'}"]
-    trace = attribute(compose("attribute", [*given.words, *fixed]), show_result=False)
-    tau = scores(trace, rows)
-    known = ~np.isnan(tau).any(1)
+    traces = {name: traced(name, whole, given.out, rows, given.words) for name in given.experiments}
+    tau = {name: scores(trace, rows) for name, trace in traces.items()}
+    known = ~np.isnan(np.stack(list(tau.values()))).any((0, 2))  # queries
     rng = np.random.default_rng(0)
     halves = np.stack([rng.permutation(rows) < rows // 2 for _ in range(given.subsets)])
-    sets = left_out(tau[known].mean(0), given.k, given.sets, rng)
+    sets = left_out([one[known].mean(0) for one in tau.values()], rows, given.k, given.random, rng)
+    trace = next(iter(traces.values()))
     of_halves = [outputs(train(given.out / f"half-{i}", training, ~half), trace) for i, half in enumerate(halves)]
     of_sets = [outputs(train(given.out / f"without-{i}", training, one), trace) for i, one in enumerate(sets)]
-    first = outputs(whole, trace)
-    lds = [linear_datamodeling_score(tau[q], halves, np.stack(of_halves)[:, q]) for q in np.flatnonzero(known)]
-    lko = [leave_k_out_agreement(tau[q], sets, np.stack(of_sets)[:, q], first[q]) for q in np.flatnonzero(known)]
-    for name, found, count in (
-        ("linear datamodeling score", lds, len(halves)),
-        ("leave-k-out agreement", lko, len(sets)),
-    ):
-        error = np.std(found) / np.sqrt(len(found))
-        print(f"{name}: {np.mean(found):.3f} (standard error over {len(found)} queries {error:.3f}; {count} models)")
+    first, kept = outputs(whole, trace), np.flatnonzero(known)
+    harm = [float((first - without)[known].mean()) for without in of_sets]
+    for name, found in tau.items():
+        lds = [linear_datamodeling_score(found[q], halves, np.stack(of_halves)[:, q]) for q in kept]
+        lko = [leave_k_out_agreement(found[q], sets, np.stack(of_sets)[:, q], first[q]) for q in kept]
+        report(f"{name}: linear datamodeling score", lds, len(halves))
+        report(f"{name}: leave-k-out agreement", lko, len(sets))
+    told = dict(
+        zip([*(f"best of {name}" for name in tau), *(f"random {i}" for i in range(given.random))], harm, strict=True)
+    )
+    print("loss added to the first model's answers, in nats, without the k", told)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@
   row would show beside what is held for a batch
 * ranking: `rank` over a store of random signatures (2 blocks, narrow, so that a few gigabytes hold millions of rows)
 
-Each measurement is a process of its own, the sizes in turns. Peak memory is the most that the process had resident,
-mapped pages of the store's files included; time is the processor's, so that other work on the machine counts less.
+Each measurement is a process of its own. Peak memory is the most that the process had resident, mapped pages of the
+store's files included; the largest of the runs counts. Time is the processor's, so that other work on the machine
+counts less, and its mean over all runs of a size. Small sizes are run more often, half of their runs before those of
+the largest and half after: a machine's speed drifts by more than what is to be seen, and a short run's best moment is
+no measure of a long one.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from scorers.cosine import Cosine
 WORDS = ["the", "king", "of", "Norland", "lives", "in", "a", "fine", "old", "house", "by", "sea", "and", "says"]
 KEYS = [Key("residual_stream", 1, "representation"), Key("residual_stream", 1, "gradient")]
 QUERIES = 20
+MOST_RUNS = 12  # of a small size, in a round
 
 
 def make_data(folder: Path, rows: int) -> Path:
@@ -102,19 +106,20 @@ def apart(measure: str, folder: Path, rows: int) -> dict[str, float]:
 
 
 def report(measure: str, folder: Path, sizes: list[int], rounds: int) -> None:
-    """The best of the rounds: other work on the machine only ever adds."""
     found: dict[int, list[dict[str, float]]] = {rows: [] for rows in sizes}
     for _ in range(rounds):
-        for rows in sizes:
+        repeats = {rows: min(MOST_RUNS, max(sizes) // rows) // 2 for rows in sizes if rows < max(sizes)}
+        small = [rows for rows, count in repeats.items() for _ in range(max(1, count))]
+        for rows in (*small, max(sizes), *small):
             found[rows].append(apart(measure, folder, rows))
     first: dict[str, float] = {}
     for rows in sizes:
-        best = {name: min(one[name] for one in found[rows]) for name in found[rows][0]}
-        seconds = best.pop("seconds") / rows
-        first = first or best | {"a row": seconds}
-        told = [f"{name} {value / 2**20:7.1f} MiB ({value / first[name] - 1:+6.1%})" for name, value in best.items()]
+        most = {name: max(one[name] for one in found[rows]) for name in found[rows][0] if name != "seconds"}
+        seconds = sum(one["seconds"] for one in found[rows]) / (rows * len(found[rows]))
+        first = first or most | {"a row": seconds}
+        told = [f"{name} {value / 2**20:7.1f} MiB ({value / first[name] - 1:+6.1%})" for name, value in most.items()]
         time_of = f"{seconds * 1e6:8.2f} us a row ({seconds / first['a row'] - 1:+6.1%})"
-        print(f"{measure:10s} {rows:>9,} rows   {'   '.join(told)}   {time_of}", flush=True)
+        print(f"{measure:10s} {rows:>9,} rows   {'   '.join(told)}   {time_of}   {len(found[rows])} runs", flush=True)
 
 
 def main() -> None:
@@ -122,7 +127,7 @@ def main() -> None:
     parser.add_argument("--extraction", type=int, nargs="*", default=[2_000, 50_000])
     parser.add_argument("--ranking", type=int, nargs="*", default=[100_000, 2_000_000])
     parser.add_argument("--width", type=int, default=64, help="of each of the two blocks of the ranking's store")
-    parser.add_argument("--rounds", type=int, default=2, help="the best of so many is printed")
+    parser.add_argument("--rounds", type=int, default=1, help="all of it so many times")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)

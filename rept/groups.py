@@ -8,6 +8,7 @@ from functools import lru_cache
 ALIKE = 0.8  # share of common character runs above which two texts count as near-duplicates
 RUN = 5  # characters in a run: long enough to keep words apart, and free of any script's idea of a word
 READ = 4000  # characters of a text that are compared
+DEPTH = 200  # texts that are grouped: every pair of them may have to be compared
 _BITS = 4096
 _DIGITS = bytes.maketrans(b"\0\1", b"01")
 
@@ -19,9 +20,10 @@ def heads(texts: Sequence[str]) -> list[int]:
 
     A text repeats the first earlier head of which it shares (in lower case, white space collapsed, its first 4,000
     characters) at least 80 % of all runs of five characters in either: ``|A & B| >= 0.8 |A | B|``. Groups are made
-    around heads, not along chains, so all members are alike to the best one; the order of the texts decides.
+    around heads, not along chains, so all members are alike to the best one; the order of the texts decides. Texts
+    after the first 200 are not compared: each stands for itself.
     """
-    read = [_read(text) for text in texts]
+    read = [_read(text) for text in texts[:DEPTH]]
     first: list[int] = []
     found = []
     for position, own in enumerate(read):
@@ -29,7 +31,7 @@ def heads(texts: Sequence[str]) -> list[int]:
         if head == position:
             first.append(position)
         found.append(head)
-    return found
+    return found + list(range(len(read), len(texts)))
 
 
 def _alike(one: _Runs, other: _Runs) -> bool:

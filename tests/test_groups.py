@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rept import console as shown
 from rept.console import show_hits
-from rept.groups import ALIKE, heads
+from rept.groups import ALIKE, DEPTH, heads
 from rept.results import Trace
 from rept.run_folder import read_jsonl, write_jsonl
 from tests.runs import WORDS, Shape, write_run
@@ -50,6 +50,11 @@ def test_groups_are_those_of_a_comparison_of_all_pairs(seed: int) -> None:
 def test_short_and_empty_texts() -> None:
     assert heads([]) == []
     assert heads(["", " ", "ab", "AB", "abc"]) == [0, 0, 2, 2, 4]
+
+
+def test_texts_far_down_stand_for_themselves() -> None:
+    found = heads(["the same"] * (DEPTH + 3))
+    assert found == [0] * DEPTH + [DEPTH, DEPTH + 1, DEPTH + 2]
 
 
 def test_the_table_tells_a_group_once_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
