@@ -16,9 +16,9 @@ What differs, or is not known here:
 * The benchmark's toxicity score is one number a training row for all references together, and its AUPRC the area under
   the precision-recall curve by trapezoids (``sklearn.metrics.auc``). Here each reference ranks for itself, and the mean
   of average precisions, which interpolates nothing, is told.
-* The code that renders its prompts is not part of what this was written from. Samples are rendered by the tokenizer's
-  own chat template, or plainly where it has none: to repeat published figures, give the tokenizer the template that the
-  checkpoint was trained with.
+* Samples are rendered in the benchmark's format (``TEMPLATE``, Tulu's: a role's mark, a line, the trimmed content)
+  whatever template the tokenizer brings, for its checkpoints were trained in it. The newline that it writes after the
+  response's EOS token counts as response there, and is left out here.
 * Its third data set, ftrace (a column ``facts``, several facts a row), has no single label a row and is not read.
 """
 
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from datamodules.instructions import InstructionData
 from datamodules.records import Record, Records
@@ -34,6 +34,11 @@ from rept.errors import UsageError
 
 UNSAFE = "Unsafe"
 ENTITIES = ("true_entity", "counterfactual_entity")
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message.role + '|>\n' + message.content | trim }}"
+    "{% if message.role == 'assistant' %}{{ eos_token or '' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
 
 
 class DateLM(InstructionData):
@@ -68,6 +73,11 @@ class DateLM(InstructionData):
             tokens_per_batch=tokens_per_batch,
             window=window,
         )
+
+    def attach(self, tokenizer: Any) -> None:
+        """As for other data, in the benchmark's format: the tokenizer's own template is replaced."""
+        tokenizer.chat_template = TEMPLATE
+        super().attach(tokenizer)
 
     def _records(self, path: str, split: str, setting: str) -> Records:
         records = super()._records(path, split, setting)

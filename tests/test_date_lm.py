@@ -14,6 +14,7 @@ from datamodules.date_lm import DateLM
 from rept.config import build, compose
 from rept.errors import UsageError
 from rept.pipeline import attribute
+from tests import templates
 
 TOXIC = [{"prompt": f"Ask {i}", "response": f"Say {i}", "type": "Unsafe" if i % 5 == 0 else "Safe"} for i in range(20)]
 FACTS = [
@@ -63,6 +64,16 @@ def test_another_layout_is_told(tmp_path):
         UsageError, match="column type, or true_entity and counterfactual_entity; columns found: prompt"
     ):
         data.source("train")
+
+
+def test_samples_are_rendered_in_the_benchmarks_format(tmp_path):
+    train = lines(tmp_path / "train.jsonl", [{"prompt": " Ask 1 ", "response": "Say 1\n", "type": "Unsafe"}])
+    data, tokenizer = DateLM(train, train), templates.build(templates.KINDS["llama_3"])
+    data.attach(tokenizer)
+    encoded = data.encoded("train", 0)
+    assert encoded.text.strip() == f"<|user|>\nAsk 1\n<|assistant|>\nSay 1{tokenizer.eos_token}"
+    assert tokenizer.decode(encoded.input_ids[encoded.prompt_length :]) == f"Say 1{tokenizer.eos_token}"
+    assert tokenizer.decode(data.encoder.prompt(data.source("train")[0])).endswith("Ask 1\n<|assistant|>\n")
 
 
 def test_the_word_builds_it():
