@@ -6,20 +6,21 @@ Holds SampleSource, AttributionDataModule.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules.samples import Encoded, Encoder, Sample, collate
 from rept.behaviours import Behaviour
+from rept.dealing import Deal
 from rept.errors import UsageError
 from rept.fingerprint import of_samples
-from rept.signature import Batch, Side, Status
+from rept.signature import IGNORE, Batch, Side, Status
 
 
 class SampleSource(Protocol):
@@ -36,8 +37,9 @@ class AttributionDataModule(LightningDataModule, ABC):
     The plan: rows are taken in windows of ``window`` consecutive rows. In a window the rows that can be attributed are
     sorted by (tokens, row) and cut into batches, each of as many rows as fit in ``tokens_per_batch`` tokens, padding
     included, and of one row at least. The other rows ride on the window's first batch, which may hold nothing else.
-    Batch i of window w goes to rank (w + i) mod world size. So a batch is the same, bit for bit, on any number of ranks
-    and after any resume, and only one window is in memory at a time.
+    Whole windows go to the ranks in turn, and the last few are shared, see `rept.dealing`: a rank tokenizes its own
+    share of the rows, and two windows more at most. So a batch is the same, bit for bit, on any number of ranks and
+    after any resume, and only one window is in memory at a time.
 
     Args:
         max_length: most tokens of a sample.
@@ -125,45 +127,44 @@ class AttributionDataModule(LightningDataModule, ABC):
         rank: int = 0,
         world_size: int = 1,
         done: np.ndarray | None = None,
-        in_step: bool = False,
+        in_step: Callable[[bool], bool] | None = None,
     ) -> DataLoader:
         """One rank's batches, whole, in the plan's order.
 
         Args:
             done: (rows,) bool, True for rows that are stored already. Batches of such rows are left out, and windows of
                 such rows are not even read.
-            in_step: every rank is given equally many batches that hold rows: one with fewer than another in a window is
-                given a row once more, marked as ``Batch.company``.
+            in_step: for ranks that must take equally many steps: tells the others whether this rank has a batch, and
+                returns whether any of them has. Every batch then holds something to run: where this rank has no row,
+                what is marked as ``Batch.company``.
 
         Raises:
             UsageError: while iterating, where a batch is done in part: the store was made by another plan.
         """
-        stream = _Stream(lambda: self._plan(side, rank, world_size, done, in_step))
-        return DataLoader(stream, batch_size=None, num_workers=0)
+
+        def make() -> Iterator[Batch]:
+            batches = self._plan(side, rank, world_size, done)
+            return _in_step(batches, side, in_step) if in_step else batches
+
+        return DataLoader(_Stream(make), batch_size=None, num_workers=0)
 
     def batches(self, side: Side, rows: Sequence[int]) -> Iterator[Batch]:
         """Chosen rows by the same rules: windows of the rows in the given order, sorted and cut as above."""
         for start in range(0, len(rows), self.window):
             yield from self._cut(side, rows[start : start + self.window])
 
-    def _plan(self, side: Side, rank: int, world_size: int, done: np.ndarray | None, in_step: bool) -> Iterator[Batch]:
+    def _plan(self, side: Side, rank: int, world_size: int, done: np.ndarray | None) -> Iterator[Batch]:
         total = len(self.source(side))
+        windows = Deal(-(-total // self.window), world_size)
         for number, start in enumerate(range(0, total, self.window)):
             rows = range(start, min(start + self.window, total))
-            if done is not None and done[rows.start : rows.stop].all():
+            stored = done is not None and done[rows.start : rows.stop].all()
+            if stored or not windows.concerns(number, rank):
                 continue
-            steps: Counter[int] = Counter()  # of each rank
-            for i, batch in enumerate(self._cut(side, rows)):
-                holder = (number + i) % world_size
-                if _stored(batch, done):
-                    continue
-                if len(batch):
-                    steps[holder] += 1
-                    latest = batch
-                if holder == rank:
+            batches = self._cut(side, rows)
+            for i, batch in enumerate(batches):
+                if windows.holder(number, i, len(batches)) == rank and not _stored(batch, done):
                     yield batch
-            if in_step and steps:
-                yield from [replace(latest.select([0]), company=True)] * (max(steps.values()) - steps[rank])
 
     def _cut(self, side: Side, rows: Sequence[int]) -> list[Batch]:
         """The batches of one window; its set-aside rows ride on the first."""
@@ -191,6 +192,31 @@ class _Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[Batch]:
         return self._make()
+
+
+def _in_step(batches: Iterator[Batch], side: Side, any_has: Callable[[bool], bool]) -> Iterator[Batch]:
+    """The batches, each something to run, and then company for the ranks that have more of them."""
+    for batch in batches:
+        any_has(True)
+        yield batch if len(batch) else _company(side, batch.set_aside)
+    while any_has(False):
+        yield _company(side)
+
+
+def _company(side: Side, set_aside: tuple[tuple[int, Status], ...] = ()) -> Batch:
+    """The least that a model can be run on, two tokens; nobody keeps what comes of it, but rows set aside may ride."""
+    return Batch(
+        input_ids=torch.zeros(1, 2, dtype=torch.int64),
+        labels=torch.tensor([[IGNORE, 0]]),
+        prompt_end=torch.tensor([0]),
+        length=torch.tensor([2]),
+        row=torch.tensor([0]),
+        cut=torch.tensor([False]),
+        side=side,
+        text=(("", ""),),
+        set_aside=set_aside,
+        company=True,
+    )
 
 
 def _stored(batch: Batch, done: np.ndarray | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from lightning import LightningModule
@@ -47,7 +48,9 @@ class AttributionModule(LightningModule):
         """The rows' statuses and signatures; None for a batch that is computed for other ranks' sake alone."""
         signature = self._extract(batch) if len(batch) else {}
         if batch.company:
-            return None
+            if not batch.set_aside:
+                return None
+            batch, signature = replace(batch.select([]), set_aside=batch.set_aside), {}
         status = torch.where(batch.cut, int(Status.CUT), int(Status.ATTRIBUTED)).to(torch.uint8).cpu()
         signature = {key: block.float().cpu() for key, block in signature.items()}
         status[~_finite(signature, len(batch))] = Status.NON_FINITE

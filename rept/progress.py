@@ -79,10 +79,9 @@ class ShowProgress(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        if outputs is None:  # a step that only kept other ranks company
-            return
-        # Ranks take turns with batches of about one size, so rank 0 can speak for all.
-        self._advance((len(batch) + len(batch.set_aside)) * trainer.world_size)
+        if outputs is not None:  # else a step that only kept other ranks company
+            # Ranks have shares of about one size, so rank 0 can speak for all.
+            self._advance(len(outputs.row) * trainer.world_size)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()

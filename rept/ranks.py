@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import distributed
@@ -45,17 +46,30 @@ class Lost(UsageError):
     """A rank waited for the others in vain."""
 
 
+def process() -> tuple[int, int]:
+    """This process's rank and their number, as far as processes were started."""
+    started = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_rank(), distributed.get_world_size()) if started else (0, 1)
+
+
 def meet(seconds: float) -> None:
     """Waits until every rank is here; returns at once where there is but one.
 
     Raises:
         Lost: another rank did not come within ``seconds``, or is gone.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    start = time.monotonic()
+    any_rank(False, seconds)
+
+
+def any_rank(own: bool, seconds: float) -> bool:
+    """Waits as `meet` does, and says whether ``own`` is true on any rank."""
+    if process()[1] == 1:
+        return own
+    start, told = time.monotonic(), torch.tensor(int(own))
     try:
-        distributed.monitored_barrier(_group(seconds), timedelta(seconds=seconds), wait_all_ranks=True)
+        group = _group(seconds)
+        distributed.monitored_barrier(group, timedelta(seconds=seconds), wait_all_ranks=True)
+        distributed.all_reduce(told, distributed.ReduceOp.MAX, group)
     except RuntimeError as error:
         rank = distributed.get_rank()
         if time.monotonic() - start < seconds:
@@ -65,6 +79,7 @@ def meet(seconds: float) -> None:
             f"Rank {missing} hangs: rank {rank} waited {seconds:,g} s for it (max_wait; raise it if that was only "
             f"slow). {GO_ON}"
         ) from error
+    return bool(told)
 
 
 @cache

@@ -22,16 +22,10 @@ from rept.histogram import Histogram
 from rept.metrics import measures
 from rept.progress import progress
 from rept.ranking import Hits, Ranking, ScoreFile, blocks_share, merge, rank, read_scores
-from rept.ranks import meet
+from rept.ranks import meet, process
 from rept.run_folder import RunFolder, write_json, write_jsonl
 from rept.signature import Key, Status
 from rept.store import AttributionStore
-
-
-def process() -> tuple[int, int]:
-    """This process's rank and their number, as far as processes were started."""
-    started = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_rank(), distributed.get_world_size()) if started else (0, 1)
 
 
 @dataclass

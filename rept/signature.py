@@ -91,7 +91,7 @@ class Batch:
     side: Side
     text: tuple[tuple[str, str], ...]  # (prompt, response) of each sample, for extractors that read text
     set_aside: tuple[tuple[int, Status], ...] = ()  # (row, reason)
-    company: bool = False  # rows of another rank, run so that all ranks take equally many steps; not to be kept
+    company: bool = False  # run so that all ranks take equally many steps; what comes of its rows is not to be kept
 
     def __len__(self) -> int:
         return len(self.row)

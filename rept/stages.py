@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from rept.metrics import token_average_precision
 from rept.placement import place, splits
 from rept.probe import choose_layers, probe_rows, training_batches
 from rept.progress import ShowProgress, progress
-from rept.ranks import meet
+from rept.ranks import any_rank, meet
 from rept.run_folder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
 from rept.signature import Side, Status
 from rept.store import AttributionStore
@@ -182,8 +182,9 @@ def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
     if stored < total:
         writer = StoreWriter(store, mark, job.config.store.dtype, job.config.store.shard_rows)
         trainer.callbacks += [writer, ShowProgress(f"Signatures of the {name}", total - stored)]
-        ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size, "in_step": job.in_step}
-        loader = job.datamodule.loader(side, done=done, **ranks)
+        in_step = partial(any_rank, seconds=job.config.max_wait) if job.in_step else None
+        ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        loader = job.datamodule.loader(side, done=done, in_step=in_step, **ranks)
         trainer.predict(module, loader, return_predictions=False)
         del trainer.callbacks[-2:]
     meet(job.config.max_wait)

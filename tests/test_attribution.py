@@ -100,7 +100,10 @@ def test_a_batch_for_other_ranks_sake_is_run_and_not_kept():
         return ResidualStream()(model, batch, layers)
 
     assert module_of(extractor).predict_step(replace(tiny_batch(), company=True)) is None
-    assert ran == [len(tiny_batch())]
+    riding = replace(tiny_batch(), company=True, set_aside=((90, Status.EMPTY_PROMPT),))
+    made = module_of(extractor).predict_step(riding)
+    assert (made.row.tolist(), made.status.tolist(), made.signature) == ([90], [Status.EMPTY_PROMPT], {})
+    assert ran == [len(tiny_batch())] * 2
 
 
 def test_gradients_of_exactly_zero_are_counted():

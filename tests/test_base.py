@@ -1,5 +1,8 @@
+import threading
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -77,16 +80,89 @@ def test_every_row_is_in_one_batch_whatever_the_number_of_ranks(world: int) -> N
             assert sum(same(batch, other) for other in plan) == 1
 
 
+class Meeting:
+    """Stands in for the ranks' exchange, among threads: whether any of them has a batch."""
+
+    def __init__(self, world: int) -> None:
+        self.own = [False] * world
+        self.barrier = threading.Barrier(world, timeout=20)
+        self.steps = 0
+
+    def any_has(self, rank: int, own: bool) -> bool:
+        self.own[rank] = own
+        self.steps += self.barrier.wait() == 0
+        found = any(self.own)
+        self.barrier.wait()  # nobody overwrites what another has not read
+        return found
+
+
+def in_step(world: int, done: np.ndarray | None = None, words: Sequence[int] | None = None) -> list[list[Batch]]:
+    """Each rank's batches, the ranks being threads that wait for one another before every batch."""
+    meeting = Meeting(world)
+
+    def deal(rank: int) -> list[Batch]:
+        data = module() if words is None else Rows([row(count) for count in words], window=5, max_length=64)
+        tell = partial(meeting.any_has, rank)
+        return list(data.loader("train", rank=rank, world_size=world, done=done, in_step=tell))
+
+    with ThreadPoolExecutor(world) as threads:
+        return list(threads.map(deal, range(world)))
+
+
+@pytest.mark.parametrize("stored", [0, 3])
 @pytest.mark.parametrize("world", [1, 2, 3, 40])
-def test_ranks_in_step_take_equally_many_steps_over_the_same_rows(world: int) -> None:
+def test_ranks_in_step_take_equally_many_steps_over_the_same_rows(world: int, stored: int) -> None:
     plan = list(module().loader("train"))
-    dealt = [list(module().loader("train", rank=rank, world_size=world, in_step=True)) for rank in range(world)]
-    assert len({sum(len(batch) > 0 for batch in batches) for batches in dealt}) == 1
-    for batches in dealt:
-        assert all(len(batch) == 1 and not batch.set_aside for batch in batches if batch.company)
+    done = np.zeros(len(WORDS), dtype=bool)
+    done[[number for batch in plan[:stored] for number in rows_of(batch)]] = True
+    dealt = in_step(world, done)
+    assert len({len(batches) for batches in dealt}) == 1
+    assert all(len(batch) for batches in dealt for batch in batches), "every step runs the model"
     kept = [batch for batches in dealt for batch in batches if not batch.company]
-    assert len(kept) == len(plan)
     assert all(sum(same(batch, other) for other in plan) == 1 for batch in kept)
+    rode = [number for batches in dealt for batch in batches if batch.company for number, _ in batch.set_aside]
+    assert sorted([number for batch in kept for number in rows_of(batch)] + rode) == np.flatnonzero(~done).tolist()
+
+
+def test_ranks_in_step_set_aside_what_no_model_can_see() -> None:
+    dealt = in_step(3, words=[0, -1, 0])
+    assert [[len(batch) for batch in batches] for batches in dealt] == [[1], [1], [1]]
+    assert sum(len(batch.set_aside) for batches in dealt for batch in batches) == 3
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 7])
+def test_a_rank_tokenizes_its_own_share_and_two_windows_more_at_most(world: int) -> None:
+    rows = 97
+    tokenized, had = [], Counter[int]()
+    for rank in range(world):
+        data = Rows([row(1 + i % 9) for i in range(rows)], window=5, tokens_per_batch=60)
+        had.update(number for batch in data.loader("train", rank=rank, world_size=world) for number in rows_of(batch))
+        tokenized.append(data.read.total())
+        assert set(data.read.values()) == {1}
+    assert had == Counter(range(rows))
+    assert max(tokenized) <= rows / world + 2 * 5
+    assert sum(tokenized) <= rows + 2 * 5 * world
+
+
+def test_a_single_window_is_shared_by_all() -> None:
+    data = module(window=24, tokens_per_batch=60)
+    dealt = [len(list(data.loader("train", rank=rank, world_size=3))) for rank in range(3)]
+    assert max(dealt) - min(dealt) <= 1 and min(dealt) > 0
+
+
+def test_what_another_plan_s_ranks_have_stored_is_left_out() -> None:
+    """Formerly batch i of window w went to rank (w + i) mod 2; that run was killed when its rank 1 had all it had."""
+    plan = list(module().loader("train"))
+    windows = Counter[int]()
+    done = np.zeros(len(WORDS), dtype=bool)
+    for batch in plan:
+        window = rows_of(batch)[0] // 5
+        done[rows_of(batch)] = (window + windows[window]) % 2 == 1
+        windows[window] += 1
+    assert done.any() and not done.all()
+    left = [number for rank in (0, 1) for batch in module().loader("train", rank=rank, world_size=2, done=done)
+            for number in rows_of(batch)]  # fmt: skip
+    assert sorted(left) == np.flatnonzero(~done).tolist()
 
 
 def test_batches_follow_the_plan() -> None:
