@@ -31,6 +31,7 @@ from rept.signature import Side
 from rept.stages import Job
 from rept.stopping import StopBetweenBatches
 from rept.store import AttributionStore
+from rept.token_scores import write_tokens
 from rept.tokens import check_form, choose_layer
 
 
@@ -192,7 +193,7 @@ def run(job: Job) -> None:
         layer = choose_layer(config.tokens.layer, layers, len(Architecture.of(job.model)))
         with folder.stage("tokens"):
             best = {query: rows[: config.tokens.hits] for query, rows in hits.items()}
-            stages.write_tokens(job, best, layer)
+            write_tokens(job, best, layer)
     meet(config.max_wait)  # rank 0 writes what every rank's caller reads next
 
 

@@ -18,7 +18,7 @@ from rept.durable import not_written, sync_folder
 from rept.errors import UsageError
 
 SCHEMA = 1
-LEFTOVERS = (".*.partial", ".scores-*", ".rank-*")  # of killed runs
+LEFTOVERS = (".*.partial", ".scores-*", ".tokens-*", ".rank-*")  # of killed runs
 
 
 class RunFolder:
@@ -125,6 +125,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 @rank_zero_only
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_lines(path, rows)
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """As `write_jsonl`, on any rank."""
     with _beside(path) as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
@@ -135,8 +140,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return list(each_line(path))
+
+
+def each_line(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
+        yield from map(json.loads, stream)
 
 
 def peak_memory() -> int:

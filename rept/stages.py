@@ -1,10 +1,11 @@
-"""The stages of a run that need the model: answers, layers, signatures, tokens. Each leaves its file behind."""
+"""The stages of a run that need the model: answers, layers, signatures (tokens: `rept.token_scores`). Each leaves its
+file behind."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from rept.attribution import AttributionModule
 from rept.budget import known_budget
 from rept.console import say
 from rept.generation import greedy_answers
-from rept.metrics import token_average_precision
 from rept.placement import place, splits
 from rept.probe import choose_layers, probe_rows, training_batches
 from rept.progress import ShowProgress, progress
@@ -25,7 +25,6 @@ from rept.ranks import any_rank, meet
 from rept.run_folder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
 from rept.signature import Side, Status
 from rept.store import AttributionStore
-from rept.tokens import score_pairs
 from rept.writer import StoreWriter
 
 
@@ -54,16 +53,21 @@ class Job:
 
 
 def set_up(job: Job) -> None:
-    """Brings the model to its device; where it is split over ranks, starts them and gives each its share.
-
-    A token budget that is still to be found starts the ranks too, since all must hear of it.
-    """
-    if job.in_step or (job.datamodule.tokens_per_batch_auto and known_budget(job.folder) is None):
+    """Brings the model to its device; and brings the ranks together, where they must meet before they extract."""
+    if _meet_first(job):
         rows = len(job.datamodule.source("query"))
         nothing = job.datamodule.loader("query", done=np.ones(rows, dtype=bool))
         job.trainer.predict(AttributionModule(job.model, job.extractor, []), nothing, return_predictions=False)
     else:
         place(job.model, job.trainer)
+
+
+def _meet_first(job: Job) -> bool:
+    """Ranks that each hold a share of the model, that must hear of a token budget that is still to be found, or of
+    shards that are repaired; and those that torchrun or SLURM has started, which are there in any case."""
+    several, launcher = job.trainer.world_size > 1, job.trainer.strategy.launcher
+    budget = job.datamodule.tokens_per_batch_auto and known_budget(job.folder) is None
+    return job.in_step or budget or (several and (launcher is None or job.config.store.repair))
 
 
 def answer_queries(job: Job) -> None:
@@ -175,6 +179,7 @@ def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
         removed = AttributionStore.repair(store, side, mark, total)
         if removed:
             say(f"Removed {len(removed)} damaged shards of the {name}; their rows are computed again.")
+    meet(job.config.max_wait)  # before it is asked what is there
     done = AttributionStore.stored_rows(store, side, total, mark)
     stored = 0 if done is None else int(done.sum())
     if stored:
@@ -191,50 +196,6 @@ def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
     if trainer.is_global_zero and not AttributionStore.finished(store, side):
         AttributionStore.finish(store, side, total)
     meet(job.config.max_wait)
-
-
-def token_scores(job: Job, hits: dict[int, list[int]], layer: int) -> Iterator[dict[str, Any]]:
-    """Lines of tokens.jsonl for the best hits (row numbers) of each query."""
-    pairs = [(query, row) for query, rows in hits.items() for row in rows]
-    encoded = lru_cache(maxsize=256)(job.datamodule.encoded)
-    with progress("Scoring tokens", total=2 * len(pairs), unit="texts") as advance:
-        scored = score_pairs(job.model, job.extractor, job.datamodule, pairs, layer, job.config.tokens.form)
-        for query, row, side, scores, agrees in scored:
-            text = encoded(side, row if side == "train" else query)
-            advance(1)
-            yield {
-                "query": query,
-                "row": row,
-                "side": side,
-                "tokens": [text.text[start:end] for start, end in text.pieces],
-                "scores": [float(f"{score:.6g}") for score in scores.tolist()],
-                "special": text.special,
-                "agrees": [[i for i in others if i >= 0] for others in agrees.tolist()],
-                "layer": layer,
-                "form": job.config.tokens.form,
-            }
-
-
-def write_tokens(job: Job, hits: dict[int, list[int]], layer: int) -> None:
-    """tokens.jsonl; and where the true spans are known, the mean token_average_precision in metrics.json."""
-    found: list[float] = []
-
-    def judged() -> Iterator[dict[str, Any]]:
-        for line in token_scores(job, hits, layer):
-            if line["side"] == "train":
-                marked = job.datamodule.encoded("train", line["row"]).marked
-                precision = token_average_precision(line["scores"], marked)
-                if precision is not None:
-                    found.append(precision)
-            yield line
-
-    if job.in_step and not job.trainer.is_global_zero:  # who writes nothing, but must run the model too
-        for _ in judged():
-            pass
-    write_jsonl(job.folder.tokens, judged())
-    if found:
-        measured = {"token_average_precision": float(np.mean(found)), "texts": len(found)}
-        write_json(job.folder.metrics, read_json(job.folder.metrics) | {"tokens": measured})
 
 
 def tell_trouble(job: Job, module: AttributionModule) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from rept.dealing import Deal
 from rept.errors import UsageError
 from rept.placement import input_device
 from rept.signature import IGNORE, Batch, Key, Side
@@ -124,6 +125,7 @@ def trace_tokens(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> 
 class PairScores(NamedTuple):
     """The token scores of one side of a pair."""
 
+    place: tuple[int, int]  # the group of queries, and the batch of training rows in it: orders what ranks have made
     query: int
     row: int
     side: Side  # whose tokens are scored
@@ -139,24 +141,36 @@ def score_pairs(
     layer: int,
     form: Form,
     queries_at_once: int = 16,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[PairScores]:
-    """Token scores of both sides of each (query, row) pair.
+    """Token scores of both sides of each (query, row) pair, as far as they are this rank's.
+
+    Groups of queries go to the ranks in turn, and of the last ones the batches of training rows, see `rept.dealing`. A
+    batch is the same on any number of ranks, so the scores are, too, bit for bit; ``place`` tells their order.
 
     Memory: the states of ``queries_at_once`` queries and of one batch of training rows.
     """
-    device = input_device(model)
     queries = sorted({query for query, _ in pairs})
-    for start in range(0, len(queries), queries_at_once):
-        chunk = set(queries[start : start + queries_at_once])
+    groups = [queries[start : start + queries_at_once] for start in range(0, len(queries), queries_at_once)]
+    deal = Deal(len(groups), world_size)
+    for number, group in enumerate(groups):
+        if not deal.concerns(number, rank):
+            continue
+        asked = set(group)
         wanted: dict[int, list[int]] = {}
         for query, row in pairs:
-            if query in chunk:
+            if query in asked:
                 wanted.setdefault(row, []).append(query)
+        batches = list(datamodule.batches("train", sorted(wanted)))
+        mine = [(i, b) for i, b in enumerate(batches) if deal.holder(number, i, len(batches)) == rank]
+        if not mine:
+            continue
         known: dict[int, TokenTrace] = {}
-        for batch in datamodule.batches("query", sorted(chunk)):
-            known |= {row: trace for (_, row), trace in trace_tokens(model, extractor, batch.to(device), layer)}
-        for batch in datamodule.batches("train", sorted(wanted)):
-            for (_, row), trace in trace_tokens(model, extractor, batch.to(device), layer):
+        for batch in datamodule.batches("query", group):
+            known |= {row: trace for (_, row), trace in _traced(model, extractor, batch, layer)}
+        for i, batch in mine:
+            for (_, row), trace in _traced(model, extractor, batch, layer):
                 for query in wanted[row]:
                     sides: tuple[tuple[Side, TokenTrace, TokenTrace], ...] = (
                         ("train", trace, known[query]),
@@ -164,4 +178,8 @@ def score_pairs(
                     )
                     for side, tokens, other in sides:
                         scores, agrees = token_influence(tokens, other, form), token_agreement(tokens, other)
-                        yield PairScores(query, row, side, scores, agrees)
+                        yield PairScores((number, i), query, row, side, scores, agrees)
+
+
+def _traced(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> Iterator[tuple[Row, TokenTrace]]:
+    return trace_tokens(model, extractor, batch.to(input_device(model)), layer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from heapq import merge
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ class Samples:
     """The part of a data module that `score_pairs` reads: the tiny batch on both sides."""
 
     def batches(self, side: str, rows: Sequence[int]) -> Iterator[Batch]:
-        yield replace(tiny_batch(), side=side).select(rows)
+        for start in range(0, len(rows), 2):
+            yield replace(tiny_batch(), side=side).select(rows[start : start + 2])
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +70,20 @@ def test_every_pair_is_scored_on_both_sides(traces: list[TokenTrace], form: Form
             one.scores, token_influence(traces[tokens], traces[other], form), rtol=1e-4, atol=1e-6
         )
         assert torch.equal(one.agrees, token_agreement(traces[tokens], traces[other]))
+
+
+def test_ranks_share_the_work_and_their_scores_are_those_of_one_process() -> None:
+    pairs = [(query, row) for query in range(4) for row in range(4) if query != row]
+    arguments = (tiny_model(), ResidualStream(), Samples(), pairs, LAYER, "matched")
+    alone = list(score_pairs(*arguments, queries_at_once=3))
+    assert [one.place for one in alone] == sorted(one.place for one in alone) and len({one.place for one in alone}) > 3
+    for world_size in (2, 3, 7):
+        shares = [
+            list(score_pairs(*arguments, queries_at_once=3, rank=rank, world_size=world_size))
+            for rank in range(world_size)
+        ]
+        joined = list(merge(*shares, key=lambda one: one.place))
+        assert sum(map(bool, shares)) == min(world_size, len({one.place for one in alone}))
+        for one, other in zip(joined, alone, strict=True):
+            assert one[:4] == other[:4]
+            assert torch.equal(one.scores, other.scores) and torch.equal(one.agrees, other.agrees)
