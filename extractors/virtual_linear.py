@@ -43,7 +43,7 @@ class VirtualLinear(SiteExtractor):
             raise UsageError(f"extractor.dimension must be at least 1, or null, not {dimension}.")
         self.fields = ("outer",)
         self._site = SITES[site]()
-        self._projection = None if dimension is None else TwoSided(dimension, seed)
+        self.projection = None if dimension is None else TwoSided(dimension, seed)
 
     def sites(self, model: nn.Module, layers: Sequence[int]) -> dict[Site, nn.Module]:
         return self._site.sites(model, layers)
@@ -57,7 +57,7 @@ class VirtualLinear(SiteExtractor):
             h, g = (_rows(states[Key(site, layer, field)], response) for field in FIELDS)
             factors = Factors(g, h, count)
             # The same matrices at every layer: a layer is scored by itself.
-            block = self._projection.of_factors(site, factors) if self._projection else factors.whole().flatten(1)
+            block = self.projection.of_factors(site, factors) if self.projection else factors.whole().flatten(1)
             signature[Key(site, layer, "outer")] = block
         return signature
 

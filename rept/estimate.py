@@ -63,7 +63,9 @@ def estimate(config: DictConfig) -> dict[str, float]:
     seconds["extraction"] = cost.seconds * sum(padded.values()) / job.trainer.world_size
     # Each query's hits and the query itself run once more, every token of them scored.
     asked = min(config.tokens.hits, rows["train"]) * padded["train"] / rows["train"] * rows["query"] + padded["query"]
-    seconds["tokens"] = cost.seconds * asked if config.tokens.hits and hasattr(job.extractor, "tokens") else 0.0
+    scored = config.tokens.hits and hasattr(job.extractor, "tokens")
+    shared = 1 if job.in_step else job.trainer.world_size
+    seconds["tokens"] = cost.seconds * asked / shared if scored else 0.0
     figures = {
         "training rows": rows["train"],
         "queries": rows["query"],

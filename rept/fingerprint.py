@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -55,6 +56,49 @@ def _offloaded(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     return found
 
 
+def of_adapter(model: nn.Module) -> str:
+    """Of the settings and tensors of a PEFT adapter; "none" where there is none.
+
+    The settings count: LoRA's scale stands in no tensor.
+    """
+    found = [
+        f"{name} {json.dumps(_settings(adapter), sort_keys=True)}"
+        for name, adapter in sorted(getattr(model, "peft_config", {}).items())
+    ]
+    if not found:
+        return "none"
+    names = [f".{name}." for name in model.peft_config]
+    tensors = sorted((n, t) for n, t in model.state_dict().items() if any(name in f"{n}." for name in names))
+    return digest(*found, *(part for name, tensor in tensors for part in (name, _sample(tensor))))
+
+
+def _settings(adapter: Any) -> dict[str, str]:
+    """What an adapter's configuration says, but for where it was found, who wrote it, and what it says of training."""
+    unlike = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
+    told = {name: value for name, value in adapter.to_dict().items() if name not in unlike and value is not None}
+    return {name: str(sorted(value) if isinstance(value, set) else value) for name, value in told.items()}
+
+
+def of_settings(part: Any, depth: int = 4) -> str:
+    """An object's class and what it was set to, in words: numbers, texts, and collections or objects of such.
+
+    For a part that was made in Python, which no configuration describes. Told are its public attributes, and private
+    ones that are named as an argument of its constructor: others hold what it has worked out.
+    """
+    if part is None or isinstance(part, str | bool | int | float):
+        return repr(part)
+    if isinstance(part, Mapping):
+        return "{" + ", ".join(f"{key}: {of_settings(value, depth)}" for key, value in part.items()) + "}"
+    if isinstance(part, list | tuple):
+        return "[" + ", ".join(of_settings(value, depth) for value in part) + "]"
+    kind, held = type(part), {}
+    if depth and hasattr(part, "__dict__") and not isinstance(part, Tensor | nn.Module | type):
+        own = {f"_{name}" for name in inspect.signature(kind).parameters}
+        held = {name: value for name, value in vars(part).items() if not name.startswith("_") or name in own}
+    told = ", ".join(f"{name.lstrip('_')}={of_settings(value, depth - 1)}" for name, value in sorted(held.items()))
+    return f"{kind.__qualname__}({told})"
+
+
 def of_tokenizer(tokenizer: Any) -> str:
     """Of the whole tokenizer, its special tokens and its chat template."""
     backend = tokenizer.backend_tokenizer.to_str()
@@ -77,6 +121,11 @@ def of_samples(source: Any) -> str:
             )
             made.update(digest(*parts).encode())
     return f"{len(source)} rows {made.hexdigest()[:32]}"
+
+
+def as_begun(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """``asked`` by the names that the store was begun with, so that one begun by an earlier version can go on."""
+    return {name: asked[name] for name in stored or asked if name in asked}
 
 
 def check(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:

@@ -25,7 +25,7 @@ from rept.quiet import quiet
 from rept.ranks import end_together, meet
 from rept.report.page import write_report
 from rept.results import Trace
-from rept.run_folder import RunFolder
+from rept.run_folder import RunFolder, write_json
 from rept.scoring import Scoring
 from rept.signature import Side
 from rept.stages import Job
@@ -165,16 +165,20 @@ def prepare(
 def run(job: Job) -> None:
     """All stages of a job, each skipped where its result is already in the folder and still fits."""
     config, folder = job.config, job.folder
+    known, marks = folder.description().get("fingerprints", {}), stages.given(job)
+    fingerprint.check(known, marks, str(folder.path))
     folder.describe(**provenance.environment(config.seed, job.trainer.world_size))
-    weights = fingerprint.of_weights(job.model)
     stages.set_up(job)
     with folder.stage("answers"):
         stages.answer_queries(job)
     with folder.stage("layers"):
-        layers = stages.select_layers(job)
+        choice = stages.select_layers(job)
+    layers = choice["layers"]
     settle_budget(job, layers)
-    marks = stages.fingerprints(job, layers, weights)
-    fingerprint.check(folder.description().get("fingerprints", {}), marks, str(folder.path))
+    marks |= stages.chosen(job, layers)
+    fingerprint.check(known, marks, str(folder.path))
+    marks = fingerprint.as_begun(known, marks)
+    write_json(folder.layers, choice)
     folder.write_config(config)
     folder.describe(fingerprints=marks)
     if getattr(job.extractor, "fit_rows", 0) != 0:

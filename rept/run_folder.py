@@ -75,10 +75,11 @@ class RunFolder:
         """The configuration of a run that was made before.
 
         Raises:
-            UsageError: there is no run in the folder.
+            UsageError: there is no run in the folder, or one of another schema.
         """
         if not self.config.is_file():
             raise UsageError(f"Expected {self.path} to be a run folder, but it holds no config.yaml.")
+        self.description()  # refused where its schema is another
         config = OmegaConf.load(self.config)
         assert isinstance(config, DictConfig)
         return config
@@ -87,8 +88,18 @@ class RunFolder:
         _write(self.config, OmegaConf.to_yaml(config))
 
     def description(self) -> dict[str, Any]:
-        """What provenance.json says; empty where rank 0, who writes it, has not begun: another rank may be faster."""
-        return read_json(self.provenance) if self.provenance.is_file() else {}
+        """What provenance.json says; empty where rank 0, who writes it, has not begun: another rank may be faster.
+
+        Raises:
+            UsageError: the folder was made by a version of RepT that lays out runs differently.
+        """
+        known = read_json(self.provenance) if self.provenance.is_file() else {}
+        if (schema := known.get("schema", SCHEMA)) != SCHEMA:
+            raise UsageError(
+                f"{self.path} was made by another version of RepT: its schema was {schema}, now {SCHEMA}. Name another "
+                "folder by out=, or delete this one."
+            )
+        return known
 
     def describe(self, **parts: Any) -> None:
         """Lays ``parts`` over provenance.json."""

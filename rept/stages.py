@@ -22,7 +22,7 @@ from rept.placement import place, splits
 from rept.probe import choose_layers, probe_rows, training_batches
 from rept.progress import ShowProgress, progress
 from rept.ranks import any_rank, meet
-from rept.run_folder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
+from rept.run_folder import RunFolder, read_json, read_jsonl, write_jsonl
 from rept.signature import Side, Status
 from rept.store import AttributionStore
 from rept.writer import StoreWriter
@@ -117,16 +117,16 @@ def _query_lines(job: Job) -> Iterator[dict[str, Any]]:
         }
 
 
-def select_layers(job: Job) -> list[int]:
-    """layers.json: the strategy's choice on its probe rows of the training data."""
+def select_layers(job: Job) -> dict[str, Any]:
+    """The strategy's choice on its probe rows of the training data, as layers.json has it."""
     strategy = OmegaConf.to_container(job.config.layers, resolve=True) | {"seed": job.config.seed}
     if job.trainer.strategy.broadcast(job.folder.layers.is_file()):
         known = read_json(job.folder.layers)
         if known["strategy"] == strategy:
             say(f"Layer {', '.join(map(str, known['layers']))}: chosen before, reused.")
-            return known["layers"]
+            return known
     choice, rows = job.trainer.strategy.broadcast(choose_layers(job))
-    record = {
+    return {
         "strategy": strategy,
         "layers": choice.layers,
         "curve": choice.curve,
@@ -137,26 +137,36 @@ def select_layers(job: Job) -> list[int]:
         "probe_rows": rows,
         "probes": choice.probes,
     }
-    write_json(job.folder.layers, record)
-    return choice.layers
 
 
-def fingerprints(job: Job, layers: Sequence[int], weights: str) -> dict[str, Any]:
-    """What the signatures depend on, by name; that of the weights was taken while they were whole."""
+def given(job: Job) -> dict[str, Any]:
+    """What the signatures depend on, by name, as far as it is known before anything is run (and the weights are whole).
+
+    "weights" covers the adapter's tensors, and "tokenizer" its template, so that a store of their names alone is safe.
+    """
     return {
-        "weights": weights,
+        "weights": fingerprint.of_weights(job.model),
+        "adapter": fingerprint.of_adapter(job.model),
         "tokenizer": fingerprint.of_tokenizer(job.tokenizer),
+        "template": fingerprint.digest(str(job.tokenizer.chat_template)),
         "training data": job.datamodule.digest("train"),
         "query data": job.datamodule.digest("query"),
-        "answers": fingerprint.digest(str(sorted(job.datamodule.answers.items()))),
         "extractor": str(OmegaConf.to_container(job.config.extractor, resolve=True)),
+        "extractor settings": fingerprint.of_settings(job.extractor),
         **(job.extractor.content() if hasattr(job.extractor, "content") else {}),
-        "layers": list(layers),
         "max_length": job.datamodule.max_length,
-        "tokens_per_batch": job.datamodule.tokens_per_batch,
         "window": job.datamodule.window,
         "store dtype": job.config.store.dtype,
         "model dtype": str(job.model.dtype),
+    }
+
+
+def chosen(job: Job, layers: Sequence[int]) -> dict[str, Any]:
+    """The rest of it: what the run itself has settled."""
+    return {
+        "answers": fingerprint.digest(str(sorted(job.datamodule.answers.items()))),
+        "layers": list(layers),
+        "tokens_per_batch": job.datamodule.tokens_per_batch,
     }
 
 
