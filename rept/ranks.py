@@ -29,6 +29,7 @@ from rept.errors import UsageError
 from rept.stopping import StopBetweenBatches, Stopped
 
 GRACE = 10.0  # seconds in which a rank may finish its batch and close its shard before it is ended by force
+STARTING = 60.0  # seconds at least in which ranks must have joined: loading a model takes longer than a batch
 GO_ON = "What whole shards hold is kept; give the same command again to go on."
 PARENT = "REPT_PARENT"  # environment variable: the process that started this rank
 
@@ -88,6 +89,22 @@ def _group(seconds: float) -> distributed.ProcessGroup:
     return distributed.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
 
 
+@contextmanager
+def joining(seconds: float) -> Iterator[None]:
+    """Where the ranks of several nodes come together, and one that failed before it could is told of in a sentence.
+
+    Raises:
+        Lost: they did not come together within ``seconds`` (a minute at least, see `end_together`).
+    """
+    try:
+        yield
+    except distributed.DistError as error:
+        raise Lost(
+            f"Rank {rank_zero_only.rank} waited up to {max(seconds, STARTING):,g} s (max_wait) for all nodes to join, but "
+            f"one did not, or ended: its own last words tell why. {GO_ON}"
+        ) from error
+
+
 class _MeetFirst(Callback):
     """Makes the group in which ranks meet where Lightning has just brought them together: none can be lost yet."""
 
@@ -118,6 +135,8 @@ def end_together(trainer: Trainer, notes: Path, stop: StopBetweenBatches, max_wa
         RankFailed: another rank ended before its time.
     """
     trainer.callbacks.append(_MeetFirst(max_wait))
+    if hasattr(trainer.strategy, "_timeout"):  # of Lightning's start, and of what its backend waits for later
+        trainer.strategy._timeout = timedelta(seconds=max(max_wait, STARTING))
     if rank_zero_only.rank and PARENT in os.environ:
         with _child(int(os.environ[PARENT]), _note(notes, rank_zero_only.rank)):
             yield

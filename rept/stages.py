@@ -21,7 +21,7 @@ from rept.generation import greedy_answers
 from rept.placement import place, splits
 from rept.probe import choose_layers, probe_rows, training_batches
 from rept.progress import ShowProgress, progress
-from rept.ranks import any_rank, meet
+from rept.ranks import any_rank, joining, meet
 from rept.run_folder import RunFolder, read_json, read_jsonl, write_jsonl
 from rept.signature import Side, Status
 from rept.store import AttributionStore
@@ -57,7 +57,8 @@ def set_up(job: Job) -> None:
     if _meet_first(job):
         rows = len(job.datamodule.source("query"))
         nothing = job.datamodule.loader("query", done=np.ones(rows, dtype=bool))
-        job.trainer.predict(AttributionModule(job.model, job.extractor, []), nothing, return_predictions=False)
+        with joining(job.config.max_wait):
+            job.trainer.predict(AttributionModule(job.model, job.extractor, []), nothing, return_predictions=False)
     else:
         place(job.model, job.trainer)
 
