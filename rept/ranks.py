@@ -100,8 +100,8 @@ def joining(seconds: float) -> Iterator[None]:
         yield
     except distributed.DistError as error:
         raise Lost(
-            f"Rank {rank_zero_only.rank} waited up to {max(seconds, STARTING):,g} s (max_wait) for all nodes to join, but "
-            f"one did not, or ended: its own last words tell why. {GO_ON}"
+            f"Rank {rank_zero_only.rank} waited up to {max(seconds, STARTING):,g} s (max_wait) for all nodes to join, "
+            f"but one did not, or ended: its own last words tell why. {GO_ON}"
         ) from error
 
 
