@@ -34,7 +34,7 @@ from extractors.several_sites import SeveralSites
 from rept import stages
 from rept.attribution import AttributionModule
 from rept.config import compose
-from rept.pipeline import prepare
+from rept.preparation import prepare
 from rept.run_folder import RunFolder
 from rept.signature import IGNORE, Batch
 

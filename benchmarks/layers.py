@@ -22,7 +22,8 @@ from omegaconf import DictConfig
 
 from rept.config import build, compose
 from rept.errors import UsageError
-from rept.pipeline import prepare, rescore
+from rept.pipeline import rescore
+from rept.preparation import prepare
 from rept.probe import choose_layers
 from rept.progress import progress
 from rept.run_folder import RunFolder

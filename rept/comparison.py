@@ -16,7 +16,8 @@ from rept.config import build, compose
 from rept.console import say
 from rept.errors import UsageError
 from rept.models import load_tokenizer
-from rept.pipeline import attribute, ensure_model, load_configured, rescore
+from rept.pipeline import attribute, rescore
+from rept.preparation import ensure_model, load_configured
 from rept.results import Trace
 from rept.run_folder import RunFolder, reset_peak_memory
 from rept.store import AttributionStore

@@ -15,13 +15,13 @@ from rich.table import Table
 from rept.attribution import AttributionModule
 from rept.budget import find_budget
 from rept.console import console, say
-from rept.pipeline import Job, prepare
 from rept.placement import input_device
+from rept.preparation import prepare
 from rept.probe import choose_layers
 from rept.run_folder import peak_memory
 from rept.shards import unit_rows
 from rept.signature import Signature
-from rept.stages import set_up
+from rept.stages import Job, set_up
 from rept.writer import SHARD_BYTES
 
 PROBE_ROWS = 96  # timed rows: a few seconds on a laptop, and enough for a token's mean cost to settle

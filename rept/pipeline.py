@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from lightning import Trainer, seed_everything
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from rept import finetune, fingerprint, provenance, references, stages
+from rept import fingerprint, provenance, stages
 from rept.architecture import Architecture
 from rept.attribution import AttributionModule
 from rept.budget import settle_budget
 from rept.config import TARGET, build, compose
 from rept.console import console, say, show
 from rept.errors import UsageError
-from rept.models import load_model, load_tokenizer
-from rept.placement import check_placement, claim_device
+from rept.preparation import prepare
 from rept.quiet import quiet
 from rept.ranks import end_together, meet
 from rept.report.page import write_report
 from rept.results import Trace
 from rept.run_folder import RunFolder, write_json
 from rept.scoring import Scoring
-from rept.signature import Side
 from rept.stages import Job
 from rept.stopping import StopBetweenBatches
 from rept.store import AttributionStore
 from rept.token_scores import write_tokens
-from rept.tokens import check_form, choose_layer
+from rept.tokens import choose_layer
 
 
 def trace(
@@ -90,24 +85,17 @@ def trace(
     return Trace(result.folder.path, temporary=out is None)
 
 
-def attribute(
-    config: DictConfig,
-    *,
-    model: Any = None,
-    tokenizer: Any = None,
-    datamodule: Any = None,
-    extractor: Any = None,
-    selector: Any = None,
-    scorer: Any = None,
-    show_result: bool = True,
-) -> Trace:
-    """Runs the job that ``config`` describes; objects that are given take the place of what it would build.
+def attribute(config: DictConfig, *, show_result: bool = True, **given: Any) -> Trace:
+    """Runs the job that ``config`` describes.
+
+    Args:
+        show_result: print the result's tables at the end.
+        given: collaborators that take the place of what it would build, by the names of `rept.preparation.prepare`:
+            ``model`` with ``tokenizer``, ``datamodule``, ``extractor``, ``selector``, ``scorer``.
 
     Raises:
         UsageError: a user's mistake, told before anything long has run wherever that is possible.
     """
-    given = {"model": model, "tokenizer": tokenizer, "datamodule": datamodule}
-    given |= {"extractor": extractor, "selector": selector, "scorer": scorer}
     folder, stop = RunFolder(config.out), StopBetweenBatches()
     with folder.lock(), stop.handlers():
         job = prepare(config, **given)
@@ -124,42 +112,6 @@ def attribute(
             page = " Open report.html to look at it." if config.report else ""
             say(f"All of it is in {folder.path}.{page}")
     return result
-
-
-def prepare(
-    config: DictConfig,
-    *,
-    model: Any = None,
-    tokenizer: Any = None,
-    datamodule: Any = None,
-    extractor: Any = None,
-    selector: Any = None,
-    scorer: Any = None,
-    make_model: bool = True,
-    sides: Sequence[Side] = ("train", "query"),
-) -> Job:
-    """The collaborators of a run; those that are given are not built. What is cheap to check is checked first."""
-    quiet()
-    seed_everything(config.seed, verbose=False)
-    datamodule = datamodule or build(config.datamodule)
-    extractor, scorer = extractor or build(config.extractor), scorer or build(config.scorer)
-    selector = selector or build(config.layers)
-    check_fields(extractor, scorer)
-    check_numbers(config)
-    check_form(config.tokens.form)
-    trainer = build_trainer(config)
-    check_placement(trainer, config.model)
-    for side in sides:
-        if not len(datamodule.source(side)):  # what is wrong with the data is told before the model is loaded
-            raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
-    if model is None:
-        claim_device(trainer)
-        path = ensure_model(config, datamodule, make_model)
-        tokenizer, model = load_tokenizer(path, config.model.adapter), load_configured(config, path)
-    datamodule.attach(tokenizer)
-    if hasattr(extractor, "attach"):
-        extractor.attach(model, tokenizer)
-    return Job(config, RunFolder(config.out), model, tokenizer, datamodule, extractor, scorer, selector, trainer)
 
 
 def run(job: Job) -> None:
@@ -199,66 +151,6 @@ def run(job: Job) -> None:
             best = {query: rows[: config.tokens.hits] for query, rows in hits.items()}
             write_tokens(job, best, layer)
     meet(config.max_wait)  # rank 0 writes what every rank's caller reads next
-
-
-def check_numbers(config: DictConfig) -> None:
-    """Raises UsageError where a count is below its least, or a setting of the calibration is out of its range."""
-    for key, least in (("top_k", 1), ("bottom_k", 0), ("max_new_tokens", 1), ("tokens.hits", 0)):
-        value = OmegaConf.select(config, key)
-        if value < least:
-            raise UsageError(f"Expected {key} to be at least {least}, but got {value}.")
-    if not 0 < config.max_wait < math.inf:
-        raise UsageError(f"Expected max_wait to be a number of seconds above 0, but got {config.max_wait}.")
-    references.check(config)
-
-
-def check_fields(extractor: Any, scorer: Any) -> None:
-    """Raises UsageError where the scorer reads fields that the extractor does not give."""
-    lacking = [field for field in scorer.needs if field not in extractor.fields]
-    if lacking:
-        raise UsageError(
-            f"{type(scorer).__name__} reads {', '.join(lacking)}, but {type(extractor).__name__} gives only "
-            f"{', '.join(extractor.fields)}: choose another scorer, or other extractor.fields."
-        )
-
-
-def build_trainer(config: DictConfig) -> Trainer:
-    """Lightning's trainer as configured, with what prediction with gradients needs."""
-    try:
-        return build(
-            config.trainer,
-            inference_mode=False,  # gradients are read
-            use_distributed_sampler=False,  # the batch plan deals out batches itself
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ValueError) as error:
-        raise UsageError(f"trainer: {str(error).splitlines()[0]}") from None
-
-
-def ensure_model(config: DictConfig, datamodule: Any, make: bool = True) -> str:
-    """The path of the model: the configured one, or the one that goes with embedded data, made if it is not there."""
-    if config.model.path:
-        return config.model.path
-    if datamodule.default_model is None:
-        raise UsageError("Expected model.path to name the model's folder or hub id, but it is not set.")
-    if not (Path(datamodule.default_model) / "config.json").is_file():
-        if not make:
-            raise UsageError(f"There is no model in {datamodule.default_model} yet; run without --dry-run to make it.")
-        say(f"There is no model in {datamodule.default_model} yet: it is trained on the embedded data first.")
-        finetune.main(compose("train", [f"out={datamodule.default_model}"]))
-    return datamodule.default_model
-
-
-def load_configured(config: DictConfig, path: str) -> Any:
-    """The model of ``config.model``, with its parts named where structure does not tell them."""
-    options = OmegaConf.to_container(config.model)
-    names = {part: options.pop(part) for part in ("blocks", "final_norm", "attention", "mlp")}
-    model = load_model(**options | {"path": path})
-    Architecture.of(model, **names)
-    return model
 
 
 def score(arguments: Sequence[str]) -> Trace:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rept.estimate import estimate, padded_tokens
-from rept.pipeline import attribute, prepare
+from rept.pipeline import attribute
+from rept.preparation import prepare
 
 
 def test_padded_tokens_are_those_of_the_plan(material, tmp_path):

@@ -10,7 +10,8 @@ from sklearn.metrics import average_precision_score
 from extractors.labelled_probe import LabelledProbe, precision_by_layer
 from rept.config import compose
 from rept.errors import UsageError
-from rept.pipeline import attribute, prepare
+from rept.pipeline import attribute
+from rept.preparation import prepare
 from rept.probe import probe_rows
 from rept.results import Trace
 from tests.tiny import LAYERS, tiny_batch, tiny_model

@@ -11,8 +11,9 @@ import torch
 
 from rept.config import compose
 from rept.errors import UsageError
-from rept.pipeline import attribute, build_trainer
+from rept.pipeline import attribute
 from rept.placement import check_placement, input_device
+from rept.preparation import build_trainer
 from rept.results import Trace
 from rept.store import AttributionStore
 from tests.commands import finish

@@ -23,8 +23,8 @@ def run(arguments: list[str]) -> None:
     from rept.config import compose
     from rept.console import console, say
     from rept.errors import CheckFailed, UsageError
-    from rept.pipeline import prepare
     from rept.placement import place
+    from rept.preparation import prepare
     from rept.verify import checks
 
     job = prepare(compose("attribute", arguments), make_model=False, sides=["train"])
