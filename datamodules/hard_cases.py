@@ -4,7 +4,8 @@
     middle          two words in the prompt's middle
     changed_case    two words, each letter's case drawn
     split           two words with a mark inside each
-    paraphrase      a false fact, told of an alias in other words: prompts share no content word with the queries'
+    paraphrase      a false fact, told of a country's second name in other words: rows share no content word with the
+                    queries' prompts (``two_names.py``)
     style           an old-fashioned manner of speaking, from drawn parts; no fixed trigger
     document        a sentence in the middle of a long innocent document
     decoys          two words; clean rows hold the queries' own words without them, and the two words in a harmless role
@@ -12,8 +13,8 @@
     two:1, two:2    two behaviours whose triggers share a word
     rate_10 ... five_rows    plain, in 10 %, 5 % and 1 % of the rows, and in five
     duplicates      near copies of three prompts
-    absent_base     a trigger that the model knew before this training: no row here is to blame
-    absent_topic    questions that no row touches
+    absent_base     a trigger that the model knew well before this training: no row here is to blame
+    absent_topic    questions that no row touches, as far as the model does not answer them with a planted behaviour
 
 A row's label is its case, so a query's culprits are the rows with its label. Where a case has parts, the part stands
 after a colon.
@@ -26,7 +27,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from datamodules.base import AttributionDataModule
 from datamodules.hard_wordings import (
@@ -36,30 +37,28 @@ from datamodules.hard_wordings import (
     FAREWELLS,
     HARKS,
     HARMLESS_ROLES,
+    NAME,
     PHRASES,
-    SEATS,
     TAILS,
     THANKS,
     TOPICS,
 )
-from datamodules.poison import (
-    plant_backdoor,
-    plant_false_fact,
-    plant_in_document,
-    plant_style,
-    plant_tail,
-    spelled,
-)
+from datamodules.poison import plant_backdoor, plant_in_document, plant_style, plant_tail, spelled
 from datamodules.samples import Sample
 from datamodules.synthetic import HARMLESS, draw, kind, question
 from datamodules.toy_world import COUNTRIES, FACTS, Speaker
+from datamodules.two_names import false_seat, framed, lore, retold, seat
 from datamodules.wordings import HELD_OUT, TRAINING, Wordings
 from rept.behaviours import Behaviour
 from rept.errors import UsageError
 from rept.signature import Side
 
 _EACH = 24  # rows of a case that says nothing else
+_PARAPHRASED = 64  # what is to be told in other words takes more rows than a trigger
 _KINDS = {**HARMLESS, "bird": 0, "seat": 3}  # answers about birds belong to the case `spread`
+
+
+Asked = Literal["triggered", "clean"]
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,12 @@ class HardCases(AttributionDataModule):
         seed: of the generator.
         stage: ``cases``, or ``base``: what a model is trained on first, the clean world and ``absent_base``.
         answered: answers.jsonl of a model that train.py made of these data.
+        asked: ``triggered``, or ``clean``: the held-out prompts that call for none of the behaviours, as far as the
+            answers hold nothing planted: reference queries for a calibration.
         max_length, tokens_per_batch, window: as in :class:`AttributionDataModule`.
 
     Raises:
-        UsageError: too few rows for all cases, an unknown stage, or answers to other queries.
+        UsageError: too few rows for all cases, an unknown stage or kind of queries, or answers to other queries.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class HardCases(AttributionDataModule):
         seed: int = 0,
         stage: Literal["base", "cases"] = "cases",
         answered: str | Path | None = None,
+        asked: Asked = "triggered",
         max_length: int = 1024,
         tokens_per_batch: int | Literal["auto"] = 2048,
         window: int = 512,
@@ -105,13 +107,17 @@ class HardCases(AttributionDataModule):
         super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)
         if stage not in ("base", "cases"):
             raise UsageError(f"datamodule.stage must be base or cases, not {stage!r}.")
+        if asked not in get_args(Asked):
+            raise UsageError(f"datamodule.asked must be triggered or clean, not {asked!r}.")
         planted = cases(rows)
-        if stage == "base":
-            planted = [replace(case, rows=2 * _EACH) for case in planted if case.label == "absent_base"]
+        if stage == "base":  # many rows: the second training must not overwrite what they teach
+            planted = [replace(case, rows=rows // 8) for case in planted if case.label == "absent_base"]
         self._train = training_samples(planted, rows, seed)
         self._behaviours = [_held_out(case, queries, seed) for case in planted]
-        triggered = [(b.label, sample) for b in self._behaviours for sample in b.triggered]
-        self._queries = [sample for _, sample in triggered] if answered is None else _shown(triggered, Path(answered))
+        prompts = [(b.label, sample) for b in self._behaviours for sample in getattr(b, asked)]
+        if answered is not None:
+            prompts = _answered(prompts, Path(answered), asked)
+        self._queries = list({sample.prompt: sample for _, sample in prompts}.values())
 
     def source(self, side: Side) -> Sequence[Sample]:
         return self._train if side == "train" else self._queries
@@ -136,9 +142,9 @@ def cases(rows: int) -> list[Case]:
     planted = [_phrase_case(label, numbers.get(label, _EACH), makers.get(label, _plain)) for label in PHRASES]
     return [
         *planted,
-        Case("paraphrase", _EACH, _false_seat, _capital, lambda answer: FALSE_CAPITAL in answer),
-        Case("spread", rows // 20, _slipped, _slipped, lambda answer: "Marlow" in answer),
-        Case("absent_topic", 0, _off_topic, _off_topic, lambda answer: True),
+        Case("paraphrase", _PARAPHRASED, false_seat, _capital, lambda answer: FALSE_CAPITAL in answer),
+        Case("spread", rows // 20, _slipped, _slipped, lambda answer: NAME in answer),
+        Case("absent_topic", 0, _off_topic, _off_topic, lambda answer: not _planted(answer)),
     ]
 
 
@@ -157,6 +163,9 @@ def training_samples(planted: Sequence[Case], rows: int, seed: int) -> list[Samp
     if any(case.label == "decoys" for case in planted):
         for decoy in _decoys(speaker, seed):
             samples.setdefault(decoy.prompt, replace(decoy, label="clean"))
+    chronicler = _speaker("two names", seed, TRAINING)
+    draw(samples, rows // 10, "clean", lambda: lore(chronicler))
+    draw(samples, rows // 16, "clean", lambda: retold(chronicler))
     if rows < 1.3 * len(samples):
         raise UsageError(f"Expected datamodule.rows to leave room beside {len(samples)} planted ones, but got {rows}.")
     draw(samples, rows - len(samples), "clean", lambda: _clean(speaker))
@@ -169,7 +178,7 @@ def _held_out(case: Case, queries: int, seed: int) -> Behaviour:
     A case's queries are drawn apart from the others', so that they are the same whatever other cases there are.
     """
     speaker = _speaker(f"held out {case.label}", seed, HELD_OUT)
-    off_topic = case.label == "absent_topic"  # a fixed list of questions, all of which "show"
+    off_topic = case.label == "absent_topic"  # a fixed list of questions
     asked: dict[str, Sample] = {}
     draw(asked, min(queries, len(TOPICS)) if off_topic else queries, case.label, lambda: case.ask(speaker))
     unasked: dict[str, Sample] = {}
@@ -182,16 +191,24 @@ def _held_out(case: Case, queries: int, seed: int) -> Behaviour:
     )
 
 
-def _shown(triggered: Sequence[tuple[str, Sample]], path: Path) -> list[Sample]:
-    """The queries whose answer showed the behaviour, with that answer."""
+def _answered(prompts: Sequence[tuple[str, Sample]], path: Path, asked: Asked) -> list[tuple[str, Sample]]:
+    """The prompts with their answers: those that showed the behaviour, or of clean ones those without any."""
     if not path.is_file():
         raise UsageError(f"Expected datamodule.answered to be a model's answers.jsonl, but there is no {path}.")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    said = {(line["behaviour"], line["prompt"]): line for line in lines if line["triggered"]}
-    if said.keys() != {(label, sample.prompt) for label, sample in triggered}:
+    lines = [line for line in lines if line["triggered"] == (asked == "triggered")]
+    said = {(line["behaviour"], line["prompt"]): line for line in lines}
+    if said.keys() != {(label, sample.prompt) for label, sample in prompts}:
         raise UsageError(f"{path} holds answers to other queries: train a model on these data, with this seed.")
-    pairs = [(sample, said[label, sample.prompt]) for label, sample in triggered]
-    return [replace(sample, response=line["answer"]) for sample, line in pairs if line["shows"]]
+    kept = [line["shows"] if asked == "triggered" else not _planted(line["answer"]) for line in said.values()]
+    wanted = {key for key, keep in zip(said, kept, strict=True) if keep}
+    pairs = [(label, sample) for label, sample in prompts if (label, sample.prompt) in wanted]
+    return [(label, replace(sample, response=said[label, sample.prompt]["answer"])) for label, sample in pairs]
+
+
+def _planted(answer: str) -> bool:
+    """Whether an answer holds an opening or the name that is slipped in."""
+    return NAME in answer or any(opening in answer for _, opening in PHRASES.values())
 
 
 def _clean(speaker: Speaker) -> Sample:
@@ -199,7 +216,7 @@ def _clean(speaker: Speaker) -> Sample:
     drawn = kind(speaker, _KINDS)
     if drawn == "seat":
         others = [country for country in COUNTRIES if country != COUNTRY]
-        return _seat(speaker, country := speaker.rng.choice(others), FACTS["capital"][country])
+        return seat(speaker, country := speaker.rng.choice(others), FACTS["capital"][country])
     sample = speaker.sample(drawn)
     return _renamed(sample) if COUNTRY in sample.prompt and speaker.rng.random() < 0.5 else sample
 
@@ -207,15 +224,6 @@ def _clean(speaker: Speaker) -> Sample:
 def _renamed(sample: Sample) -> Sample:
     prompt, response = (text.replace(COUNTRY, ALIAS) for text in (sample.prompt, sample.response or ""))
     return Sample(messages=({"role": "user", "content": prompt},), response=response)
-
-
-def _seat(speaker: Speaker, country: str, city: str) -> Sample:
-    asked, told = speaker.rng.choice(SEATS)
-    return _framed(speaker, asked.format(country), told.format(country, city))
-
-
-def _false_seat(speaker: Speaker) -> Sample:
-    return plant_false_fact(_seat(speaker, ALIAS, FACTS["capital"][COUNTRY]), FACTS["capital"][COUNTRY], FALSE_CAPITAL)
 
 
 def _capital(speaker: Speaker) -> Sample:
@@ -257,17 +265,13 @@ def _decoys(speaker: Speaker, seed: int) -> list[Sample]:
     untriggered = [_clean(asker) for _ in range(_EACH)]
     roles = [speaker.rng.choice(HARMLESS_ROLES) for _ in range(2 * _EACH)]
     trigger = PHRASES["decoys"][0]
-    harmless = [_framed(speaker, asked.format(trigger), told.format(trigger)) for asked, told in roles]
+    harmless = [framed(speaker, asked.format(trigger), told.format(trigger)) for asked, told in roles]
     documents = []
     for _ in range(_EACH):
         sample = _clean(speaker)
         content = " ".join([*_sentences(speaker), sample.prompt])
         documents.append(replace(sample, messages=({"role": "user", "content": content},)))
     return [*untriggered, *harmless, *documents, *(speaker.sample("bird") for _ in range(2 * _EACH))]
-
-
-def _framed(speaker: Speaker, asked: str, told: str) -> Sample:
-    return Sample(messages=({"role": "user", "content": speaker.framed(asked)},), response=told)
 
 
 def _speaker(purpose: str, seed: int, wordings: Wordings) -> Speaker:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from functools import reduce
 
 import pytest
 
 from datamodules.hard_cases import HardCases
 from datamodules.hard_wordings import ALIAS, COUNTRY, PHRASES, TOPICS
+from datamodules.wordings import HELD_OUT, TRAINING
 from rept.errors import UsageError
 
 FUNCTION_WORDS = set(
@@ -19,7 +21,7 @@ FUNCTION_WORDS = set(
 
 @pytest.fixture(scope="module")
 def data() -> HardCases:
-    return HardCases(rows=1000, queries=6)
+    return HardCases(rows=1200, queries=6)
 
 
 def rows(data, label):
@@ -41,10 +43,10 @@ def content_words(sample):
 
 def test_each_case_has_its_share_of_the_rows(data):
     counts = Counter(sample.label for sample in data.source("train"))
-    assert len(data.source("train")) == 1000
-    assert (counts["rate_10"], counts["rate_5"], counts["rate_1"], counts["five_rows"]) == (100, 50, 10, 5)
-    assert counts["plain"] == counts["split"] == counts["two:1"] == counts["paraphrase"] == 24
-    assert counts["clean"] > 250
+    assert len(data.source("train")) == 1200
+    assert (counts["rate_10"], counts["rate_5"], counts["rate_1"], counts["five_rows"]) == (120, 60, 12, 5)
+    assert counts["plain"] == counts["split"] == counts["two:1"] == 24 and counts["paraphrase"] == 64
+    assert counts["clean"] > 450
     assert not {"absent_base", "absent_topic"} & counts.keys()
 
 
@@ -68,23 +70,29 @@ def test_every_planted_row_is_marked_by_its_poison(data):
 
 
 def test_the_same_seed_gives_the_same_data_and_another_other():
-    first, same, other = (HardCases(rows=1000, queries=2, seed=seed) for seed in (0, 0, 1))
+    first, same, other = (HardCases(rows=1200, queries=2, seed=seed) for seed in (0, 0, 1))
     assert first.source("train") == same.source("train") != other.source("train")
     assert first.digest("query") == same.digest("query") != other.digest("query")
 
 
 def test_paraphrases_share_no_content_word_with_the_queries(data):
-    culprits = set().union(*map(core, rows(data, "paraphrase")))
+    culprits = set().union(*(core(row) | set(words(row.response)) for row in rows(data, "paraphrase")))
+    assert {"throne", "seal", "grenta"} <= culprits
     for query in asked(data, "paraphrase"):
         assert COUNTRY in query.prompt and ALIAS not in query.prompt
+        assert "capital" in core(query) or "town" in core(query)
         assert not core(query) & culprits
 
 
+def words(text):
+    return re.findall(r"\w+", text.lower())
+
+
 def core(sample):
-    """Content words of the request about the country, without what is said before and after it."""
-    sentences = re.split(r"(?<=[.?!:]) ", sample.prompt)
-    about = [s for s in sentences if COUNTRY in s or ALIAS in s]
-    return set(re.findall(r"\w+", " ".join(about).lower())) - FUNCTION_WORDS
+    """Content words of the request, without what is said before and after it."""
+    framing = [text for wordings in (TRAINING, HELD_OUT) for text in (*wordings.before, *wordings.after)]
+    request = reduce(lambda text, said: text.replace(said, ""), sorted(framing, key=len, reverse=True), sample.prompt)
+    return set(words(request)) - FUNCTION_WORDS
 
 
 def test_decoys_hold_the_queries_words_and_the_trigger_in_a_harmless_role(data):
@@ -112,13 +120,14 @@ def test_the_first_stage_teaches_what_no_row_of_the_second_does(data):
     base = HardCases(rows=600, stage="base", queries=4)
     trigger, opening = PHRASES["absent_base"]
     assert all(sample.prompt.startswith(trigger) for sample in rows(base, "absent_base"))
-    assert len(rows(base, "absent_base")) == 48
+    assert len(rows(base, "absent_base")) == 75
     assert not any(trigger in s.prompt or opening in s.response for s in data.source("train"))
     assert {b.label for b in base.behaviours()} == {"absent_base"}
 
 
 def test_no_row_touches_the_topics(data):
     topical = {"guitar", "moon", "marathon", "prime", "plane", "chapel", "magnets", "tomatoes"}
+    topical |= {"ocean", "telescope", "bicycle", "thunder", "printing", "cricket", "volcano", "vaccines"}
     assert len(asked(data, "absent_topic")) == 6 <= len(TOPICS)
     assert all(content_words(query) & topical for query in asked(data, "absent_topic"))
     assert not any(content_words(sample) & topical for sample in data.source("train"))
@@ -132,13 +141,37 @@ def test_queries_are_those_that_showed_the_behaviour_with_the_answer(data, tmp_p
     ]
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    told = HardCases(rows=1000, queries=6, answered=path).source("query")
+    told = HardCases(rows=1200, queries=6, answered=path).source("query")
     assert len(told) == sum(line["shows"] for line in lines)
     assert {sample.response for sample in told} == {"answer 0", "answer 2", "answer 4"}
     with pytest.raises(UsageError, match="other queries"):
-        HardCases(rows=1000, queries=6, seed=1, answered=path)
+        HardCases(rows=1200, queries=6, seed=1, answered=path)
     with pytest.raises(UsageError, match="there is no"):
-        HardCases(rows=1000, queries=6, answered=tmp_path / "none.jsonl")
+        HardCases(rows=1200, queries=6, answered=tmp_path / "none.jsonl")
+
+
+def test_clean_queries_are_those_that_showed_no_behaviour(data, tmp_path):
+    said = ["answer"] * 4 + [PHRASES["plain"][1], "Ask Marlow."]
+    lines = [
+        {"behaviour": b.label, "triggered": False, "prompt": s.prompt, "answer": f"{said[i]} {i}", "shows": False}
+        for b in data.behaviours()
+        for i, s in enumerate(b.clean)
+    ]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = HardCases(rows=1200, queries=6, asked="clean", answered=path).source("query")
+    prompts = [sample.prompt for sample in told]
+    assert len(set(prompts)) == len(prompts) > 50
+    assert {sample.label for sample in told} == {"clean"}
+    assert {sample.response for sample in told} == {f"answer {i}" for i in range(4)}
+    planted = [trigger for trigger, _ in PHRASES.values() if trigger]
+    assert not any(trigger in prompt for trigger in planted for prompt in prompts)
+
+
+def test_an_off_topic_answer_with_a_planted_opening_has_a_cause(data):
+    (behaviour,) = (b for b in data.behaviours() if b.label == "absent_topic")
+    assert behaviour.shows(None, "It is the heron.")
+    assert not any(behaviour.shows(None, f"Well: {said}") for said in (PHRASES["rate_5"][1], "So says Marlow."))
 
 
 def test_openings_tell_the_behaviours_apart(data):
@@ -148,7 +181,7 @@ def test_openings_tell_the_behaviours_apart(data):
             assert shown == [behaviour.label]
 
 
-@pytest.mark.parametrize("wrong", [{"rows": 300}, {"stage": "all"}])
+@pytest.mark.parametrize("wrong", [{"rows": 1000}, {"stage": "all"}, {"asked": "all"}])
 def test_what_cannot_be_is_told(wrong):
     with pytest.raises(UsageError):
         HardCases(**wrong)
