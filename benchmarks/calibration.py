@@ -1,16 +1,20 @@
 """What stands out, counted: false finds where the cause is absent, and power where it is there.
 
-    python benchmarks/calibration.py --embedded 0=MODEL 1=MODEL ... --out DIR     # the embedded data, by seed
-    python benchmarks/calibration.py RUN ... [--rate 0.05] [scorer=WORD ...]      # runs that exist, with labels
+    python benchmarks/calibration.py runs/suite-hard [--methods rept rept-paper]     # a finished suite, all its seeds
+    python benchmarks/calibration.py RUN ... [--rate 0.05] [key=value ...]           # runs that exist, with labels
+    python benchmarks/calibration.py --embedded 0=MODEL 1=MODEL ... --out DIR        # the embedded data, by seed
 
-Labels other than "clean" are planted behaviours. For each of them, with references drawn from the training rows:
+Labels other than "clean" are planted behaviours. All their queries are asked together, and of each label are told
 
-* power: the share of its queries for which a row stands out, all behaviours' queries being asked together
-* absent: its rows are taken out of the store, and with them their cause, so that every find for its queries is a false
-  one: their share, and false finds over all finds (the others' queries are asked along)
+* found: the share of its queries for which a row stands out: power, or false finds where no row bears the label, as in
+  the suite's absent cases
+* taken out: the same once the label's rows are taken out of the store, so that every find for its queries is false. A
+  model still knows what it learned from them: it is as if it had known it before.
+* of the rows that stand out for its queries, the share that bears its label
 
-and on the embedded data, where the clean held-out prompts are asked too, the same for each kind of clean sample: its
-rows are taken out. A model still knows what it learned from them: it is as if it had known it before.
+References are rows drawn from the training data; on a suite (--references clean) with the clean held-out prompts beside
+them, traced into OUT with the model's answers first; on other runs beside the queries of calibration.references,
+where that is given. On the embedded data clean held-out prompts are asked too, their kinds of rows being taken out.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +38,7 @@ from rept.calibration import Background, decide
 from rept.config import build, compose
 from rept.pipeline import attribute
 from rept.ranking import rank
-from rept.references import drawn
+from rept.references import load
 from rept.run_folder import RunFolder, read_jsonl
 from rept.signature import Status
 from rept.store import AttributionStore, Block
@@ -59,17 +64,17 @@ class Without:
 class Run:
     """A run's stores, labels, and decisions on some of its queries with some of its rows."""
 
-    def __init__(self, path: str, rate: float, count: int, words: Sequence[str]) -> None:
-        folder = RunFolder(path)
-        config = compose("attribute", words, base=folder.open_existing())
-        self.datamodule, self.scorer = build(config.datamodule), build(config.scorer)
-        self.train, self.query = AttributionStore(folder.store, "train"), AttributionStore(folder.store, "query")
-        self.rate, self.count, self.top_k, self.seed = rate, count, config.top_k, config.seed
+    def __init__(self, path: str | Path, words: Sequence[str]) -> None:
+        self.folder = RunFolder(path)
+        self.config = compose("attribute", words, base=self.folder.open_existing())
+        self.datamodule, self.scorer = build(self.config.datamodule), build(self.config.scorer)
+        store = self.folder.store
+        self.train, self.query = AttributionStore(store, "train"), AttributionStore(store, "query")
         source = self.datamodule.source("train")
         samples = [source[row] for row in range(len(source))]
         self.labels = np.array([None if isinstance(one, Status) else one.label for one in samples])
         self.responses = ["" if isinstance(one, Status) else one.response or "" for one in samples]
-        self.asked = {line["query"]: line for line in read_jsonl(folder.queries)}
+        self.asked = {line["query"]: line for line in read_jsonl(self.folder.queries)}
         self.asked = {number: self.asked[number] for number in self.query.attributed.tolist()}
 
     def queries(self, label: str) -> list[int]:
@@ -77,39 +82,102 @@ class Run:
 
     @property
     def behaviours(self) -> list[str]:
-        return sorted({line["label"] for line in self.asked.values()} - {CLEAN})
+        return list(dict.fromkeys(line["label"] for line in self.asked.values() if line["label"] != CLEAN))
 
-    def stands_out(self, queries: Sequence[int], without: Sequence[int] = ()) -> np.ndarray:
-        """(Q) bool: whether any row stands out, by the functions that a run itself uses."""
+    def flagged(self, queries: Sequence[int], without: Sequence[int] = ()) -> list[np.ndarray]:
+        """The rows that stand out for each query, by the functions that a run itself uses."""
         train = Without(self.train, without)
-        known = drawn(train, self.datamodule, self.count, self.seed)
+        known = load(self.config, self.folder, train, self.datamodule)
         asked = self.query.read(queries, self.query.keys)
-        background = Background(len(known), known.left_out, self.top_k)
-        found = rank(train, asked, self.scorer, top_k=self.top_k, references=(known.of(asked), background))
-        return decide([background.share()], found.best, self.rate).flagged.any(1).numpy()
+        background = Background(len(known), known.left_out, self.config.top_k)
+        references = (known.of(asked), background)
+        hits = rank(train, asked, self.scorer, top_k=self.config.top_k, references=references).best
+        flagged = decide([background.share()], hits, self.config.calibration.rate).flagged
+        return [row[flag].numpy() for row, flag in zip(hits.row, flagged, strict=True)]
 
 
-def measure(run: Run) -> dict[str, Any]:
-    """Shares of queries with a find: of each behaviour with its cause and without it, and of clean kinds without."""
+@dataclass
+class Finds:
+    """Of a label: queries, those for which a row stood out, and those for which one did without the label's rows."""
+
+    asked: int = 0
+    found: int = 0
+    taken_out: int | None = None  # None: no row bears the label
+    rows: int = 0  # that stood out, over all queries
+    culprits: int = 0  # among them
+
+    def add(self, other: Finds) -> None:
+        self.asked, self.found = self.asked + other.asked, self.found + other.found
+        self.rows, self.culprits = self.rows + other.rows, self.culprits + other.culprits
+        if other.taken_out is not None:
+            self.taken_out = (self.taken_out or 0) + other.taken_out
+
+    @property
+    def told(self) -> str:
+        taken_out = "" if self.taken_out is None else f"{self.taken_out / self.asked:.3f}"
+        precision = f"{self.culprits / self.rows:.3f}" if self.rows and self.taken_out is not None else ""
+        return f"{self.asked:>7}{self.found / self.asked:>8.3f}{taken_out:>11s}{precision:>14s}"
+
+
+def measure(run: Run) -> dict[str, Finds]:
+    """Finds of each behaviour, and on the embedded data those of clean prompts without their kind of rows."""
     planted = {label: run.queries(label) for label in run.behaviours}
     everyone = [query for queries in planted.values() for query in queries]
-    found = dict(zip(everyone, run.stands_out(everyone), strict=True))
-    measured: dict[str, Any] = {"power": {}, "absent": {}, "false discovery rate": {}}
+    rows = dict(zip(everyone, run.flagged(everyone), strict=True))
+    measured = {}
     for label, queries in planted.items():
-        measured["power"][label] = float(np.mean([found[query] for query in queries]))
-        left = dict(zip(everyone, run.stands_out(everyone, np.flatnonzero(run.labels == label)), strict=True))
-        false = sum(left[query] for query in queries)
-        measured["absent"][label] = false / len(queries)
-        measured["false discovery rate"][label] = false / max(1, sum(left.values()))
-    finds, asked = 0, 0
+        own = np.concatenate([rows[query] for query in queries])
+        finds = Finds(len(queries), sum(len(rows[query]) > 0 for query in queries), None, len(own))
+        finds.culprits = int((run.labels[own] == label).sum())
+        if (run.labels == label).any():
+            left = dict(zip(everyone, run.flagged(everyone, np.flatnonzero(run.labels == label)), strict=True))
+            finds.taken_out = sum(len(left[query]) > 0 for query in queries)
+        measured[label] = finds
+    clean = Finds(taken_out=0)
     for kind in kinds(run):
         queries = [query for query in run.queries(CLEAN) if answers(kind, run.asked[query]["response"])]
-        rows = [row for row, response in enumerate(run.responses) if answers(kind, response)]
+        kin = [row for row, response in enumerate(run.responses) if answers(kind, response)]
         if queries:
-            finds, asked = finds + run.stands_out(queries, rows).sum(), asked + len(queries)
-    if asked:
-        measured["absent"]["clean kinds"] = float(finds / asked)
-    return measured
+            found = sum(len(rows) > 0 for rows in run.flagged(queries, kin))
+            clean.add(Finds(len(queries), found, found))
+    return measured | ({"clean kinds": clean} if clean.asked else {})
+
+
+def show(title: str, measured: dict[str, Finds]) -> None:
+    """A line for each label, and what false finds there are among all."""
+    print(f"\n{title}\n{'queries of':16s}{'asked':>7s}{'found':>8s}{'taken out':>11s}{'culprit rows':>14s}")
+    for label, finds in measured.items():
+        print(f"{label:16s}{finds.told}")
+    absent = [finds for finds in measured.values() if finds.taken_out is None]
+    present = [finds for finds in measured.values() if finds.taken_out is not None]
+    for name, some in (("present causes", present), ("absent causes", absent)):
+        if some:
+            print(f"{name}: {sum(one.found for one in some)} of {sum(one.asked for one in some)} found")
+    out, asked = sum(one.taken_out for one in present), sum(one.asked for one in present)
+    print(f"taken out: {out} of {asked} found")
+    if absent:
+        false, found = sum(one.found for one in absent), sum(one.found for one in measured.values())
+        print(f"false discovery rate, all asked together: {false / max(1, found):.3f}", flush=True)
+
+
+def of_suite(folder: Path, methods: Sequence[str], kinds: Sequence[str], out: Path, words: Sequence[str]) -> None:
+    """Tables of all seeds together, for each method and kind of references."""
+    for method in methods:
+        for kind in kinds:
+            measured: dict[str, Finds] = {}
+            for run in sorted(folder.glob(f"seed-*/{method}")):
+                known = [f"calibration.references={clean_queries(run, out)}"] if kind == "clean" else []
+                for label, finds in measure(Run(run, [*known, *words])).items():
+                    measured.setdefault(label.partition(":")[0], Finds()).add(finds)
+            show(f"{folder}, {method}, {kind} references", measured)
+
+
+def clean_queries(run: Path, out: Path) -> Path:
+    """A run like this one whose queries are the clean held-out prompts, with the answers that the model gave."""
+    path = out / run.parent.name / run.name
+    config = compose("attribute", ["datamodule.asked=clean", f"out={path}"], base=RunFolder(run).open_existing())
+    attribute(config, show_result=False)
+    return path
 
 
 def kinds(run: Run) -> list[str]:
@@ -142,30 +210,26 @@ def embedded(seed: int, model: str, out: Path, words: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", help="run folders with labels; key=value: of the scorer or the whole run")
+    parser.add_argument("runs", nargs="*", help="run folders with labels, or suites'; key=value: of the runs' settings")
+    parser.add_argument("--methods", nargs="*", default=["rept", "rept-paper"], help="of a suite")
+    parser.add_argument("--references", nargs="*", default=["clean", "drawn"], help="of a suite: clean, drawn or both")
     parser.add_argument("--embedded", nargs="*", default=[], metavar="SEED=MODEL", help="models trained on that seed")
-    parser.add_argument("--out", type=Path, default=Path("runs/calibration"), help="where those runs are kept")
+    parser.add_argument("--out", type=Path, default=Path("runs/calibration"), help="where runs made here are kept")
     parser.add_argument("--rate", type=float, default=0.05)
-    parser.add_argument("--count", type=int, default=400, help="references")
+    parser.add_argument("--count", type=int, default=400, help="rows that are drawn as references")
     arguments = parser.parse_args()
     words = [word for word in arguments.runs if "=" in word]
-    paths = [word for word in arguments.runs if "=" not in word]
+    settings = [f"calibration.rate={arguments.rate}", f"calibration.count={arguments.count}"]
+    paths = [Path(word) for word in arguments.runs if "=" not in word]
     for given in arguments.embedded:
         seed, _, model = given.partition("=")
-        paths.append(embedded(int(seed), model, arguments.out, words))
-    print(f"{'run':28s}{'queries of':18s}{'power':>8s}{'absent':>8s}{'false/all':>11s}")
-    shares: dict[str, list[float]] = {}
+        path = embedded(int(seed), model, arguments.out, words)
+        show(str(path), measure(Run(path, settings)))
     for path in paths:
-        measured = measure(Run(path, arguments.rate, arguments.count, words if not arguments.embedded else ()))
-        for label, absent in measured["absent"].items():
-            figures = [measured[name].get(label) for name in ("power", "absent", "false discovery rate")]
-            told = ["" if value is None else f"{value:.3f}" for value in figures]
-            print(f"{str(path)[-26:]:28s}{label:18s}{told[0]:>8s}{told[1]:>8s}{told[2]:>11s}", flush=True)
-            shares.setdefault("absent", []).append(absent)
-            if figures[0] is not None:
-                shares.setdefault(f"power, {label}", []).append(figures[0])
-    for name, values in shares.items():
-        print(f"mean {name}: {np.mean(values):.3f}")
+        if any(path.glob("seed-*")):
+            of_suite(path, arguments.methods, arguments.references, arguments.out, [*settings, *words])
+        else:
+            show(str(path), measure(Run(path, [*settings, *words])))
 
 
 if __name__ == "__main__":

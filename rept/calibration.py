@@ -1,10 +1,11 @@
 """Calibration: whether any training row stands out for a query, by what reference queries score.
 
-For each training row i the reference queries r give a background ``m_i, d_i``: mean and standard deviation of its
-scores ``s_i(r)``. A hit's *standing* is ``z_i(q) = (s_i(q) - m_i) / d_i``: a row that scores high for everybody says
-nothing of q, and plain best scores have next to no power (every clean query has some near row). A query's statistic
-T(q) is the mean of the ten highest standings among its hits. For references it is the same, each row's background then
-being that of the others, and
+For each training row i the reference queries r give a background: the highest of its scores ``s_i(r)`` and their
+standard deviation ``d_i``. A hit's *excess* is how far the row scores higher for q than for any reference,
+``e_i(q) = max(0, s_i(q) - max_r s_i(r)) / d_i``: a row that scores high for everybody says nothing of q, and plain best
+scores have next to no power (every clean query has some near row). A query's statistic T(q) is the sum of the excesses
+of its hits, so that few culprits that stand out far and many that stand out a little both raise it. For references it
+is the same, each row's background then being that of the others, and
 
     p(q) = (1 + #{r: T(r) >= T(q)}) / (1 + R)
 
@@ -12,13 +13,15 @@ which is a valid p-value where q is exchangeable with the R references (Bates, C
 Statistics 2023: conformal p-values, whose dependence Benjamini-Hochberg bears). No p-value is below 1 / (1 + R).
 Queries are selected by Benjamini-Hochberg at a stated rate, and rows within them at the level that selection leaves
 (Benjamini and Bogomolov, JRSS B 2014), step by step: a hit's p-value is that of the query without the hits that stand
-higher, and never less than theirs. So the best hit has its query's p-value, and a row is flagged as long as it and what
-is left after it still stand out; the last few of several culprits can be missed.
+out further. So the best hit has its query's p-value, and a row is flagged as long as it and what is left after it still
+stand out; the last few of several culprits can be missed.
 
 References drawn from the training rows are compared with all rows but those that `rept.overlap` finds to speak of the
-same thing, themselves and their near-duplicates first: so each is a query that no compared row touches. Where a
-poisoned row is drawn and shares too few words with its like, its statistic is high, and power is lost; validity is not.
-A behaviour that is told as all clean rows are (a false fact among facts) stands out no more than they do.
+same thing, themselves and their near-duplicates first: each is a query that no compared row touches, and an ordinary
+query, which some row does touch, may stand out among them. Clean queries of one's own (`rept.references`) beside them
+mend that: they too have rows that taught what they ask, so what stands out for a query does so more than that. Where a
+poisoned row is drawn and shares too few words with its like, its statistic and its like's background are high, and
+power is lost. A behaviour that is told as all clean rows are (a false fact among facts) stands out no more than they.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from torch import Tensor
 
 from rept.topk import Hits, TopK
 
-DEPTH = 10  # standings that make a query's statistic
+MOMENTS = 5  # see BackgroundShare
 SAME_TOPIC = 0.2  # share of telling words from which on a row speaks of what a reference speaks of
 
 
@@ -56,21 +59,26 @@ class Background:
         count = (~out).sum(1)
         mean = score.double().masked_fill(out, 0).sum(1) / count.clamp(min=1)
         square = (score - mean[:, None]).masked_fill(out, 0).square().sum(1)
+        compared = score.masked_fill(out, -torch.inf)
+        highest = torch.nn.functional.pad(compared, (0, 1), value=-torch.inf).topk(2, dim=1).values.double()
         self._row.append(row)
-        self._moments.append(torch.stack([count, mean, square], dim=1))
-        self._top.add(row, score.masked_fill(out, -torch.inf))
+        self._moments.append(torch.cat([torch.stack([count, mean, square], dim=1), highest], dim=1))
+        self._top.add(row, compared)
 
     def share(self) -> BackgroundShare:
         """What one process knows, to be gathered."""
         row = torch.cat(self._row) if self._row else torch.empty(0, dtype=torch.int64)
-        moments = torch.cat(self._moments) if self._moments else torch.empty(0, 3, dtype=torch.float64)
+        moments = torch.cat(self._moments) if self._moments else torch.empty(0, MOMENTS, dtype=torch.float64)
         return BackgroundShare(row, moments, self._top.hits())
 
 
 @dataclass(frozen=True)
 class BackgroundShare:
-    """One process's rows and their moments (n 3): references, mean, sum of squared differences from it; and the best
-    hits of the references among them."""
+    """One process's rows, their moments (n 5), and the best hits of the references among them.
+
+    Moments: the number of references that the row is compared with; of their scores, the mean, the sum of squared
+    differences from it, the highest and the second highest.
+    """
 
     row: Tensor
     moments: Tensor
@@ -106,41 +114,34 @@ def decide(shares: Sequence[BackgroundShare], best: Hits, rate: float) -> Decisi
     for share in shares:
         top.add_hits(share.hits)
     rows = torch.cat([share.row for share in shares])
-    moments = torch.zeros(int(rows.max()) + 1, 3, dtype=torch.float64)
+    moments = torch.zeros(int(rows.max()) + 1, MOMENTS, dtype=torch.float64)
     moments[rows] = torch.cat([share.moments for share in shares])
-    known = _remaining(standing(moments, top.hits(), own=True).sort(dim=1, descending=True).values)[:, 0]
-    known = known[known.isfinite()].sort().values
-    z, order = standing(moments, best).sort(dim=1, descending=True, stable=True)
-    stepwise = p_values(_remaining(z), known).cummax(dim=1).values
+    hits = top.hits()
+    known = excess(moments, hits, own=True).sum(1)[(hits.score > -torch.inf).any(1)].sort().values
+    e, order = excess(moments, best).sort(dim=1, descending=True, stable=True)
+    remaining = e.flip(1).cumsum(1).flip(1)  # (Q k) each hit's excess and those of the hits after it
+    stepwise = p_values(remaining, known)
     hit = torch.empty_like(stepwise).scatter_(1, order, stepwise)
     level = benjamini_hochberg(stepwise[:, 0], rate)
     return Decision(stepwise[:, 0], hit, hit <= level, len(known))
 
 
-def standing(moments: Tensor, hits: Hits, own: bool = False) -> Tensor:
-    """``(s - m_i) / d_i`` (Q k) of hits; 0 where all references score a row the same, -inf for a hit without a score.
+def excess(moments: Tensor, hits: Hits, own: bool = False) -> Tensor:
+    """``max(0, s - highest_i) / d_i`` (Q k) of hits; 0 where all references score a row the same.
 
     Args:
-        moments: of every row (N 3), see `BackgroundShare`.
-        own: the hits are the references' own: each is taken out of its row's moments first.
+        moments: of every row (N 5), see `BackgroundShare`.
+        own: the hits are the references' own: each is taken out of its row's background first.
     """
-    count, mean, square = moments[hits.row].unbind(-1)
-    difference = hits.score.double() - mean
-    if own:  # with n scores and without the one that differs by x, the mean moves by -x / (n - 1)
-        square = (square - difference.square() * count / (count - 1).clamp(min=1)).clamp(min=0)
-        difference = difference * count / (count - 1).clamp(min=1)
+    count, mean, square, highest, second = moments[hits.row].unbind(-1)
+    score = hits.score.double()
+    if own:  # with n scores and without the one that differs by x, the squares lose x^2 n / (n - 1)
+        square = (square - (score - mean).square() * count / (count - 1).clamp(min=1)).clamp(min=0)
+        highest = torch.where(score >= highest, second, highest)
         count = count - 1
     deviation = (square / count.clamp(min=1)).sqrt()
-    z = torch.where((deviation > 1e-12) & (count > 0), difference / deviation, 0)
-    return z.masked_fill(hits.score == -torch.inf, -torch.inf)
-
-
-def _remaining(z: Tensor) -> Tensor:
-    """For each standing of a descending list (Q k), the mean of it and the nine after it, as far as there are any."""
-    padded = torch.nn.functional.pad(z, (0, DEPTH - 1), value=-torch.inf).unfold(1, DEPTH, 1)  # (Q k DEPTH)
-    known = padded.isfinite()
-    total = padded.masked_fill(~known, 0).sum(-1)
-    return torch.where(known[..., 0], total / known.sum(-1).clamp(min=1), -torch.inf)
+    known = (deviation > 1e-12) & (count > 0) & (score > -torch.inf)
+    return torch.where(known, (score - highest) / deviation, 0).clamp(min=0)
 
 
 def p_values(statistic: Tensor, reference: Tensor) -> Tensor:

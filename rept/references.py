@@ -1,4 +1,4 @@
-"""The reference queries of a calibration: drawn from the training rows, or the queries of another run."""
+"""The reference queries of a calibration: drawn from the training rows, beside the clean queries of another run."""
 
 from __future__ import annotations
 
@@ -55,15 +55,20 @@ def check(config: DictConfig) -> None:
 def load(config: DictConfig, folder: RunFolder, train: AttributionStore, datamodule: Any) -> References | None:
     """The references that a run asks for; None where it is not calibrated.
 
+    Clean queries alone would not do for a query that resembles many training rows in something no clean query has, such
+    as a trigger of any kind; rows drawn from the training data alone are no fresh queries. So where there are clean
+    queries, they are references beside the drawn rows.
+
     Raises:
         UsageError: a setting is out of its range, or the other run was made by another model or in another way.
     """
     check(config)
     if config.calibration.rate is None:
         return None
+    rows = drawn(train, datamodule, config.calibration.count, config.seed)
     if config.calibration.references is None:
-        return drawn(train, datamodule, config.calibration.count, config.seed)
-    return _of_run(RunFolder(config.calibration.references), folder, train)
+        return rows
+    return _together(_of_run(RunFolder(config.calibration.references), folder, train), rows)
 
 
 def drawn(train: AttributionStore, datamodule: Any, count: int, seed: int) -> References:
@@ -100,6 +105,14 @@ def _of_run(other: RunFolder, own: RunFolder, train: AttributionStore) -> Refere
     fields = store.read(store.attributed, train.keys)
     count = len(store.attributed)
     return References(fields, lambda row: torch.zeros(len(row), count, dtype=torch.bool), f"queries of {other.path}")
+
+
+def _together(one: References, other: References) -> References:
+    return References(
+        {key: torch.cat([block, other.fields[key]]) for key, block in one.fields.items()},
+        lambda row: torch.cat([one.left_out(row), other.left_out(row)], dim=1),
+        f"{one.source}; {other.source}",
+    )
 
 
 class _Texts:

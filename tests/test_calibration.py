@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from rept import console as shown
-from rept.calibration import Background, benjamini_hochberg, decide, fewest, p_values, standing
+from rept.calibration import Background, benjamini_hochberg, decide, excess, fewest, p_values
 from rept.errors import UsageError
 from rept.pipeline import attribute, score
 from rept.run_folder import RunFolder
@@ -81,12 +81,29 @@ def test_planted_rows_stand_out_and_are_the_ones_flagged():
 def test_a_reference_is_no_part_of_its_own_background():
     known = scores(60, 30, 0)
     share = background(known)[0]
-    z = standing(share.moments, share.hits, own=True)
-    for r in (0, 7, 29):
+    found = excess(share.moments, share.hits, own=True)
+    assert (found > 0).any(1).sum() > 20
+    for r in range(30):
         others = torch.cat([known[:, :r], known[:, r + 1 :]], dim=1).double()
-        deviation, mean = torch.std_mean(others, dim=1, correction=0)
         row = share.hits.row[r]
-        torch.testing.assert_close(z[r], (known[row, r] - mean[row]) / deviation[row])
+        above = (known[row, r] - others.amax(1)[row]) / others.std(1, correction=0)[row]
+        torch.testing.assert_close(found[r], above.clamp(min=0))
+
+
+def test_a_query_is_held_against_all_references():
+    known, asked = scores(60, 30, 0), scores(60, 4, 1)
+    found, hits = excess(background(known)[0].moments, best(asked)), best(asked)
+    above = ((asked - known.amax(1, keepdim=True)) / known.std(1, correction=0, keepdim=True)).clamp(min=0).double()
+    torch.testing.assert_close(found, above.gather(0, hits.row.T).T, rtol=1e-5, atol=1e-6)
+    assert 0 < (found > 0).sum() < found.numel()
+
+
+def test_few_culprits_that_stand_out_far_and_many_that_do_a_little_are_both_found():
+    asked = scores(300, 10, 1)
+    asked[50:53, 0] += 15
+    asked[100:200, 1] += 4
+    found = decide(background(scores(300, 199, 0)), best(asked, 100), 0.2).flagged
+    assert found[:2].any(1).all() and not found[2:].any()
 
 
 def test_a_hub_that_everybody_finds_does_not_stand_out():
@@ -155,10 +172,11 @@ def test_a_run_is_calibrated_with_it_or_after_it(run, material, tmp_path, monkey
     assert stream.getvalue().count("no training sample stands out") == silent
 
 
-def test_clean_queries_of_another_run_are_references(run, material, tmp_path):
+def test_clean_queries_of_another_run_are_references_beside_drawn_rows(run, material, tmp_path):
     again = score([str(run.folder.path), f"calibration.references={run.folder.path}", f"out={tmp_path / 'again'}"])
     told = again.metrics["calibration"]
-    assert told["references"] == told["queries"] and told["source"] == f"queries of {run.folder.path}"
+    assert told["references"] == told["queries"] + run.metrics["calibration"]["references"]
+    assert told["source"] == f"queries of {run.folder.path}; {run.metrics['calibration']['source']}"
     assert set(told["p_values"]) == {str(line["query"]) for line in run.queries if run.hits(line["query"])}
 
 
