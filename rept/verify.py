@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rept import oracle
+from rept.errors import UsageError
 from rept.placement import input_device
 from rept.signature import IGNORE, Batch, Key, Signature
 
@@ -47,7 +48,15 @@ def checks(
         datamodule: its tokenizer attached.
         layers: numbers from 1.
         rows: numbers of training rows that can be attributed.
+
+    Raises:
+        UsageError: an extractor that the oracle does not know.
     """
+    if not hasattr(extractor, "position") or not set(extractor.fields) <= {"representation", "gradient"}:
+        raise UsageError(
+            f"There is nothing to hold {type(extractor).__name__} against: verify the site that it reads, by "
+            "extractor=residual_stream, attention_output, mlp_output or several_sites."
+        )
     tolerance = TOLERANCE.get(model.dtype, 5e-2)
     device = input_device(model)
     batches = [batch.to(device) for batch in datamodule.batches("train", rows)]

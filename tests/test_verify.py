@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from extractors.contrastive import Contrastive
+from extractors.residual_stream import ResidualStream
+from extractors.several_positions import SeveralPositions
 from rept.__main__ import start
+from rept.errors import UsageError
 from rept.models import load_model, load_tokenizer
 from rept.verify import checks, template_checks
 from tests import templates
@@ -14,7 +18,6 @@ from tests import templates
 @pytest.fixture
 def parts(material):
     from datamodules.instructions import InstructionData
-    from extractors.residual_stream import ResidualStream
 
     module = InstructionData(str(material.train), str(material.queries), max_length=64, tokens_per_batch=256)
     module.attach(load_tokenizer(str(material.model)))
@@ -75,6 +78,12 @@ def test_a_response_that_the_template_rewrites_is_caught(parts):
     kind = templates.KINDS["llama_3"]
     module.attach(templates.build(kind, kind.template.replace("message.content | trim", "message.content | upper")))
     assert "rows whose response mask misses the response" in failed(template_checks(module, parts[4]))
+
+
+@pytest.mark.parametrize("extractor", [SeveralPositions(), Contrastive(None, ResidualStream())])
+def test_an_extractor_that_the_oracle_does_not_know_is_told(parts, extractor):
+    with pytest.raises(UsageError, match=f"nothing to hold {type(extractor).__name__} against"):
+        checks(parts[0], extractor, *parts[2:])
 
 
 def test_the_command_prints_the_table_and_exits_by_it(material, capsys, monkeypatch):
