@@ -1,12 +1,14 @@
 """Which layer each strategy chooses, over many probe sets, beside what each layer is worth.
 
-    python attribute.py layers=every each=true ... out=RUN
+    python attribute.py ... extractor=several_positions extractor.fields=[representation,gradient] \\
+        scorer.fields=[representation_last_prompt] layers=every each=true out=RUN
     python benchmarks/layers.py RUN [--sets 20] [--rows 64 16] [scorer=... ...]
 
 RUN's signatures of every layer are ranked, by its own scorer or the one named, to give each layer's average precision.
 Then each strategy of configs/layers that looks at a probe is asked with seeds 0 to sets - 1, each with probe rows of
 its own, and the times that it chose each layer are counted. A strategy that chooses several layers counts for each.
-Prints one table, in Markdown.
+What a strategy would read out of the model is read from RUN's store instead, where it lies rounded to float16: the
+model does not run, and the whole takes a minute. Prints one table, in Markdown.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
-import torch
 from omegaconf import DictConfig
 
+from extractors.residual_stream import ResidualStream
 from rept.config import build, compose
 from rept.errors import UsageError
 from rept.pipeline import rescore
@@ -27,6 +31,8 @@ from rept.preparation import prepare
 from rept.probe import choose_layers
 from rept.progress import progress
 from rept.run_folder import RunFolder
+from rept.signature import Key
+from rept.store import AttributionStore
 
 PROBED = ("phase_transition", "stable_phase_transition", "gradient_norm", "deepest_drops", "labelled_probe")
 PLAIN = ("last", "fraction")
@@ -41,46 +47,59 @@ def main() -> None:
     arguments = parser.parse_args()
     source = RunFolder(arguments.run)
     config = compose("attribute", arguments.changes, base=source.open_existing())
-    precision = by_layer(source, config)
-    chosen = dict(choices(config, arguments.rows, arguments.sets))
-    for line in table(precision, chosen):
+    with stored(source):
+        chosen = dict(choices(config, arguments.rows, arguments.sets))
+    for line in table(by_layer(source, config), chosen):
         print(line)
 
 
-def by_layer(source: RunFolder, config: DictConfig) -> list[float]:
-    """The average precision of each layer alone."""
-    config.each, config.calibration.rate = True, None
-    with TemporaryDirectory() as folder:
-        each = rescore(source, RunFolder(Path(folder) / "ranked"), config).metrics.get("each", {})
-    found = {int(place.partition("/")[2]): measured.get("overall") for place, measured in each.items()}
-    if len(found) < 2 or len(found) < len(each) or not all(found.values()):
-        raise UsageError(f"{source.path} is no run of one site with layers=every and labels on both sides.")
-    return [found[layer]["average_precision"] for layer in sorted(found)]
+@contextmanager
+def stored(source: RunFolder) -> Iterator[None]:
+    """Lets the strategies read the residual stream of training rows out of a store."""
+    store = AttributionStore(source.store, "train")
+
+    def read(site, model, batch, layers):
+        wanted = [Key(site.name, layer, field) for layer in layers for field in site.fields]
+        kept = {key: key._replace(field=f"{key.field}_{site.position}") for key in wanted}
+        blocks = store.read(batch.row.numpy(), list(kept.values()))
+        return {key: blocks[kept[key]] for key in wanted}
+
+    with patch.object(ResidualStream, "__call__", read):
+        yield
 
 
 def choices(config: DictConfig, rows: Sequence[int], sets: int) -> Iterator[tuple[str, Counter[int]]]:
     """By strategy and number of probe rows: how often each layer was chosen."""
     job = prepare(config)
-    plans = [(name, f"{name}, {n} rows", [f"layers.n={n}"], sets) for name in PROBED for n in rows]
-    plans = [(name, name, [], 1) for name in PLAIN] + plans
+    plans = [(name, f"`{name}`, {n} rows", [f"layers.n={n}"], sets) for name in PROBED for n in rows]
+    plans = [(name, f"`{name}`", [], 1) for name in PLAIN] + plans
     with progress("Choosing layers", total=sum(plan[-1] for plan in plans), unit="probe sets") as advance:
         for name, told, more, times in plans:
             job.selector = build(compose("attribute", [f"layers={name}", *more]).layers)
             found: Counter[int] = Counter()
             for seed in range(times):
                 job.config.seed = seed  # of the probe rows
-                with torch.enable_grad():
-                    found.update(choose_layers(job)[0].layers)
+                found.update(choose_layers(job)[0].layers)
                 advance(1)
             yield told, found
+
+
+def by_layer(source: RunFolder, config: DictConfig) -> list[float]:
+    """The average precision of each layer alone."""
+    config.each, config.calibration.rate = True, None
+    with TemporaryDirectory() as folder:
+        each = rescore(source, RunFolder(Path(folder) / "ranked"), config).metrics["each"]
+    found = {int(place.partition("/")[2]): measured.get("overall") for place, measured in each.items()}
+    if len(found) < 2 or not all(found.values()):
+        raise UsageError(f"{source.path} is no run with layers=every and labels on both sides.")
+    return [found[layer]["average_precision"] for layer in sorted(found)]
 
 
 def table(precision: Sequence[float], chosen: dict[str, Counter[int]]) -> Iterator[str]:
     layers = range(1, len(precision) + 1)
     yield "| | " + " | ".join(f"layer {layer}" for layer in layers) + " |"
     yield "| --- |" + " --- |" * len(precision)
-    best = max(precision)
-    yield "| average precision | " + " | ".join(f"**{p:.3f}**" if p == best else f"{p:.3f}" for p in precision) + " |"
+    yield "| average precision | " + " | ".join(f"{one:.3f}" for one in precision) + " |"
     for told, found in chosen.items():
         yield f"| {told} | " + " | ".join(str(found[layer] or "") for layer in layers) + " |"
 

@@ -56,9 +56,10 @@ def probe_rows(job: Job, wanted: int, labelled: bool = False) -> list[int]:
 
 
 def _by_turns(job: Job, order: Sequence[int]) -> list[int]:
-    planted = [row for row in order if _label(job, row) is not None]
-    clean = [row for row in order if _label(job, row) is None]
-    return [row for row in chain.from_iterable(zip_longest(planted, clean)) if row is not None]
+    kinds: tuple[list[int], list[int]] = ([], [])  # planted, clean
+    for row in order:
+        kinds[_label(job, row) is None].append(row)
+    return [row for row in chain.from_iterable(zip_longest(*kinds)) if row is not None]
 
 
 def _label(job: Job, row: int) -> str | None:
