@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -191,7 +192,16 @@ def _told(path: str, what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
+    except UnpicklingError as error:  # of torch, which reads tensors alone
+        raise UsageError(
+            f"{path} holds a {what} as pickled objects, which are not read: save it as safetensors."
+        ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if "custom code" in str(error):
+            raise UsageError(
+                f"{path} brings code of its own, which runs only with model.trust_remote_code=true: read it before you "
+                "set that."
+            ) from error
         raise UsageError(f"{path} holds no {what} that can be loaded: {_first_line(error)}.") from error
 
 

@@ -47,6 +47,13 @@ class Lost(UsageError):
     """A rank waited for the others in vain."""
 
 
+def started_outside(trainer: Trainer) -> bool:
+    """Whether torchrun or SLURM has started the ranks, and not the first of them (whose children Lightning takes for
+    such as well, by the environment variables that it gives them)."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return environment is not None and environment.creates_processes_externally and PARENT not in os.environ
+
+
 def process() -> tuple[int, int]:
     """This process's rank and their number, as far as processes were started."""
     started = distributed.is_available() and distributed.is_initialized()

@@ -21,7 +21,7 @@ from rept.generation import greedy_answers
 from rept.placement import place, splits
 from rept.probe import choose_layers, probe_rows, training_batches
 from rept.progress import ShowProgress, progress
-from rept.ranks import any_rank, joining, meet
+from rept.ranks import any_rank, joining, meet, started_outside
 from rept.run_folder import RunFolder, read_json, read_jsonl, write_jsonl
 from rept.signature import Side, Status
 from rept.store import AttributionStore
@@ -66,9 +66,10 @@ def set_up(job: Job) -> None:
 def _meet_first(job: Job) -> bool:
     """Ranks that each hold a share of the model, that must hear of a token budget that is still to be found, or of
     shards that are repaired; and those that torchrun or SLURM has started, which are there in any case."""
-    several, launcher = job.trainer.world_size > 1, job.trainer.strategy.launcher
     budget = job.datamodule.tokens_per_batch_auto and known_budget(job.folder) is None
-    return job.in_step or budget or (several and (launcher is None or job.config.store.repair))
+    if job.in_step or budget:
+        return True
+    return job.trainer.world_size > 1 and (job.config.store.repair or started_outside(job.trainer))
 
 
 def answer_queries(job: Job) -> None:

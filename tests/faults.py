@@ -28,6 +28,7 @@ FAULTS = {
     "rank 0 never comes back": (0, "sleep"),
     "rank 1 is told to stop": (1, "terminate"),
     "rank 0 is told to stop": (0, "terminate"),
+    "Ctrl-C": (0, "interrupt"),  # of all ranks, as a terminal does it
 }
 
 
@@ -37,6 +38,9 @@ def fault() -> None:
         raise RuntimeError("out of patience")
     if what == "sleep":
         time.sleep(1000)
+    if what == "interrupt":
+        os.killpg(0, signal.SIGINT)
+        return
     numbers = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "terminate": signal.SIGTERM}
     os.kill(os.getpid(), numbers[what])
 

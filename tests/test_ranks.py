@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from lightning import Trainer
 from torch import distributed
 
-from rept.ranks import GO_ON, RankFailed, meet
+from rept.ranks import GO_ON, PARENT, Lost, RankFailed, joining, meet, started_outside
 from tests.commands import ROOT, environment
 
 MAX_WAIT, GRACE = 2, 2  # seconds; the latter instead of ten
@@ -23,6 +24,7 @@ ENDS = {
     "rank 0 never comes back": (2, f"Rank 1: Rank 0 hangs: rank 1 waited {MAX_WAIT} s for it (max_wait; raise it if "),
     "rank 1 is told to stop": (143, "Rank 1: Stopped by SIGTERM; what was computed is stored. "),
     "rank 0 is told to stop": (143, "Stopped by SIGTERM; what was computed is stored. "),
+    "Ctrl-C": (130, "Stopped by SIGINT; what was computed is stored. "),
 }
 
 
@@ -62,3 +64,30 @@ def test_the_words_of_a_rank_that_failed(code, note, words, ends):
 def test_one_rank_waits_for_nobody():
     assert not distributed.is_initialized()
     meet(1e-9)
+
+
+@pytest.mark.parametrize(
+    ("variables", "outside"),
+    [
+        ({}, False),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0", PARENT: "7"}, False),
+        (
+            {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "none"},
+            True,
+        ),
+    ],
+    ids=["the first", "its child", "torchrun's"],
+)
+def test_all_ranks_are_of_one_mind_whether_they_meet_at_the_beginning(monkeypatch, variables, outside):
+    """Or one waits for a broadcast that another never sends."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    nodes = {"num_nodes": 2, "devices": 1} if outside else {"devices": 2}
+    trainer = Trainer(accelerator="cpu", strategy="ddp", logger=False, enable_checkpointing=False, **nodes)
+    assert started_outside(trainer) is outside
+
+
+def test_nodes_that_do_not_join_are_told_in_a_sentence():
+    with pytest.raises(Lost, match=r"Rank 0 waited up to 90 s \(max_wait\) for all nodes to join"), joining(90):
+        raise distributed.DistNetworkError("Failed to recv, got 0 bytes")
