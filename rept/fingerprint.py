@@ -123,11 +123,6 @@ def of_samples(source: Any) -> str:
     return f"{len(source)} rows {made.hexdigest()[:32]}"
 
 
-def as_begun(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """``asked`` by the names that the store was begun with, so that one begun by an earlier version can go on."""
-    return {name: asked[name] for name in stored or asked if name in asked}
-
-
 def check(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
     """Raises UsageError, naming each difference, unless what is stored was made from what is asked for."""
     different = [name for name in asked if name in stored and stored[name] != asked[name]]

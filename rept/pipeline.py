@@ -129,7 +129,6 @@ def run(job: Job) -> None:
     settle_budget(job, layers)
     marks |= stages.chosen(job, layers)
     fingerprint.check(known, marks, str(folder.path))
-    marks = fingerprint.as_begun(known, marks)
     write_json(folder.layers, choice)
     folder.write_config(config)
     folder.describe(fingerprints=marks)

@@ -144,7 +144,8 @@ def select_layers(job: Job) -> dict[str, Any]:
 def given(job: Job) -> dict[str, Any]:
     """What the signatures depend on, by name, as far as it is known before anything is run (and the weights are whole).
 
-    "weights" covers the adapter's tensors, and "tokenizer" its template, so that a store of their names alone is safe.
+    "weights" covers the adapter's tensors and "tokenizer" the template; these stand for themselves too, so that a
+    difference is told by its name.
     """
     return {
         "weights": fingerprint.of_weights(job.model),

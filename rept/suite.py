@@ -122,7 +122,10 @@ def _trained(arguments: Sequence[str], models: Path) -> Path:
     """The folder of the model that these arguments of train.py make; made, or finished, where it is not there."""
     config = compose("train", [*arguments, f"out={models}"])
     config.out = str(models / _digest(config))
-    finetune.main(config)
+    if ModelFolder(config.out).complete:  # its name says how it was made, wherever the suite has been moved since
+        say(f"{config.out} holds this model already.")
+    else:
+        finetune.main(config)
     return Path(config.out)
 
 

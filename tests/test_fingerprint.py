@@ -215,11 +215,6 @@ def test_settings_are_told_but_not_what_was_worked_out():
     assert fingerprint.of_settings(one) == told != fingerprint.of_settings(VirtualLinear(dimension=8, seed=4))
 
 
-def test_a_store_begun_by_an_earlier_version_goes_on_by_the_names_it_was_begun_with():
-    assert fingerprint.as_begun({"weights": "a"}, {"weights": "a", "adapter": "none"}) == {"weights": "a"}
-    assert fingerprint.as_begun({}, {"weights": "a", "adapter": "none"}) == {"weights": "a", "adapter": "none"}
-
-
 def test_a_model_without_an_adapter_has_none():
     assert fingerprint.of_adapter(tiny_model()) == "none"
     marks = {fingerprint.of_adapter(tiny_model(lora=True)) for _ in range(2)}

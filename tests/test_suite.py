@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,14 @@ def test_the_base_is_trained_once_and_everything_is_reused(done):
     again, _ = run_suite(tiny(), ["trainer.accelerator=cpu", "less.extractor.dimension=32"], out)
     assert {path: path.stat().st_mtime_ns for path in out.glob("models/*/model.safetensors")} == weights
     assert again == cases
+
+
+def test_a_suite_goes_on_where_it_was_moved_to(done, tmp_path):
+    moved = shutil.copytree(done[0], tmp_path / "moved", copy_function=shutil.copy2)
+    weights = {path: path.stat().st_mtime_ns for path in moved.glob("models/*/model.safetensors")}
+    cases, _ = run_suite(tiny(experiments=["bm25"]), ["trainer.accelerator=cpu"], moved)
+    assert {path: path.stat().st_mtime_ns for path in moved.glob("models/*/model.safetensors")} == weights
+    assert cases["easy"].found["bm25"] == done[1]["easy"].found["bm25"]
 
 
 def test_another_recipe_trains_anew(done):
