@@ -1,20 +1,23 @@
 """Calibration: whether any training row stands out for a query, by what reference queries score.
 
-For each training row i the reference queries r give a background: the highest of its scores ``s_i(r)`` and their
-standard deviation ``d_i``. A hit's *excess* is how far the row scores higher for q than for any reference,
-``e_i(q) = max(0, s_i(q) - max_r s_i(r)) / d_i``: a row that scores high for everybody says nothing of q, and plain best
-scores have next to no power (every clean query has some near row). A query's statistic T(q) is the sum of the excesses
-of its hits, so that few culprits that stand out far and many that stand out a little both raise it. For references it
-is the same, each row's background then being that of the others, and
+For each training row i the reference queries r give a background: mean ``m_i``, deviation ``d_i`` and the highest of
+its scores ``s_i(r)``. A row that scores high for everybody says nothing of q, and plain best scores have next to no
+power (every clean query has some near row). So two statistics of a query's hits hold each row against its background:
 
-    p(q) = (1 + #{r: T(r) >= T(q)}) / (1 + R)
+    excess    sum over hits of max(0, s_i(q) - max_r s_i(r)) / d_i    many that stand out a little, few that do far
+    standing  mean of the ten highest (s_i(q) - m_i) / d_i            bears references that are culprits themselves
 
-which is a valid p-value where q is exchangeable with the R references (Bates, Candes, Lei, Romano and Sesia, Annals of
-Statistics 2023: conformal p-values, whose dependence Benjamini-Hochberg bears). No p-value is below 1 / (1 + R).
-Queries are selected by Benjamini-Hochberg at a stated rate, and rows within them at the level that selection leaves
-(Benjamini and Bogomolov, JRSS B 2014), step by step: a hit's p-value is that of the query without the hits that stand
-out further. So the best hit has its query's p-value, and a row is flagged as long as it and what is left after it still
-stand out; the last few of several culprits can be missed.
+For references they are the same, each row's background then being that of the others. A query's rank is the better of
+its two ranks among itself and the R references, and so is each reference's; with these
+
+    p(q) = (1 + #{r: rank(r) <= rank(q)}) / (1 + R)
+
+which treats q and the references alike, so it is a valid p-value where q is exchangeable with them (Bates, Candes, Lei,
+Romano and Sesia, Annals of Statistics 2023: conformal p-values, whose dependence Benjamini-Hochberg bears). No p-value
+is below 1 / (1 + R). Queries are selected by Benjamini-Hochberg at a stated rate, and rows within them at the level
+that selection leaves (Benjamini and Bogomolov, JRSS B 2014), step by step: a hit's p-value is that of the query without
+the hits that stand out further (by excess, then by standing). So the best hit has its query's p-value, and a row is
+flagged as long as it and what is left after it still stand out; the last few of several culprits can be missed.
 
 References drawn from the training rows are compared with all rows but those that `rept.overlap` finds to speak of the
 same thing, themselves and their near-duplicates first: each is a query that no compared row touches, and an ordinary
@@ -35,6 +38,7 @@ from torch import Tensor
 
 from rept.topk import Hits, TopK
 
+DEPTH = 10  # standings that make a query's second statistic
 MOMENTS = 5  # see BackgroundShare
 SAME_TOPIC = 0.2  # share of telling words from which on a row speaks of what a reference speaks of
 
@@ -117,42 +121,63 @@ def decide(shares: Sequence[BackgroundShare], best: Hits, rate: float) -> Decisi
     moments = torch.zeros(int(rows.max()) + 1, MOMENTS, dtype=torch.float64)
     moments[rows] = torch.cat([share.moments for share in shares])
     hits = top.hits()
-    known = excess(moments, hits, own=True).sum(1)[(hits.score > -torch.inf).any(1)].sort().values
-    e, order = excess(moments, best).sort(dim=1, descending=True, stable=True)
-    remaining = e.flip(1).cumsum(1).flip(1)  # (Q k) each hit's excess and those of the hits after it
-    stepwise = p_values(remaining, known)
+    known = statistics(*held_against(moments, hits, own=True))[0][(hits.score > -torch.inf).any(1), 0]
+    found, order = statistics(*held_against(moments, best))
+    among = (known[None] >= known[:, None]).sum(1)  # (R 2)
+    stepwise = torch.stack([p_values(one, known, among) for one in found]).cummax(dim=1).values
     hit = torch.empty_like(stepwise).scatter_(1, order, stepwise)
     level = benjamini_hochberg(stepwise[:, 0], rate)
     return Decision(stepwise[:, 0], hit, hit <= level, len(known))
 
 
-def excess(moments: Tensor, hits: Hits, own: bool = False) -> Tensor:
-    """``max(0, s - highest_i) / d_i`` (Q k) of hits; 0 where all references score a row the same.
+def held_against(moments: Tensor, hits: Hits, own: bool = False) -> tuple[Tensor, Tensor]:
+    """Excess and standing (Q k) of hits; 0 where all references score a row the same, or the hit has no score.
 
     Args:
         moments: of every row (N 5), see `BackgroundShare`.
         own: the hits are the references' own: each is taken out of its row's background first.
     """
     count, mean, square, highest, second = moments[hits.row].unbind(-1)
-    score = hits.score.double()
-    if own:  # with n scores and without the one that differs by x, the squares lose x^2 n / (n - 1)
-        square = (square - (score - mean).square() * count / (count - 1).clamp(min=1)).clamp(min=0)
+    known = hits.score > -torch.inf
+    score = torch.where(known, hits.score.double(), mean)
+    difference = score - mean
+    if own:  # with n scores and without the one that differs by x, the mean moves by -x / (n - 1)
+        square = (square - difference.square() * count / (count - 1).clamp(min=1)).clamp(min=0)
+        difference = difference * count / (count - 1).clamp(min=1)
         highest = torch.where(score >= highest, second, highest)
         count = count - 1
     deviation = (square / count.clamp(min=1)).sqrt()
-    known = (deviation > 1e-12) & (count > 0) & (score > -torch.inf)
-    return torch.where(known, (score - highest) / deviation, 0).clamp(min=0)
+    known &= (deviation > 1e-12) & (count > 0)
+    excess = torch.where(known, (score - highest) / deviation, 0).clamp(min=0)
+    return excess, torch.where(known, difference / deviation, 0)
 
 
-def p_values(statistic: Tensor, reference: Tensor) -> Tensor:
-    """``(1 + #{r: T(r) >= t}) / (1 + R)`` of each t, for reference statistics (R) in ascending order.
+def statistics(excess: Tensor, standing: Tensor) -> tuple[Tensor, Tensor]:
+    """Both statistics (Q k 2) of each hit and those that stand out less, furthest first; and the hits' order (Q k)."""
+    by_standing = standing.argsort(dim=1, descending=True, stable=True)
+    by_excess = excess.gather(1, by_standing).argsort(dim=1, descending=True, stable=True)
+    order = by_standing.gather(1, by_excess)
+    excess, standing = excess.gather(1, order), standing.gather(1, order)
+    total = excess.flip(1).cumsum(1).flip(1)
+    k = standing.shape[1]
+    highest = [standing[:, i:].topk(min(DEPTH, k - i), dim=1).values.mean(1) for i in range(k)]
+    return torch.stack([total, torch.stack(highest, dim=1)], dim=-1), order
+
+
+def p_values(found: Tensor, known: Tensor, among: Tensor) -> Tensor:
+    """p-values (k) of pairs of statistics (k 2), by those of references (R 2) and their ranks among themselves (R 2).
+
+    Ranks count from 1, the highest; equal ones share the lower rank.
 
     Example:
-        >>> p_values(torch.tensor([0.0, 2.0, 9.0]), torch.tensor([1.0, 2.0, 3.0]))
-        tensor([1.0000, 0.7500, 0.2500], dtype=torch.float64)
+        >>> known = torch.tensor([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]])
+        >>> among = (known[None] >= known[:, None]).sum(1)
+        >>> p_values(torch.tensor([[9.0, 0.0], [9.0, 9.0], [0.0, 0.0]]), known, among)
+        tensor([0.5000, 0.2500, 1.0000], dtype=torch.float64)
     """
-    below = torch.searchsorted(reference, statistic.to(reference).contiguous())
-    return (1 + len(reference) - below).double() / (1 + len(reference))
+    rank = 1 + (known >= found[:, None]).sum(1).amin(-1)  # (k)
+    others = (among + (found[:, None] >= known)).amin(-1)  # (k R)
+    return (1 + (others <= rank[:, None]).sum(1)).double() / (1 + len(known))
 
 
 def benjamini_hochberg(p: Tensor, rate: float) -> float:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from rept import console as shown
-from rept.calibration import Background, benjamini_hochberg, decide, excess, fewest, p_values
+from rept.calibration import Background, benjamini_hochberg, decide, fewest, held_against, p_values, statistics
 from rept.errors import UsageError
 from rept.pipeline import attribute, score
 from rept.run_folder import RunFolder
@@ -47,10 +47,13 @@ def scores(rows, queries, seed):
 
 
 def test_p_values_and_selection_are_those_of_their_definitions():
-    reference = torch.randn(30, generator=torch.Generator().manual_seed(0)).sort().values
-    asked = torch.cat([torch.randn(12, generator=torch.Generator().manual_seed(1)), reference[:3]])
-    expected = [(1 + (reference >= one).sum().item()) / 31 for one in asked]
-    assert p_values(asked, reference).tolist() == pytest.approx(expected)
+    known = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+    asked = torch.cat([torch.randn(12, 2, generator=torch.Generator().manual_seed(1)), known[:3]])
+    among = (known[None] >= known[:, None]).sum(1)
+    for found, one in zip(p_values(asked, known, among).tolist(), asked, strict=True):
+        pool = torch.cat([one[None], known])
+        rank = (pool[None] >= pool[:, None]).sum(1).amin(1)
+        assert found == pytest.approx((rank <= rank[0]).sum().item() / 31)
     p = torch.tensor([0.001, 0.011, 0.02, 0.04, 0.5])
     assert benjamini_hochberg(p, 0.05) == pytest.approx(0.04)
     assert benjamini_hochberg(p, 0.03) == pytest.approx(0.011)
@@ -81,18 +84,32 @@ def test_planted_rows_stand_out_and_are_the_ones_flagged():
 def test_a_reference_is_no_part_of_its_own_background():
     known = scores(60, 30, 0)
     share = background(known)[0]
-    found = excess(share.moments, share.hits, own=True)
+    found, z = held_against(share.moments, share.hits, own=True)
     assert (found > 0).any(1).sum() > 20
     for r in range(30):
         others = torch.cat([known[:, :r], known[:, r + 1 :]], dim=1).double()
         row = share.hits.row[r]
         above = (known[row, r] - others.amax(1)[row]) / others.std(1, correction=0)[row]
         torch.testing.assert_close(found[r], above.clamp(min=0))
+        deviation, mean = torch.std_mean(others, dim=1, correction=0)
+        torch.testing.assert_close(z[r], (known[row, r] - mean[row]) / deviation[row])
+
+
+def test_statistics_are_those_of_what_is_left():
+    e, z = torch.rand(3, 30).sub(0.5).clamp(min=0).double(), torch.randn(3, 30).double()
+    found, order = statistics(e, z)
+    for query in range(3):
+        ordered = sorted(range(30), key=lambda i: (-e[query, i].item(), -z[query, i].item()))
+        assert order[query].tolist() == ordered
+        for step in (0, 5, 25):
+            left = ordered[step:]
+            highest = sorted(z[query, left].tolist(), reverse=True)[:10]
+            assert found[query, step].tolist() == pytest.approx([e[query, left].sum().item(), sum(highest) / len(highest)])
 
 
 def test_a_query_is_held_against_all_references():
     known, asked = scores(60, 30, 0), scores(60, 4, 1)
-    found, hits = excess(background(known)[0].moments, best(asked)), best(asked)
+    found, hits = held_against(background(known)[0].moments, best(asked))[0], best(asked)
     above = ((asked - known.amax(1, keepdim=True)) / known.std(1, correction=0, keepdim=True)).clamp(min=0).double()
     torch.testing.assert_close(found, above.gather(0, hits.row.T).T, rtol=1e-5, atol=1e-6)
     assert 0 < (found > 0).sum() < found.numel()
