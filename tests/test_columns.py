@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.columns import Columns, find_columns, to_sample
@@ -142,6 +142,7 @@ WORD = st.sampled_from(["role", "content", "user", "assistant", "part", "start",
 JSON = st.recursive(LEAF | WORD, lambda inner: st.lists(inner) | st.dictionaries(WORD, inner), max_leaves=8)
 
 
+@settings(max_examples=1000, deadline=None)
 @given(record=st.dictionaries(st.sampled_from(["messages", "prompt", "response", "label", "spans"]), JSON))
 def test_no_record_makes_an_exception(record: dict[str, object]) -> None:
     for columns in (PAIR, CHAT):
