@@ -46,8 +46,10 @@ def check(config: DictConfig) -> None:
     rate, count = config.calibration.rate, config.calibration.count
     if rate is not None and not 0 < rate < 1:
         raise UsageError(f"Expected calibration.rate to be above 0 and below 1, but got {rate}.")
-    if count < 1:
-        raise UsageError(f"Expected calibration.count to be at least 1, but got {count}.")
+    if count < 0:
+        raise UsageError(f"Expected calibration.count to be at least 0, but got {count}.")
+    if config.calibration.references is None and count == 0:
+        raise UsageError("Expected calibration.count to be at least 1 where calibration.references names no run.")
     if config.calibration.references is not None:
         RunFolder(config.calibration.references).open_existing()
 
@@ -57,7 +59,8 @@ def load(config: DictConfig, folder: RunFolder, train: AttributionStore, datamod
 
     Clean queries alone would not do for a query that resembles many training rows in something no clean query has, such
     as a trigger of any kind; rows drawn from the training data alone are no fresh queries. So where there are clean
-    queries, they are references beside the drawn rows.
+    queries, they are references beside the drawn rows, unless ``calibration.count=0`` says that none are drawn: drawn
+    rows that are culprits themselves take the power from all p-values below their share.
 
     Raises:
         UsageError: a setting is out of its range, or the other run was made by another model or in another way.
@@ -65,10 +68,11 @@ def load(config: DictConfig, folder: RunFolder, train: AttributionStore, datamod
     check(config)
     if config.calibration.rate is None:
         return None
-    rows = drawn(train, datamodule, config.calibration.count, config.seed)
-    if config.calibration.references is None:
-        return rows
-    return _together(_of_run(RunFolder(config.calibration.references), folder, train), rows)
+    other = config.calibration.references
+    given = [] if other is None else [_of_run(RunFolder(other), folder, train)]
+    if config.calibration.count:
+        given.append(drawn(train, datamodule, config.calibration.count, config.seed))
+    return given[0] if len(given) == 1 else _together(*given)
 
 
 def drawn(train: AttributionStore, datamodule: Any, count: int, seed: int) -> References:

@@ -196,13 +196,17 @@ def test_clean_queries_of_another_run_are_references_beside_drawn_rows(run, mate
     assert told["references"] == told["queries"] + run.metrics["calibration"]["references"]
     assert told["source"] == f"queries of {run.folder.path}; {run.metrics['calibration']['source']}"
     assert set(told["p_values"]) == {str(line["query"]) for line in run.queries if run.hits(line["query"])}
+    alone = [f"calibration.references={run.folder.path}", "calibration.count=0", f"out={tmp_path / 'alone'}"]
+    told = score([str(run.folder.path), *alone]).metrics["calibration"]
+    assert (told["references"], told["source"]) == (told["queries"], f"queries of {run.folder.path}")
 
 
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
         ("calibration.rate=0", "calibration.rate to be above 0 and below 1, but got 0.0"),
-        ("calibration.count=0", "calibration.count to be at least 1, but got 0"),
+        ("calibration.count=-1", "calibration.count to be at least 0, but got -1"),
+        ("calibration.count=0", "calibration.count to be at least 1 where calibration.references names no run"),
         ("calibration.references=nowhere", "Expected nowhere to be a run folder"),
     ],
 )
