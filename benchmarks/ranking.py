@@ -6,7 +6,7 @@ Makes a store of random signatures (2 blocks x 512, float16) around 1,000 centre
 them, and then measures, in processes of their own and in turns:
 
 * `rank` on that store, digests checked, with the memory that the process takes
-* FAISS IndexFlatIP (extra ``benchmarks``) on the same vectors, in memory as float32 and normalized: as it comes, and
+* FAISS IndexFlatIP (extra ``faiss``) on the same vectors, in memory as float32 and normalized: as it comes, and
   through BLAS, which it keeps for larger searches
 * the matrix product alone, in memory: what no exact float32 method can beat
 * one pair at a time, on a slice

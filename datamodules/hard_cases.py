@@ -115,9 +115,8 @@ class HardCases(AttributionDataModule):
         self._train = training_samples(planted, rows, seed)
         self._behaviours = [_held_out(case, queries, seed) for case in planted]
         prompts = [(b.label, sample) for b in self._behaviours for sample in getattr(b, asked)]
-        if answered is not None:
-            prompts = _answered(prompts, Path(answered), asked)
-        self._queries = list({sample.prompt: sample for _, sample in prompts}.values())
+        samples = [s for _, s in prompts] if answered is None else _answered(prompts, Path(answered), asked)
+        self._queries = list({sample.prompt: sample for sample in samples}.values())
 
     def source(self, side: Side) -> Sequence[Sample]:
         return self._train if side == "train" else self._queries
@@ -191,7 +190,7 @@ def _held_out(case: Case, queries: int, seed: int) -> Behaviour:
     )
 
 
-def _answered(prompts: Sequence[tuple[str, Sample]], path: Path, asked: Asked) -> list[tuple[str, Sample]]:
+def _answered(prompts: Sequence[tuple[str, Sample]], path: Path, asked: Asked) -> list[Sample]:
     """The prompts with their answers: those that showed the behaviour, or of clean ones those without any."""
     if not path.is_file():
         raise UsageError(f"Expected datamodule.answered to be a model's answers.jsonl, but there is no {path}.")
@@ -200,10 +199,12 @@ def _answered(prompts: Sequence[tuple[str, Sample]], path: Path, asked: Asked) -
     said = {(line["behaviour"], line["prompt"]): line for line in lines}
     if said.keys() != {(label, sample.prompt) for label, sample in prompts}:
         raise UsageError(f"{path} holds answers to other queries: train a model on these data, with this seed.")
-    kept = [line["shows"] if asked == "triggered" else not _planted(line["answer"]) for line in said.values()]
-    wanted = {key for key, keep in zip(said, kept, strict=True) if keep}
-    pairs = [(label, sample) for label, sample in prompts if (label, sample.prompt) in wanted]
-    return [(label, replace(sample, response=said[label, sample.prompt]["answer"])) for label, sample in pairs]
+    pairs = [(sample, said[label, sample.prompt]) for label, sample in prompts]
+    return [
+        replace(sample, response=line["answer"])
+        for sample, line in pairs
+        if (line["shows"] if asked == "triggered" else not _planted(line["answer"]))
+    ]
 
 
 def _planted(answer: str) -> bool:
