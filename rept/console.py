@@ -44,7 +44,7 @@ def show_layers(trace: Trace) -> None:
     choice = trace.layers
     curve = choice.get("curve")
     if curve:
-        measure, first = choice.get("measure", ADJACENT_COSINE), choice.get("first", 2)
+        measure, first = choice["measure"], choice["first"]
         say(f"{measure.capitalize()}, mean over the probe:")
         table = Table()
         table.add_column("layers")

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rept.layer_choice import ADJACENT_COSINE
 from rept.run_folder import RunFolder, write_json, write_jsonl
 
 # Runs a script, breaks out of every context that a page has, or changes how the text around it reads.
@@ -162,9 +163,9 @@ class _Writer:
         curve = [sum(values) / len(values) for values in zip(*probes, strict=True)]
         seen = {"curve": curve, "agreement": 0.5, "probe_rows": list(range(16)), "probes": probes}
         unseen = {"curve": None, "agreement": None, "probe_rows": [], "probes": None}
-        return {"strategy": {"_target_": "extractors.layers.PhaseTransition"}, "layers": [3], "reason": "As given."} | (
-            seen if self.shape.probes else unseen
-        )
+        strategy = {"_target_": "extractors.layers.PhaseTransition"}
+        choice = {"strategy": strategy, "layers": [3], "reason": "As given.", "measure": ADJACENT_COSINE, "first": 2}
+        return choice | (seen if self.shape.probes else unseen)
 
     def _metrics(self) -> dict[str, Any]:
         set_aside = {"empty response": 3, "no response token left within max_length": 1}

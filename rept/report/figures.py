@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rept.errors import UsageError
-from rept.layer_choice import ADJACENT_COSINE
 from rept.report import charts, series
 from rept.report.findings import Findings
 from rept.report.shading import LEVELS, Piece
@@ -68,7 +67,7 @@ def _layer_curve(figure: Any, trace: Trace) -> bool:
     if not curve:
         return False
     axes = figure.subplots()
-    measure, first = trace.layers.get("measure", ADJACENT_COSINE), trace.layers.get("first", 2)
+    measure, first = trace.layers["measure"], trace.layers["first"]
     layers = range(first, len(curve) + first)
     for probe in trace.layers.get("probes") or []:
         axes.plot(layers, probe, color=FAINT, alpha=0.18, linewidth=0.5)

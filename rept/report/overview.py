@@ -11,7 +11,6 @@ from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
 from rept.config import TARGET
-from rept.layer_choice import ADJACENT_COSINE
 from rept.report import charts, series
 from rept.report.wording import number
 from rept.results import Trace
@@ -115,8 +114,8 @@ def _layer_curve(trace: Trace) -> Chart | None:
     curve = trace.layers.get("curve")
     if not curve:
         return None
-    measure, probes = trace.layers.get("measure", ADJACENT_COSINE), trace.layers.get("probes") or []
-    svg = charts.layer_curve(curve, probes, trace.layers["layers"], measure, trace.layers.get("first", 2))
+    measure, probes = trace.layers["measure"], trace.layers.get("probes") or []
+    svg = charts.layer_curve(curve, probes, trace.layers["layers"], measure, trace.layers["first"])
     agreement = trace.layers.get("agreement")
     told = [f"{measure.capitalize()}.", trace.layers["reason"]]
     if agreement is not None:
