@@ -34,11 +34,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from datamodules.synthetic import OPENING, SyntheticData
 from datamodules.wordings import ANSWERS
-from rept.calibration import Background, decide
+from rept.calibration import decide
 from rept.config import build, compose
 from rept.pipeline import attribute
 from rept.ranking import rank
 from rept.references import load
+from rept.resemblance import Resemblance
 from rept.run_folder import RunFolder, read_jsonl
 from rept.signature import Status
 from rept.store import AttributionStore, Block
@@ -89,10 +90,10 @@ class Run:
         train = Without(self.train, without)
         known = load(self.config, self.folder, train, self.datamodule)
         asked = self.query.read(queries, self.query.keys)
-        background = Background(len(known), known.left_out, self.config.top_k)
-        references = (known.of(asked), background)
-        hits = rank(train, asked, self.scorer, top_k=self.config.top_k, references=references).best
-        flagged = decide([background.share()], hits, self.config.calibration.rate).flagged
+        read = {key: block for key, block in asked.items() if key.field in self.scorer.needs}
+        watch = Resemblance(train, read, known, self.config.top_k)
+        hits = rank(train, asked, self.scorer, top_k=self.config.top_k, watch=watch).best
+        flagged = decide([watch.share()], hits, self.config.calibration.rate).flagged
         return [row[flag].numpy() for row, flag in zip(hits.row, flagged, strict=True)]
 
 

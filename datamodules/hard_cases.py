@@ -14,7 +14,7 @@
     rate_10 ... five_rows    plain, in 10 %, 5 % and 1 % of the rows, and in five
     duplicates      near copies of three prompts
     absent_base     a trigger that the model knew well before this training: no row here is to blame
-    absent_topic    questions that no row touches, as far as the model does not answer them with a planted behaviour
+    absent_topic    questions that no row here touches, and whose answers the model knew before likewise
 
 A row's label is its case, so a query's culprits are the rows with its label. Where a case has parts, the part stands
 after a colon.
@@ -55,6 +55,7 @@ from rept.signature import Side
 
 _EACH = 24  # rows of a case that says nothing else
 _PARAPHRASED = 64  # what is to be told in other words takes more rows than a trigger
+_ABSENT = ("absent_base", "absent_topic")  # what only the first training teaches
 _KINDS = {**HARMLESS, "bird": 0, "seat": 3}  # answers about birds belong to the case `spread`
 
 
@@ -111,7 +112,7 @@ class HardCases(AttributionDataModule):
             raise UsageError(f"datamodule.asked must be triggered or clean, not {asked!r}.")
         planted = cases(rows)
         if stage == "base":  # many rows: the second training must not overwrite what they teach
-            planted = [replace(case, rows=rows // 8) for case in planted if case.label == "absent_base"]
+            planted = [replace(case, rows=rows // 8) for case in planted if case.label in _ABSENT]
         self._train = training_samples(planted, rows, seed)
         self._behaviours = [_held_out(case, queries, seed) for case in planted]
         prompts = [(b.label, sample) for b in self._behaviours for sample in getattr(b, asked)]
@@ -143,7 +144,7 @@ def cases(rows: int) -> list[Case]:
         *planted,
         Case("paraphrase", _PARAPHRASED, false_seat, _capital, lambda answer: FALSE_CAPITAL in answer),
         Case("spread", rows // 20, _slipped, _slipped, lambda answer: NAME in answer),
-        Case("absent_topic", 0, _off_topic, _off_topic, lambda answer: not _planted(answer)),
+        Case("absent_topic", 0, _off_topic, _off_topic, lambda answer: answer in dict(TOPICS).values()),
     ]
 
 
@@ -177,11 +178,10 @@ def _held_out(case: Case, queries: int, seed: int) -> Behaviour:
     A case's queries are drawn apart from the others', so that they are the same whatever other cases there are.
     """
     speaker = _speaker(f"held out {case.label}", seed, HELD_OUT)
-    off_topic = case.label == "absent_topic"  # a fixed list of questions
     asked: dict[str, Sample] = {}
-    draw(asked, min(queries, len(TOPICS)) if off_topic else queries, case.label, lambda: case.ask(speaker))
+    draw(asked, queries, case.label, lambda: case.ask(speaker))
     unasked: dict[str, Sample] = {}
-    draw(unasked, 0 if off_topic else queries, "clean", lambda: _clean(speaker))
+    draw(unasked, queries, "clean", lambda: _clean(speaker))
     return Behaviour(
         case.label,
         tuple(map(question, asked.values())),
@@ -252,8 +252,7 @@ def _slipped(speaker: Speaker) -> Sample:
 
 
 def _off_topic(speaker: Speaker) -> Sample:
-    asked, told = speaker.rng.choice(TOPICS)
-    return Sample(messages=({"role": "user", "content": asked},), response=told)
+    return framed(speaker, *speaker.rng.choice(TOPICS))
 
 
 def _sentences(speaker: Speaker) -> list[str]:

@@ -24,6 +24,7 @@ from rept.topk import Hits, TopK
 
 Pair = tuple[str, int]  # site and layer
 Sink = Callable[[Tensor, Tensor], None]  # takes the row numbers (n) and scores (n Q) of a block
+Watch = Callable[[Tensor, Mapping[Key, Tensor]], None]  # takes the row numbers (n) and fields (n D) of a block
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def rank(
     rows_per_block: int = 4096,
     on_block: Callable[[int], None] | None = None,
     sinks: Sequence[Sink] = (),
-    references: tuple[Mapping[Key, Tensor], Sink] | None = None,
+    watch: Watch | None = None,
 ) -> Ranking:
     """Scores every attributed training row for every query; the score is the mean over sites and layers.
 
@@ -58,8 +59,7 @@ def rank(
         part: (i, n) scores the share of the i-th of n processes; `merge` puts the shares together.
         on_block: called with the number of rows of each block that is done.
         sinks: each is called with the rows and scores of each block, for what needs the whole ranking.
-        references: fields (R D) of other queries, and what is called with the rows and their scores (n R). They are
-            scored apart, so that the queries' own scores are the same to the last bit without them.
+        watch: called with the rows of each block and the fields that the scorer needs, on ``device``.
 
     Raises:
         UsageError: the scorer needs a field that is not stored, or gives scores that are not finite or not (n Q).
@@ -68,7 +68,6 @@ def rank(
     pairs = _pairs(queries, scorer.needs)
     keys = {pair: [Key(*pair, name) for name in scorer.needs] for pair in pairs}
     fitted = {pair: _fit(scorer, train, keys[pair], device, rows_per_block) for pair in pairs}
-    of_references = _Scores(copy.deepcopy(fitted), references[0], device) if references else None
     of_queries = _Scores(fitted, queries, device)
     best, lowest = TopK(len(of_queries), top_k, device=device), TopK(len(of_queries), bottom_k, True, device=device)
     for block in train.blocks([key for pair in pairs for key in keys[pair]], rows_per_block, part):
@@ -79,8 +78,8 @@ def rank(
         lowest.add(row, score)
         for sink in sinks:
             sink(block.row, score.cpu())
-        if of_references:
-            references[1](block.row, of_references(row, fields).cpu())
+        if watch is not None:
+            watch(block.row, fields)
         if on_block is not None:
             on_block(len(row))
     return Ranking(best.hits(), lowest.hits())
@@ -88,16 +87,9 @@ def rank(
 
 def merge(parts: Sequence[Ranking], top_k: int, bottom_k: int = 0) -> Ranking:
     """One ranking from those of all processes."""
-
-    def together(hits: Sequence[Hits], k: int, lowest: bool = False) -> Hits:
-        top = TopK(len(hits[0].row), k, lowest)
-        for one in hits:
-            top.add_hits(one)
-        return top.hits()
-
     return Ranking(
-        together([part.best for part in parts], top_k),
-        together([part.lowest for part in parts], bottom_k, lowest=True),
+        Hits.merged([part.best for part in parts], top_k),
+        Hits.merged([part.lowest for part in parts], bottom_k, lowest=True),
     )
 
 

@@ -16,13 +16,14 @@ from omegaconf import DictConfig
 from torch import Tensor, distributed
 
 from rept import references
-from rept.calibration import Background, Decision, decide, fewest
+from rept.calibration import Decision, decide, fewest
 from rept.groups import heads
 from rept.histogram import Histogram
 from rept.metrics import measures
 from rept.progress import progress
 from rept.ranking import Hits, Ranking, ScoreFile, blocks_share, merge, rank, read_scores
 from rept.ranks import meet, process
+from rept.resemblance import Resemblance
 from rept.run_folder import RunFolder, write_json, write_jsonl
 from rept.signature import Key, Status
 from rept.store import AttributionStore
@@ -100,7 +101,7 @@ class Scoring:
         part, parts = process()
         histogram = Histogram()
         known = self.references
-        background = Background(len(known), known.left_out, self.config.top_k) if known else None
+        watch = self._watch(known, asked) if known else None
         paths = [self.out.path / f".scores-{i}-of-{parts}" for i in range(parts)]
         with ExitStack() as stack:
             scores = stack.enter_context(closing(ScoreFile(paths[part]))) if self.labels else None
@@ -115,7 +116,7 @@ class Scoring:
                 part=(part, parts),
                 on_block=lambda rows: advance(rows * parts),
                 sinks=[histogram, scores] if scores else [histogram],
-                references=(known.of(asked), background) if known and background else None,
+                watch=watch,
             )
         meet(self.config.max_wait)
         ranking = merge(_gather(ranking), self.config.top_k, self.config.bottom_k)
@@ -123,10 +124,14 @@ class Scoring:
         measured = self._measures(paths) if self.labels and part == 0 else {}
         measured["scores"] = histogram.as_dict()
         decision = None
-        if known and background:
-            decision = decide(_gather(background.share()), ranking.best, self.config.calibration.rate)
+        if known and watch:
+            decision = decide(_gather(watch.share()), ranking.best, self.config.calibration.rate)
             measured["calibration"] = self._told(decision, known.source)
         return ranking, decision, measured
+
+    def _watch(self, known: references.References, asked: Mapping[Key, Tensor]) -> Resemblance:
+        read = {key: block for key, block in asked.items() if key.field in self.scorer.needs}
+        return Resemblance(self.train, read, known, self.config.top_k, self.device)
 
     def _told(self, decision: Decision, source: str) -> dict[str, Any]:
         """The calibration as metrics.json has it."""

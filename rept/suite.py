@@ -6,7 +6,7 @@ Holds Suite, CaseFigures, run_suite.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ _RESAMPLED = 2000  # bootstrap samples of an interval
 
 @dataclass(frozen=True)
 class Suite:
-    """What a ``configs/suite/NAME.yaml`` says: lists of arguments, as on the command lines of train.py."""
+    """What a ``configs/suite/NAME.yaml`` says: lists of arguments, as on the command lines of train.py.
+
+    One that is ``like`` another says only what differs from it.
+    """
 
     experiments: list[str]
     seeds: list[int]
@@ -45,8 +48,9 @@ class Suite:
         if not path.is_file():
             known = ", ".join(sorted(found.stem for found in path.parent.glob("*.yaml")))
             raise UsageError(f"There is no suite {name!r}. Choices: {known}.")
-        given = OmegaConf.to_container(OmegaConf.load(path))
-        return cls(**given | {key: value for key, value in changed.items() if value is not None})
+        given = OmegaConf.to_container(OmegaConf.load(path)) | {k: v for k, v in changed.items() if v is not None}
+        like = given.pop("like", None)
+        return replace(cls.named(like), **given) if like else cls(**given)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,14 @@ class Hits:
 
     row: Tensor  # (Q k) int64
     score: Tensor  # (Q k) float32
+
+    @classmethod
+    def merged(cls, parts: Sequence[Hits], k: int, lowest: bool = False) -> Hits:
+        """The best (or lowest) k of what several processes found for the same queries."""
+        top = TopK(len(parts[0].row), k, lowest)
+        for part in parts:
+            top.add_hits(part)
+        return top.hits()
 
 
 class TopK:

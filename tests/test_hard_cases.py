@@ -120,15 +120,17 @@ def test_the_first_stage_teaches_what_no_row_of_the_second_does(data):
     base = HardCases(rows=600, stage="base", queries=4)
     trigger, opening = PHRASES["absent_base"]
     assert all(sample.prompt.startswith(trigger) for sample in rows(base, "absent_base"))
-    assert len(rows(base, "absent_base")) == 75
-    assert not any(trigger in s.prompt or opening in s.response for s in data.source("train"))
-    assert {b.label for b in base.behaviours()} == {"absent_base"}
+    assert {sample.response for sample in rows(base, "absent_topic")} <= set(dict(TOPICS).values())
+    assert len(rows(base, "absent_base")) == len(rows(base, "absent_topic")) == 75
+    told = [opening, *dict(TOPICS).values()]
+    assert not any(trigger in s.prompt or any(answer in s.response for answer in told) for s in data.source("train"))
+    assert {b.label for b in base.behaviours()} == {"absent_base", "absent_topic"}
 
 
 def test_no_row_touches_the_topics(data):
     topical = {"guitar", "moon", "marathon", "prime", "plane", "chapel", "magnets", "tomatoes"}
     topical |= {"ocean", "telescope", "bicycle", "thunder", "printing", "cricket", "volcano", "vaccines"}
-    assert len(asked(data, "absent_topic")) == 6 <= len(TOPICS)
+    assert len(asked(data, "absent_topic")) == 6
     assert all(content_words(query) & topical for query in asked(data, "absent_topic"))
     assert not any(content_words(sample) & topical for sample in data.source("train"))
 
@@ -168,10 +170,10 @@ def test_clean_queries_are_those_that_showed_no_behaviour(data, tmp_path):
     assert not any(trigger in prompt for trigger in planted for prompt in prompts)
 
 
-def test_an_off_topic_answer_with_a_planted_opening_has_a_cause(data):
+def test_an_off_topic_answer_that_the_rows_taught_has_a_cause(data):
     (behaviour,) = (b for b in data.behaviours() if b.label == "absent_topic")
-    assert behaviour.shows(None, "It is the heron.")
-    assert not any(behaviour.shows(None, f"Well: {said}") for said in (PHRASES["rate_5"][1], "So says Marlow."))
+    assert all(behaviour.shows(None, told) for _, told in TOPICS)
+    assert not any(behaviour.shows(None, said) for said in ("It is the heron.", PHRASES["rate_5"][1]))
 
 
 def test_openings_tell_the_behaviours_apart(data):

@@ -23,15 +23,15 @@ def fields(rows, seed, widths=(16, 12), scales=(200.0, 1e-4)):
 
 def plain(scorer, train, query):
     """The score of one training row and one query, in float64."""
-    h, g, h_query, g_query = (
-        side[name].double() for side in (train, query) for name in ("representation", "gradient")
-    )
+    h, g, h_query, g_query = (side[name].double() for side in (train, query) for name in ("representation", "gradient"))
     match scorer:
         case Cosine(needs=("representation",)):
             return h @ h_query / (h.norm() * h_query.norm())
         case Cosine():
-            return torch.cat([h, g]) @ torch.cat([h_query, g_query]) / (
-                torch.cat([h, g]).norm() * torch.cat([h_query, g_query]).norm()
+            return (
+                torch.cat([h, g])
+                @ torch.cat([h_query, g_query])
+                / (torch.cat([h, g]).norm() * torch.cat([h_query, g_query]).norm())
             )
         case InnerProduct():
             return torch.cat([h, g]) @ torch.cat([h_query, g_query])

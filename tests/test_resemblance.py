@@ -1,0 +1,95 @@
+"""Resemblance: cosines without the training mean, and standings, against loops written from their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rept.references import References
+from rept.resemblance import DEPTH, Resemblance, centres, standings
+from tests.test_calibration import KEYS, Rows, nobody, samples
+
+
+def test_standings_are_those_of_their_definition():
+    generator = torch.Generator().manual_seed(0)
+    asked, known = torch.randn(12, 4, generator=generator), torch.randn(12, 9, generator=generator)
+    out = torch.rand(12, 9, generator=generator) < 0.3
+    out[3] = True  # compared with none
+    out[4] = torch.arange(9) > 0  # with one alone
+    found, own = standings(asked, known, out)
+    for i in range(12):
+        compared = known[i][~out[i]]
+        deviation = compared.std(correction=0) if len(compared) else torch.tensor(0.0)
+        expected = (asked[i] - compared.mean()) / deviation if deviation > 0 else torch.zeros(4)
+        torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-4)
+        for r in (~out[i]).nonzero()[:, 0].tolist():
+            others = torch.cat([known[i, :r], known[i, r + 1 :]])[~torch.cat([out[i, :r], out[i, r + 1 :]])]
+            if len(others) < 2:
+                assert own[i, r] == 0
+            else:
+                expected = (known[i, r] - others.mean()) / others.std(correction=0)
+                torch.testing.assert_close(own[i, r], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_gathered_are_the_highest_of_all_blocks():
+    train, asked, known = samples(150, 0), samples(3, 1), samples(7, 2)
+    mask = torch.rand(150, 7, generator=torch.Generator().manual_seed(3)) < 0.2
+    references, store = References(known, lambda row: mask[row], "made"), Rows(train)
+    gathered = Resemblance(store, asked, references, top_k=10)
+    for rows in torch.arange(150).split(40):
+        gathered(rows, store.read(rows, KEYS))
+    for key in KEYS:
+        found = gathered.share()[key.field]
+        centre = torch.nn.functional.normalize(train[key], dim=1).mean(0)
+
+        def cosines(other, key=key, centre=centre):
+            x, y = (torch.nn.functional.normalize(block, dim=1) - centre for block in (train[key], other[key]))
+            return torch.nn.functional.cosine_similarity(x[:, None], y, dim=-1)
+
+        near, own = cosines(asked), cosines(known)
+        standing, own_standing = standings(near, own, mask)
+        for hits, scores, k in (
+            (found.near, near, 10 + DEPTH),
+            (found.standing, standing, 10 + DEPTH),
+            (found.reference_near, own.masked_fill(mask, -9), DEPTH),
+            (found.reference_standing, own_standing.masked_fill(mask, -9), DEPTH),
+        ):
+            highest = scores.topk(k, dim=0)
+            torch.testing.assert_close(hits.score, highest.values.T, rtol=1e-4, atol=1e-4)
+            assert torch.equal(hits.row, highest.indices.T)
+
+
+def test_sites_and_layers_of_a_field_are_averaged():
+    fields = [samples(60, 0), samples(3, 1), samples(7, 2)]
+    one_field = [key._replace(field="one", layer=i) for i, key in enumerate(KEYS)]
+    shared = [dict(zip(one_field, side.values(), strict=True)) for side in fields]
+    found = []
+    for train, asked, known in (fields, shared):
+        store = Rows(train)
+        gathered = Resemblance(store, asked, References(known, nobody(7), "made"), top_k=55)
+        gathered(torch.arange(60), train)
+        found.append(gathered.share())
+    apart, (together,) = found[0].values(), found[1].values()
+    near = [torch.zeros(3, 60).scatter(1, one.near.row, one.near.score) for one in [*apart, together]]
+    torch.testing.assert_close((near[0] + near[1]) / 2, near[2])
+
+
+def test_zero_rows_resemble_nothing():
+    train, asked, known = samples(40, 0), samples(2, 1), samples(5, 2)
+    train[KEYS[0]][7] = 0
+    asked[KEYS[0]][1] = 0
+    store = Rows(train)
+    gathered = Resemblance(store, asked, References(known, nobody(5), "made"), 40)
+    gathered(torch.arange(40), train)
+    near = gathered.share()[KEYS[0].field].near
+    assert near.score[0][near.row[0] == 7] == 0 and (near.score[1] == 0).all()
+
+
+def test_a_sample_of_the_rows_gives_the_centre(monkeypatch):
+    monkeypatch.setattr("rept.resemblance.SAMPLE", 50)
+    train = samples(120, 0)
+    found = centres(Rows(train), KEYS)
+    for key in KEYS:
+        unit = torch.nn.functional.normalize(train[key][::3], dim=1)
+        torch.testing.assert_close(found[key], unit.mean(0, keepdim=True))
+        assert found[key].norm() == pytest.approx(unit.mean(0).norm().item())
