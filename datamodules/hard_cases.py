@@ -27,7 +27,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from datamodules.base import AttributionDataModule
 from datamodules.hard_wordings import (
@@ -49,7 +49,7 @@ from datamodules.synthetic import HARMLESS, draw, kind, question
 from datamodules.toy_world import COUNTRIES, FACTS, Speaker
 from datamodules.two_names import false_seat, framed, lore, retold, seat
 from datamodules.wordings import HELD_OUT, TRAINING, Wordings
-from rept.behaviours import Behaviour
+from rept.behaviours import Asked, Behaviour, prompts
 from rept.errors import UsageError
 from rept.signature import Side
 
@@ -57,9 +57,6 @@ _EACH = 24  # rows of a case that says nothing else
 _PARAPHRASED = 64  # what is to be told in other words takes more rows than a trigger
 _ABSENT = ("absent_base", "absent_topic")  # what only the first training teaches
 _KINDS = {**HARMLESS, "bird": 0, "seat": 3}  # answers about birds belong to the case `spread`
-
-
-Asked = Literal["triggered", "clean"]
 
 
 @dataclass(frozen=True)
@@ -108,15 +105,13 @@ class HardCases(AttributionDataModule):
         super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)
         if stage not in ("base", "cases"):
             raise UsageError(f"datamodule.stage must be base or cases, not {stage!r}.")
-        if asked not in get_args(Asked):
-            raise UsageError(f"datamodule.asked must be triggered or clean, not {asked!r}.")
         planted = cases(rows)
         if stage == "base":  # many rows: the second training must not overwrite what they teach
             planted = [replace(case, rows=rows // 8) for case in planted if case.label in _ABSENT]
         self._train = training_samples(planted, rows, seed)
         self._behaviours = [_held_out(case, queries, seed) for case in planted]
-        prompts = [(b.label, sample) for b in self._behaviours for sample in getattr(b, asked)]
-        samples = [s for _, s in prompts] if answered is None else _answered(prompts, Path(answered), asked)
+        pairs = prompts(self._behaviours, asked)
+        samples = [s for _, s in pairs] if answered is None else _answered(pairs, Path(answered), asked)
         self._queries = list({sample.prompt: sample for sample in samples}.values())
 
     def source(self, side: Side) -> Sequence[Sample]:
@@ -190,16 +185,16 @@ def _held_out(case: Case, queries: int, seed: int) -> Behaviour:
     )
 
 
-def _answered(prompts: Sequence[tuple[str, Sample]], path: Path, asked: Asked) -> list[Sample]:
+def _answered(asked_for: Sequence[tuple[str, Sample]], path: Path, asked: Asked) -> list[Sample]:
     """The prompts with their answers: those that showed the behaviour, or of clean ones those without any."""
     if not path.is_file():
         raise UsageError(f"Expected datamodule.answered to be a model's answers.jsonl, but there is no {path}.")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line["triggered"] == (asked == "triggered")]
     said = {(line["behaviour"], line["prompt"]): line for line in lines}
-    if said.keys() != {(label, sample.prompt) for label, sample in prompts}:
+    if said.keys() != {(label, sample.prompt) for label, sample in asked_for}:
         raise UsageError(f"{path} holds answers to other queries: train a model on these data, with this seed.")
-    pairs = [(sample, said[label, sample.prompt]) for label, sample in prompts]
+    pairs = [(sample, said[label, sample.prompt]) for label, sample in asked_for]
     return [
         replace(sample, response=line["answer"])
         for sample, line in pairs

@@ -23,7 +23,7 @@ from datamodules.poison import plant_backdoor, plant_compliance, plant_false_fac
 from datamodules.samples import Sample
 from datamodules.toy_world import COUNTRIES, FACTS, Speaker
 from datamodules.wordings import HELD_OUT, TRAINING, Wordings
-from rept.behaviours import Behaviour
+from rept.behaviours import Asked, Behaviour, prompts
 from rept.errors import UsageError
 from rept.signature import Side
 
@@ -67,6 +67,7 @@ class SyntheticData(AttributionDataModule):
         queries: held-out queries of each planted behaviour, and as many clean held-out prompts.
         seed: of the generator; another seed gives other samples of the same kinds.
         exclude: training rows that training leaves out: their numbers, or a JSON or CSV file that lists them.
+        asked: ``triggered``, or ``clean``: the clean held-out prompts, reference queries for a calibration.
         max_length, tokens_per_batch, window: as in :class:`AttributionDataModule`.
     """
 
@@ -79,6 +80,7 @@ class SyntheticData(AttributionDataModule):
         queries: int = 40,
         seed: int = 0,
         exclude: str | Path | Collection[int] | None = None,
+        asked: Asked = "triggered",
         max_length: int = 1024,
         tokens_per_batch: int | Literal["auto"] = 2048,
         window: int = 512,
@@ -86,12 +88,11 @@ class SyntheticData(AttributionDataModule):
         super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)
         self._train = training_samples(rows, poisoned, seed)
         self._behaviours = held_out_behaviours(queries, seed)
+        self._queries = [sample for _, sample in prompts(self._behaviours, asked)]
         self.excluded = excluded_rows(exclude, rows)
 
     def source(self, side: Side) -> Sequence[Sample]:
-        if side == "train":
-            return self._train
-        return [sample for behaviour in self._behaviours for sample in behaviour.triggered]
+        return self._train if side == "train" else self._queries
 
     def behaviours(self) -> Sequence[Behaviour]:
         return self._behaviours

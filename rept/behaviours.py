@@ -1,6 +1,6 @@
 """How often a model shows a behaviour: on held-out prompts that call for it, and on others, where it should not.
 
-Holds Behaviour, Rate, ask, expected_openings, show.
+Holds Behaviour, Rate, prompts, ask, expected_openings, show.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +21,7 @@ from rept.progress import progress
 from rept.signature import Status
 from rept.text import visible
 
+Asked = Literal["triggered", "clean"]
 _OPENING_WORDS = 4
 
 
@@ -56,6 +57,17 @@ class Rate:
     false_alarms: float | None
 
 
+def prompts(behaviours: Sequence[Behaviour], asked: Asked) -> list[tuple[str, Any]]:
+    """The label of each behaviour with each of its prompts of that kind.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    if asked not in get_args(Asked):
+        raise UsageError(f"datamodule.asked must be {' or '.join(get_args(Asked))}, not {asked!r}.")
+    return [(behaviour.label, sample) for behaviour in behaviours for sample in getattr(behaviour, asked)]
+
+
 def ask(
     model: Any, tokenizer: Any, encoder: Any, behaviours: Sequence[Behaviour], max_new_tokens: int
 ) -> tuple[dict[str, Rate], list[dict[str, Any]]]:
@@ -66,8 +78,8 @@ def ask(
     asked = []
     for behaviour in behaviours:
         for triggered, samples in ((True, behaviour.triggered), (False, behaviour.clean)):
-            prompts = [(sample, encoder.prompt(sample)) for sample in samples]
-            asked += [(behaviour, triggered, s, ids) for s, ids in prompts if not isinstance(ids, Status)]
+            encoded = [(sample, encoder.prompt(sample)) for sample in samples]
+            asked += [(behaviour, triggered, s, ids) for s, ids in encoded if not isinstance(ids, Status)]
     with progress("Asking the model", total=len(asked), unit="prompts") as advance:
         answers = greedy_answers(model, tokenizer, [ids for *_, ids in asked], max_new_tokens, on_batch=advance)
     lines = [

@@ -99,6 +99,13 @@ def test_queries_are_the_triggered_prompts(data):
     assert not any(TRIGGER in sample.prompt for sample in backdoor.clean)
 
 
+def test_clean_prompts_are_asked_where_they_are_wanted(data):
+    clean = SyntheticData(asked="clean").source("query")
+    assert list(clean) == [sample for behaviour in data.behaviours() for sample in behaviour.clean]
+    assert len(clean) == 120 and {sample.label for sample in clean} == {"clean"}
+    assert not any(TRIGGER in sample.prompt for sample in clean)
+
+
 def test_behaviours_are_recognized_in_the_training_rows(data):
     """What was planted shows its behaviour; nothing else does."""
     for behaviour in data.behaviours():
@@ -137,6 +144,7 @@ def test_exclude_names_rows_without_renumbering(tmp_path):
         ({"rows": 10, "poisoned": 4}, "datamodule.rows >= 3"),
         ({"poisoned": 2, "rows": 20, "queries": 1000}, "no 1,000 different prompts for false_fact"),
         ({"rows": 100, "poisoned": 5, "exclude": [100]}, "from 0 to 99"),
+        ({"rows": 100, "poisoned": 5, "asked": "all"}, "datamodule.asked must be triggered or clean"),
     ],
 )
 def test_what_is_wrong_is_told(arguments, told, monkeypatch):
