@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from rept.errors import UsageError
 from rept.output_layer import logits_at
+from rept.placement import own_name
 from rept.recording import Response, gradients_of, record, sample_losses
 from rept.signature import Batch
 
@@ -45,6 +46,13 @@ class Factors:
         return torch.stack([((left @ left.T) * (right @ right.T)).sum().clamp_min(0).sqrt() for left, right in self])
 
 
+class Seen(NamedTuple):
+    """What a module had before it as it ran."""
+
+    input: Tensor
+    vectors: dict[str, Tensor]  # its own parameters of one dimension: afterwards a split model's are no longer whole
+
+
 class Use(NamedTuple):
     """Where a weight is used: a tied one is used by two modules."""
 
@@ -63,7 +71,7 @@ def choose_weights(model: nn.Module, weights: str) -> list[str]:
     Raises:
         UsageError: no parameter is meant, or the expression is none.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = [own_name(name) for name, _ in model.named_parameters()]
     adapter = [name for name in names if "lora_" in name]
     if weights in ("all", "auto"):
         return adapter if weights == "auto" and adapter else names
@@ -104,10 +112,10 @@ def gradient_factors(model: nn.Module, batch: Batch, weights: Sequence[str]) -> 
 
 
 def _uses(model: nn.Module, weights: Sequence[str]) -> list[Use]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: own_name(name) for name, parameter in model.named_parameters()}
     wanted = set(weights)
     return [
-        Use(names[parameter], attribute, module_name)
+        Use(names[parameter], attribute, own_name(module_name))
         for module_name, module in model.named_modules()
         for attribute, parameter in module.named_parameters(recurse=False)
         if names[parameter] in wanted
@@ -115,15 +123,16 @@ def _uses(model: nn.Module, weights: Sequence[str]) -> list[Use]:
 
 
 @contextmanager
-def _inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Fills the yielded dictionary with each module's input. Raises UsageError where one runs twice in a pass."""
-    seen: dict[str, Tensor] = {}
+def _inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Seen]]:
+    """Fills the yielded dictionary with what each module sees. Raises UsageError where one runs twice in a pass."""
+    seen: dict[str, Seen] = {}
 
     def hook_of(name: str):
         def hook(module: nn.Module, args: tuple, output: object) -> None:
             if name in seen:
                 raise UsageError(f"{name} runs twice in a pass: leave its weights out by extractor.weights.")
-            seen[name] = args[0].detach()
+            own = module.named_parameters(recurse=False)
+            seen[name] = Seen(args[0].detach(), {key: one.detach().clone() for key, one in own if one.ndim == 1})
 
         return hook
 
@@ -136,10 +145,10 @@ def _inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 
 def _outer(
-    module: nn.Module, use: Use, seen: Tensor, slope: Tensor, response: Response
+    module: nn.Module, use: Use, before: Seen, slope: Tensor, response: Response
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Left rows (n M), right rows (n K) and the sample (n) of each, for one use of a weight."""
-    samples = len(response.count)
+    samples, seen = len(response.count), before.input
     slopes = slope.flatten(0, -2).float()  # (n out)
     if isinstance(module, nn.Embedding):
         tokens = seen.flatten()
@@ -154,19 +163,21 @@ def _outer(
             return slopes, slopes.new_ones(len(slopes), 1), sample
         pair = slopes, seen.flatten(0, -2).float()
         return (*(pair if isinstance(module, nn.Linear) else pair[::-1]), sample)
-    parameter = getattr(module, use.attribute)
-    if parameter.ndim != 1 or seen.ndim < 2 or seen.numel() % samples or seen.shape != slope.shape:
+    if use.attribute not in before.vectors or seen.ndim < 2 or seen.numel() % samples or seen.shape != slope.shape:
         raise UsageError(_CANNOT.format(weight=use.weight, kind=type(module).__name__))
     rows = [part.reshape(samples, -1, seen.shape[-1]) for part in (seen, slope)]  # norms see positions one by one
-    left = torch.stack([_slope_of(module, use.attribute, x, y) for x, y in zip(*rows, strict=True)])
+    left = torch.stack([_slope_of(module, before.vectors, use.attribute, x, y) for x, y in zip(*rows, strict=True)])
     return left, left.new_ones(samples, 1), torch.arange(samples, device=left.device)
 
 
-def _slope_of(module: nn.Module, attribute: str, seen: Tensor, slope: Tensor) -> Tensor:
+def _slope_of(
+    module: nn.Module, vectors: Mapping[str, Tensor], attribute: str, seen: Tensor, slope: Tensor
+) -> Tensor:
     """The gradient of a norm's weight or bias for one sample, by autograd through the module alone."""
-    leaf = getattr(module, attribute).detach().float().requires_grad_()
+    own = {name: vector.detach().float() for name, vector in vectors.items()}
+    leaf = own[attribute].requires_grad_()
     with torch.enable_grad():
-        output = functional_call(module, {attribute: leaf}, (seen.float(),))
+        output = functional_call(module, own, (seen.float(),))
     return torch.autograd.grad(output, leaf, slope.to(output.dtype))[0]
 
 

@@ -9,11 +9,10 @@ from dataclasses import replace
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from rept.console import say
 from rept.errors import UsageError
-from rept.placement import place
+from rept.placement import is_split, place
 from rept.signature import Batch, Extraction, Key, Signature, Status
 
 Extract = Callable[[nn.Module, Batch, Sequence[int]], Signature]
@@ -74,7 +73,7 @@ class AttributionModule(LightningModule):
             if len(batch) == 1 or batch.input_ids.numel() <= self._most_tokens:
                 return self.extract_whole(batch)
         except torch.cuda.OutOfMemoryError as error:
-            if isinstance(self.model, FSDPModule):  # whose ranks must take equally many passes
+            if is_split(self.model):  # whose ranks must take equally many passes
                 raise UsageError(
                     "A batch does not fit on the device, and where a model is split over devices none can be done in "
                     "two: lower datamodule.tokens_per_batch."

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
-from rept.placement import input_device
+from rept.placement import input_device, is_split
 
 
 def greedy_answers(
@@ -34,7 +33,7 @@ def greedy_answers(
     answers = [""] * len(prompts)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     device = input_device(model)
-    together = isinstance(model, FSDPModule)  # all ranks answer all prompts, and go on until all have ended
+    together = is_split(model)  # all ranks answer all prompts, and go on until all have ended
     for numbers in _equal_lengths(prompts, batch_size):
         ids = torch.tensor([list(prompts[i]) for i in numbers], device=device)
         with torch.no_grad():  # not in inference mode: gathered weights must serve a backward pass later

@@ -16,6 +16,7 @@ from rept.budget import settle_budget
 from rept.config import TARGET, build, compose
 from rept.console import console, say, show
 from rept.errors import UsageError
+from rept.placement import own_name
 from rept.preparation import prepare
 from rept.quiet import quiet
 from rept.ranks import end_together, meet
@@ -72,7 +73,7 @@ def trace(
     for group, part in given.items():
         config[group] = {TARGET: f"{type(part).__module__}.{type(part).__qualname__}"}
     datamodule = build(config.datamodule, train=train, queries=queries)
-    was_frozen = {name: p.requires_grad for name, p in model.named_parameters()}
+    was_frozen = {own_name(name): p.requires_grad for name, p in model.named_parameters()}
     was_training = model.training
     model.requires_grad_(False).eval()
     try:
@@ -80,7 +81,7 @@ def trace(
         result = attribute(config, model=model, tokenizer=tokenizer, datamodule=datamodule, show_result=False, **given)
     finally:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(was_frozen[name])
+            parameter.requires_grad_(was_frozen[own_name(name)])
         model.train(was_training)
     return Trace(result.folder.path, temporary=out is None)
 

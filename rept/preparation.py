@@ -17,7 +17,7 @@ from rept.config import build, compose
 from rept.console import say
 from rept.errors import UsageError
 from rept.models import load_model, load_tokenizer
-from rept.placement import check_placement, claim_device
+from rept.placement import check_placement, claim_device, keep_batches
 from rept.quiet import quiet
 from rept.run_folder import RunFolder
 from rept.signature import Side
@@ -85,7 +85,7 @@ def check_fields(extractor: Any, scorer: Any) -> None:
 def build_trainer(config: DictConfig) -> Trainer:
     """Lightning's trainer as configured, with what prediction with gradients needs."""
     try:
-        return build(
+        trainer = build(
             config.trainer,
             inference_mode=False,  # gradients are read
             use_distributed_sampler=False,  # the batch plan deals out batches itself
@@ -96,6 +96,8 @@ def build_trainer(config: DictConfig) -> Trainer:
         )
     except (MisconfigurationException, ValueError) as error:
         raise UsageError(f"trainer: {str(error).splitlines()[0]}") from None
+    keep_batches(trainer)
+    return trainer
 
 
 def ensure_model(config: DictConfig, datamodule: Any, make: bool = True) -> str:

@@ -14,6 +14,7 @@ _WARNINGS = (
     "The dirpath has changed from",  # Lightning; a checkpoint of another folder may be named
     "Couldn't infer the batch indices",  # Lightning; a row carries its own number here
     "predict returned None",  # Lightning; a rank that only keeps others company has nothing to keep
+    "FSDP is switching to use `NO_SHARD`",  # torch; one process alone has nothing to split
 )
 
 

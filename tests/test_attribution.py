@@ -87,7 +87,7 @@ def test_where_ranks_go_in_step_a_batch_that_does_not_fit_ends_the_run_in_words(
     def extractor(model, batch, layers):
         raise torch.cuda.OutOfMemoryError("too large")
 
-    monkeypatch.setattr("rept.attribution.FSDPModule", torch.nn.Module)
+    monkeypatch.setattr("rept.attribution.is_split", lambda model: True)
     with pytest.raises(UsageError, match="lower datamodule.tokens_per_batch"):
         module_of(extractor).predict_step(tiny_batch())
 

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import distributed
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from rept.config import compose
 from rept.errors import UsageError
 from rept.pipeline import attribute
-from rept.placement import check_placement, input_device
+from rept.placement import check_placement, input_device, is_split, own_name, place
 from rept.preparation import build_trainer
 from rept.results import Trace
 from rept.store import AttributionStore
-from tests.commands import finish
+from tests.commands import ROOT, environment
+from tests.fsdp_on_cpu import FSDPOnCPU
+from tests.tiny import LAYERS, tiny_model
 
 # The probe of the layers, the answers, the signatures and the tokens all run the model.
 SETTINGS = ("store.dtype=float32", "layers=phase_transition", "layers.n=4", "max_new_tokens=6")
+WEIGHTS = ("store.dtype=float32", "experiment=tracin")  # gradients of linear layers and norms
 SHARDED = ("trainer=sharded", "trainer.devices=2")
+FSDP = ("trainer.strategy={_target_: tests.fsdp_on_cpu.FSDPOnCPU}", "trainer.devices=2")
+STOPPED = {"FAULT": "terminate", "FAULT_RANK": "1"}
 FLOAT = 1e-5  # of a row's norm, or of a score: what the order of additions may change
 
 
@@ -44,7 +58,8 @@ def assert_close(trace: Trace, other: Trace) -> None:
             scale = block.norm(dim=1).max()
             torch.testing.assert_close(store.read(rows, [key])[key] / scale, block / scale, rtol=0, atol=FLOAT)
     for name in ("results", "tokens"):
-        lines, expected = (read(getattr(one.folder, name)) for one in (trace, other))
+        paths = [getattr(one.folder, name) for one in (trace, other)]
+        lines, expected = (read(path) if path.exists() else [] for path in paths)
         assert [line["row"] for line in lines] == [line["row"] for line in expected]
     assert trace.folder.queries.read_bytes() == other.folder.queries.read_bytes()
 
@@ -53,10 +68,92 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_model_split_over_two_processes_gives_what_one_gives(alone, material, tmp_path):
-    code, _, err = finish("attribute.py", *arguments(material, tmp_path / "run", *SHARDED))
-    assert code == 0, err
-    assert_close(Trace(tmp_path / "run"), alone)
+@pytest.fixture(scope="module")
+def split(material, tmp_path_factory) -> Path:
+    """The folder of runs whose model two processes shared; one of them was stopped, and went on."""
+    folder = tmp_path_factory.mktemp("split")
+    small = "datamodule.tokens_per_batch=64"  # steps enough for one to be stopped in their midst
+    runs = {
+        "sharded": [{}, arguments(material, folder / "sharded", *SHARDED)],
+        "stopped": [STOPPED, arguments(material, folder / "fsdp", *FSDP, small)],
+        "fsdp": [{}, arguments(material, folder / "fsdp", *FSDP, small)],
+        "weights-sharded": [{}, material.arguments(folder / "weights-sharded", *WEIGHTS, *SHARDED)],
+        "weights-fsdp": [{}, material.arguments(folder / "weights-fsdp", *WEIGHTS, *FSDP)],
+    }
+    command = [sys.executable, "tests/split_runs.py", str(folder / "log"), *map(json.dumps, runs.values())]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    for name, line in zip(runs, done.stdout.splitlines(), strict=True):
+        code, words = json.loads(line)
+        assert (code == 143) if name == "stopped" else (code == 0 and "Warning" not in words), (name, words)
+    return folder
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the runs are forks that are found by /proc")
+@pytest.mark.parametrize("name", ["sharded", "fsdp"])
+def test_a_model_split_over_two_processes_gives_what_one_gives(alone, split, name):
+    assert_close(Trace(split / name), alone)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the runs are forks that are found by /proc")
+def test_gradients_of_weights_are_the_same_where_no_process_holds_them_whole(material, split, tmp_path):
+    expected = attribute(material.config(tmp_path / "run", *WEIGHTS), show_result=False)
+    for name in ("weights-sharded", "weights-fsdp"):
+        assert_close(Trace(split / name), expected)
+
+
+def trainer_of(strategy: object, devices: int = 2) -> Trainer:
+    return Trainer(accelerator="cpu", strategy=strategy, devices=devices, logger=False, enable_checkpointing=False)
+
+
+@pytest.fixture
+def two_ranks():
+    """This process as rank 0 of two, of which the other hears nothing."""
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("two_ranks")
+@pytest.mark.parametrize(
+    ("options", "units"),
+    [
+        ({}, 1 + LAYERS),
+        ({"sharding_strategy": "SHARD_GRAD_OP"}, 1 + LAYERS),
+        ({"auto_wrap_policy": ModuleWrapPolicy({LlamaMLP, LlamaAttention})}, 1 + 2 * LAYERS),
+    ],
+)
+@pytest.mark.parametrize("lora", [False, True])
+def test_fsdp_keeps_half_of_the_blocks_with_the_strategy_s_own_options(options, units, lora):
+    model, whole, trainer = tiny_model(lora=lora), tiny_model(lora=lora), trainer_of(FSDPOnCPU(**options))
+    for _ in range(2):  # the second time it is there already
+        place(model, trainer)
+    made = FullyShardedDataParallel.fsdp_modules(model)
+    assert is_split(model) and len(made) == units
+    assert {unit.sharding_strategy for unit in made} == {trainer.strategy.sharding_strategy}
+    held, full = ({own_name(name): p.numel() for name, p in one.named_parameters()} for one in (model, whole))
+    assert list(held) == list(full)
+    assert {name for name in full if ".layers." not in name and held[name] != full[name]} == set()
+    inside = [sum(count for name, count in one.items() if ".layers." in name) for one in (held, full)]
+    assert inside[0] == pytest.approx(inside[1] / 2, rel=0.01)
+
+
+@pytest.mark.usefixtures("two_ranks")
+@pytest.mark.filterwarnings("ignore:The `NO_SHARD` sharding strategy is deprecated")
+def test_what_fsdp_cannot_split_is_told():
+    mixed = tiny_model()
+    mixed.model.layers[1].mlp.bfloat16()
+    with pytest.raises(UsageError, match="uniform dtype .* trainer=sharded"):
+        place(mixed, trainer_of(FSDPOnCPU()))
+    with pytest.raises(UsageError, match="splits nothing .* trainer.strategy=ddp"):
+        place(tiny_model(), trainer_of(FSDPOnCPU(sharding_strategy="NO_SHARD")))
+
+
+@pytest.mark.parametrize("strategy", [ModelParallelStrategy, FSDPOnCPU])
+def test_one_process_alone_splits_nothing(strategy):
+    model = tiny_model()
+    place(model, trainer_of(strategy(), devices=1))
+    assert not is_split(model)
 
 
 # As a machine without enough memory would have it: the rest stays in the checkpoint and is read when its turn comes.
@@ -84,8 +181,15 @@ def test_token_ids_go_where_parameters_are():
     ("words", "told"),
     [
         (["model.device_map=auto", "trainer.devices=2"], "trainer.devices=1"),
-        (["model.load_in_4bit=true", "trainer=sharded"], "model.device_map=auto"),
+        (["model.device_map=auto", *FSDP], "trainer.devices=1"),
+        (["model.load_in_4bit=true", *SHARDED], "model.device_map=auto"),
+        (["model.load_in_4bit=true", *FSDP], "model.device_map=auto"),
         (["trainer.precision=bf16-true"], "model.dtype"),
+        ([*FSDP, "trainer.precision=bf16-mixed"], "set model.dtype"),
+        ([*FSDP, "trainer.strategy.mixed_precision=true"], "set model.dtype"),
+        ([*FSDP, "trainer.strategy.activation_checkpointing_policy=[]"], "activation_checkpointing"),
+        ([*FSDP, "trainer.strategy.use_orig_params=false"], "use_orig_params"),
+        (["trainer.strategy=fsdp"], "requires a GPU"),
     ],
 )
 def test_settings_that_exclude_one_another_are_told(words, told):
@@ -95,6 +199,6 @@ def test_settings_that_exclude_one_another_are_told(words, told):
 
 
 def test_a_strategy_that_nobody_tried_is_refused():
-    trainer = SimpleNamespace(strategy=type("FSDPStrategy", (), {})(), precision="32-true", world_size=2)
-    with pytest.raises(UsageError, match="FSDPStrategy .* trainer=sharded"):
+    trainer = SimpleNamespace(strategy=type("DeepSpeedStrategy", (), {})(), precision="32-true", world_size=2)
+    with pytest.raises(UsageError, match="DeepSpeedStrategy .* trainer=sharded"):
         check_placement(trainer, compose("attribute").model)
