@@ -170,9 +170,7 @@ def _outer(
     return left, left.new_ones(samples, 1), torch.arange(samples, device=left.device)
 
 
-def _slope_of(
-    module: nn.Module, vectors: Mapping[str, Tensor], attribute: str, seen: Tensor, slope: Tensor
-) -> Tensor:
+def _slope_of(module: nn.Module, vectors: Mapping[str, Tensor], attribute: str, seen: Tensor, slope: Tensor) -> Tensor:
     """The gradient of a norm's weight or bias for one sample, by autograd through the module alone."""
     own = {name: vector.detach().float() for name, vector in vectors.items()}
     leaf = own[attribute].requires_grad_()

@@ -1,20 +1,20 @@
 """Calibration: whether any training row stands out for a query, by how reference queries resemble the rows.
 
 A row that resembles everything says nothing of q, and every ordinary query has some near row. So each row's cosine is
-held against its cosines with the references (`rept.resemblance`: *standing*). But a query unlike all others stands out
-among rows that are not near it at all; so its rows must be near, too. In each field f
+held against its cosines with the references (`rept.resemblance`: *standing* and *excess*). But a query unlike all
+others stands out among rows that are not near it at all; so its rows must be near, too. In each field f
 
-    rank_f(q) = rank of the mean of the five highest standings, among q and the R references; where the mean of the
-                five highest cosines is not among the highest quarter, the last
+    rank_f(q) = the better rank, among q and the R references, of the mean of the five highest standings and of that of
+                the five highest excesses; the last where that of the five highest cosines is not in the highest quarter
 
-and a query's statistic is the best of its fields' ranks: what was planted shows in one of them. With the same of each
-reference, whose standings are against the others,
+and a query's rank is the best of its fields': what was planted shows in one of them. With the same of each reference,
+whose background is that of the others,
 
     p(q) = (1 + #{r: rank(r) <= rank(q)}) / (1 + R)
 
 which treats q and the references alike, so it is a valid p-value where q is exchangeable with them (Bates, Candes, Lei,
 Romano and Sesia, Annals of Statistics 2023: conformal p-values, whose dependence Benjamini-Hochberg bears). No p-value
-is below 1 / (1 + R), and with F fields about F / (1 + R), for some reference is the first in each.
+is below 1 / (1 + R), and with F fields hardly any below F / (1 + R), for some reference is the first in each.
 
 Queries are selected by Benjamini-Hochberg at a stated rate, and rows within them at the level that selection leaves
 (Benjamini and Bogomolov, JRSS B 2014), step by step: a hit's p-value is that of the query without the hits before it.
@@ -32,13 +32,13 @@ is told as all clean rows are (a false fact among facts) stands out no more than
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rept.resemblance import DEPTH, Nearest
+from rept.resemblance import DEPTH, LOOKED_AT, Highest, Share
 from rept.topk import Hits
 
 NEAR = 0.25  # share of the references and the query among whose highest cosines those of what stands out must be
@@ -65,35 +65,36 @@ class Decision:
         return {"p_value": p_value, "flagged": bool(self.flagged[query, position])}
 
 
-def decide(shares: Sequence[Mapping[str, Nearest]], best: Hits, rate: float) -> Decision:
+def decide(shares: Sequence[Share], best: Hits, rate: float) -> Decision:
     """Whether any of the ``best`` hits stands out, by what all processes gathered with `Resemblance`.
 
     References with no row left to be compared with are not counted.
     """
-    fields = [Nearest.merged([share[name] for share in shares]) for name in shares[0]]
-    known = torch.stack([_of_references(field) for field in fields], dim=1)  # (2 F R)
+    found = [[Highest.merged([share[field][name] for share in shares]) for field in shares[0]] for name in LOOKED_AT]
+    known = torch.stack([torch.stack([_mean(one.reference.score) for one in fields]) for fields in found])  # (3 F R)
     known = known[..., (known > -torch.inf).all(0).all(0)]
-    pool = (known[..., None, :] >= known[..., None]).sum(-1)  # (2 F R): ranks among the references
-    found = [
-        p_values(torch.stack([_of_query(field, i, main) for field in fields], dim=1), known, pool)
-        for i, main in enumerate(best.row)
-    ]
-    hit = torch.stack(found).cummax(dim=1).values
+    pool = (known[..., None, :] >= known[..., None]).sum(-1)  # (3 F R): ranks among the references
+    hit = torch.stack([p_values(_steps(found, query, main), known, pool) for query, main in enumerate(best.row)])
+    hit = hit.cummax(dim=1).values
     level = benjamini_hochberg(hit[:, 0], rate)
     return Decision(hit[:, 0], hit, hit <= level, known.shape[-1])
 
 
-def _of_references(field: Nearest) -> Tensor:
-    """Means (2 R) of the highest cosines and standings; -inf where no row was compared."""
-    highest = torch.stack([hits.score[:, :DEPTH] for hits in (field.reference_near, field.reference_standing)])
+def _mean(score: Tensor) -> Tensor:
+    """Means (R) of the `DEPTH` highest of (R m), descending; -inf where no row was compared."""
+    highest = score[:, :DEPTH]
     there = highest > -torch.inf
-    mean = highest.where(there, 0).sum(-1) / there.sum(-1)
-    return torch.where(there.any(-1), mean, -torch.inf)
+    return torch.where(there.any(1), highest.where(there, 0).sum(1) / there.sum(1), -torch.inf)
 
 
-def _of_query(field: Nearest, query: int, main: Tensor) -> Tensor:
-    """Means (2 k) of the highest cosines and standings of a query: of all rows, and without the hits before each."""
-    return torch.stack([stepwise(hits.row[query], hits.score[query], main) for hits in (field.near, field.standing)])
+def _steps(found: Sequence[Sequence[Highest]], query: int, main: Tensor) -> Tensor:
+    """(3 F k) what a query's rows come to: all of them, and without the hits before each of ``main`` (k)."""
+    return torch.stack(
+        [
+            torch.stack([stepwise(one.query.row[query], one.query.score[query], main) for one in fields])
+            for fields in found
+        ]
+    )
 
 
 def stepwise(row: Tensor, score: Tensor, main: Tensor) -> Tensor:
@@ -111,26 +112,27 @@ def stepwise(row: Tensor, score: Tensor, main: Tensor) -> Tensor:
 
 
 def p_values(found: Tensor, known: Tensor, pool: Tensor) -> Tensor:
-    """p-values (k) of cosines and standings in each field (2 F k), by those of references (2 F R) and their ranks.
+    """p-values (k) of what is looked at in each field (3 F k), by that of references (3 F R) and their ranks in it.
 
     Ranks count from 1, the highest; equal ones share the lower rank.
 
     Example:
-        >>> known = torch.tensor([[[0.9, 0.5, 0.1]], [[1.0, 2.0, 3.0]]])
+        >>> known = torch.tensor([[[0.9, 0.5, 0.1]], [[1.0, 2.0, 3.0]], [[0.0, 0.0, 1.0]]])
         >>> pool = (known[..., None, :] >= known[..., None]).sum(-1)
-        >>> p_values(torch.tensor([[[0.95, 0.4]], [[4.0, 4.0]]]), known, pool)
+        >>> p_values(torch.tensor([[[0.95, 0.4]], [[4.0, 4.0]], [[0.0, 4.0]]]), known, pool)
         tensor([0.2500, 1.0000], dtype=torch.float64)
     """
-    own = 1 + (known[..., None, :] >= found[..., None]).sum(-1)  # (2 F k)
-    others = pool[..., None, :] + (found[..., None] >= known[..., None, :])  # (2 F k R)
+    own = 1 + (known[..., None, :] >= found[..., None]).sum(-1)  # (3 F k)
+    others = pool[..., None, :] + (found[..., None] >= known[..., None, :])  # (3 F k R)
     count = known.shape[-1]
-    rank, ranks = (_best_field(*ranks, count) for ranks in (own, others))
+    rank, ranks = _best(own, count), _best(others, count)
     return (1 + (ranks <= rank[:, None]).sum(1)).double() / (1 + count)
 
 
-def _best_field(near: Tensor, standing: Tensor, references: int) -> Tensor:
-    """The best over the fields (first axis) of the ranks of standings, the last where the cosines' rank is too low."""
-    return torch.where(near <= NEAR * (1 + references), standing, references + 2).amin(0)
+def _best(ranks: Tensor, references: int) -> Tensor:
+    """The best of all fields, of standing and excess; those of a field (3 F ...) are the last where it is not near."""
+    near, *out = ranks
+    return torch.where(near <= NEAR * (1 + references), torch.stack(out).amin(0), references + 2).amin(0)
 
 
 def benjamini_hochberg(p: Tensor, rate: float) -> float:

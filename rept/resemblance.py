@@ -1,10 +1,11 @@
 """How near queries and reference queries come to training rows, and how far that stands out: gathered block by block.
 
 In each field, rows and queries are scaled to norm 1, the mean of the training rows is taken away, and the cosine ``c``
-of what is left is looked at, its mean over sites and layers where there are several. With mean ``m_i`` and deviation
-``d_i`` of row i's cosines with the reference queries that it is compared with,
+of what is left is looked at, its mean over sites and layers where there are several. With mean ``m_i``, highest ``h_i``
+and deviation ``d_i`` of row i's cosines with the reference queries that it is compared with,
 
-    standing of i for q = (c_i(q) - m_i) / d_i
+    standing of i for q = (c_i(q) - m_i) / d_i      bears references that are culprits themselves
+    excess of i for q   = (c_i(q) - h_i) / d_i      tells more where there are none
 
 For a reference itself the background is that of the others. The scorer has no say in this: scores that are standardised
 for each query, as those of `scorers.standout`, do not tell whether a query's best row is near or far.
@@ -13,7 +14,7 @@ for each query, as those of `scorers.standout`, do not tell whether a query's be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,26 +28,30 @@ from rept.topk import Hits, TopK
 if TYPE_CHECKING:
     from rept.references import References
 
+LOOKED_AT = ("near", "standing", "excess")
 DEPTH = 5  # rows whose mean says how near a query comes, and how far its rows stand out
 SAMPLE = 4096  # training rows whose mean is taken away
 _ALIKE = 1e-6  # a deviation of cosines below this is rounding
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """The rows of one field that come nearest to, and stand out furthest for, each query (Q) and reference (R)."""
+class Highest:
+    """The rows that are highest in something for each query (Q) and each reference (R)."""
 
-    near: Hits
-    standing: Hits
-    reference_near: Hits
-    reference_standing: Hits
+    query: Hits
+    reference: Hits
 
     @classmethod
-    def merged(cls, shares: Sequence[Nearest]) -> Nearest:
+    def merged(cls, shares: Sequence[Highest]) -> Highest:
         """Those of all processes together."""
-        kept = sum(share.near.row.shape[1] for share in shares)
-        found = {field.name: [getattr(share, field.name) for share in shares] for field in fields(cls)}
-        return cls(**{name: Hits.merged(parts, kept) for name, parts in found.items()})
+        kept = sum(share.query.row.shape[1] for share in shares)
+        return cls(
+            Hits.merged([share.query for share in shares], kept),
+            Hits.merged([share.reference for share in shares], kept),
+        )
+
+
+Share = dict[str, dict[str, Highest]]  # by field, and by what is looked at: see `LOOKED_AT`
 
 
 class Resemblance:
@@ -81,9 +86,9 @@ class Resemblance:
         for field in self._fields.values():
             field.add(row.to(self._device), blocks, out)
 
-    def share(self) -> dict[str, Nearest]:
-        """What one process knows of each field, to be gathered."""
-        return {name: field.nearest() for name, field in self._fields.items()}
+    def share(self) -> Share:
+        """What one process knows, to be gathered."""
+        return {name: field.highest() for name, field in self._fields.items()}
 
 
 class _Part:
@@ -110,41 +115,47 @@ class _Field:
     ) -> None:
         self._parts = parts
         # So many, because every step of `decide` leaves out one more of the top_k hits, and looks at DEPTH others.
-        self._near, self._standing = (TopK(queries, top_k + DEPTH, device=device) for _ in range(2))
-        self._own_near, self._own_standing = (TopK(references, DEPTH, device=device) for _ in range(2))
+        self._asked = {name: TopK(queries, top_k + DEPTH, device=device) for name in LOOKED_AT}
+        self._known = {name: TopK(references, DEPTH, device=device) for name in LOOKED_AT}
 
     def add(self, row: Tensor, blocks: Mapping[Key, Tensor], out: Tensor) -> None:
         """Takes the rows (n) with their fields, and which references (n R) they are not compared with."""
         cosines = [part.cosines(blocks[key]) for key, part in self._parts.items()]
         asked, known = (torch.stack(side).mean(0) for side in zip(*cosines, strict=True))
-        standing, own = standings(asked, known, out)
-        self._near.add(row, asked)
-        self._standing.add(row, standing)
-        self._own_near.add(row, known.masked_fill(out, -torch.inf))
-        self._own_standing.add(row, own.masked_fill(out, -torch.inf))
+        against, among = standings(asked, known, out)
+        for name, ours, theirs in zip(LOOKED_AT, (asked, *against), (known, *among), strict=True):
+            self._asked[name].add(row, ours)
+            self._known[name].add(row, theirs.masked_fill(out, -torch.inf))
 
-    def nearest(self) -> Nearest:
-        return Nearest(*(top.hits() for top in (self._near, self._standing, self._own_near, self._own_standing)))
+    def highest(self) -> dict[str, Highest]:
+        return {name: Highest(self._asked[name].hits(), self._known[name].hits()) for name in LOOKED_AT}
 
 
-def standings(asked: Tensor, known: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Standings (n Q) of rows for queries, from cosines (n Q), and (n R) for references, from theirs (n R).
+def standings(asked: Tensor, known: Tensor, out: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Standing and excess (n Q) of rows for queries, from cosines (n Q), and (n R) for references, from theirs (n R).
 
     0 where all references resemble a row to the same degree, or none is compared with it.
 
     Args:
-        out: (n R) true where a row is not compared with a reference; that standing says nothing.
+        out: (n R) true where a row is not compared with a reference; what is found there says nothing.
     """
     asked, known = asked.double(), known.double()  # what is left of a variance may be far smaller than itself
     count = (~out).sum(1, keepdim=True)
     mean = known.masked_fill(out, 0).sum(1, keepdim=True) / count.clamp(min=1)
     difference = (known - mean).masked_fill(out, 0)
     square = difference.square().sum(1, keepdim=True)
+    compared = torch.nn.functional.pad(known.masked_fill(out, -torch.inf), (0, 1), value=-torch.inf)
+    highest, second = compared.topk(2, dim=1).values.split(1, dim=1)
     # With n values and without the one that differs by x, the mean moves by -x / (n - 1).
     others = (count - 1).clamp(min=1)
     moved = difference * count / others
-    without = (square - difference * moved).clamp(min=0)
-    return _ratio(asked - mean, square / count.clamp(min=1)), _ratio(moved, without / others)
+    of_others = (square - difference * moved).clamp(min=0) / others
+    above = known - torch.where(known >= highest, second, highest)
+    of_all = square / count.clamp(min=1)
+    return (
+        (_ratio(asked - mean, of_all), _ratio(asked - highest, of_all)),
+        (_ratio(moved, of_others), _ratio(above, of_others)),
+    )
 
 
 def _ratio(difference: Tensor, variance: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rept.references import References
-from rept.resemblance import DEPTH, Resemblance, centres, standings
+from rept.resemblance import DEPTH, LOOKED_AT, Resemblance, centres, standings
 from tests.test_calibration import KEYS, Rows, nobody, samples
 
 
@@ -16,19 +16,21 @@ def test_standings_are_those_of_their_definition():
     out = torch.rand(12, 9, generator=generator) < 0.3
     out[3] = True  # compared with none
     out[4] = torch.arange(9) > 0  # with one alone
-    found, own = standings(asked, known, out)
+    out[5:] &= torch.arange(9) > 3  # the others with three at least
+    (standing, excess), (own_standing, own_excess) = standings(asked, known, out)
     for i in range(12):
         compared = known[i][~out[i]]
-        deviation = compared.std(correction=0) if len(compared) else torch.tensor(0.0)
-        expected = (asked[i] - compared.mean()) / deviation if deviation > 0 else torch.zeros(4)
-        torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-4)
+        if len(compared) < 2:
+            assert not standing[i].any() and not excess[i].any()
+            continue
+        deviation = compared.std(correction=0)
+        torch.testing.assert_close(standing[i], (asked[i] - compared.mean()) / deviation)
+        torch.testing.assert_close(excess[i], (asked[i] - compared.max()) / deviation)
         for r in (~out[i]).nonzero()[:, 0].tolist():
             others = torch.cat([known[i, :r], known[i, r + 1 :]])[~torch.cat([out[i, :r], out[i, r + 1 :]])]
-            if len(others) < 2:
-                assert own[i, r] == 0
-            else:
-                expected = (known[i, r] - others.mean()) / others.std(correction=0)
-                torch.testing.assert_close(own[i, r], expected, rtol=1e-3, atol=1e-3)
+            deviation = others.std(correction=0)
+            torch.testing.assert_close(own_standing[i, r], (known[i, r] - others.mean()) / deviation)
+            torch.testing.assert_close(own_excess[i, r], (known[i, r] - others.max()) / deviation)
 
 
 def test_what_is_gathered_are_the_highest_of_all_blocks():
@@ -47,16 +49,15 @@ def test_what_is_gathered_are_the_highest_of_all_blocks():
             return torch.nn.functional.cosine_similarity(x[:, None], y, dim=-1)
 
         near, own = cosines(asked), cosines(known)
-        standing, own_standing = standings(near, own, mask)
-        for hits, scores, k in (
-            (found.near, near, 10 + DEPTH),
-            (found.standing, standing, 10 + DEPTH),
-            (found.reference_near, own.masked_fill(mask, -9), DEPTH),
-            (found.reference_standing, own_standing.masked_fill(mask, -9), DEPTH),
-        ):
-            highest = scores.topk(k, dim=0)
-            torch.testing.assert_close(hits.score, highest.values.T, rtol=1e-4, atol=1e-4)
-            assert torch.equal(hits.row, highest.indices.T)
+        against, among = standings(near, own, mask)
+        for name, ours, theirs in zip(LOOKED_AT, (near, *against), (own, *among), strict=True):
+            for hits, scores, k in (
+                (found[name].query, ours, 10 + DEPTH),
+                (found[name].reference, theirs.masked_fill(mask, -torch.inf), DEPTH),
+            ):
+                highest = scores.topk(k, dim=0)
+                torch.testing.assert_close(hits.score, highest.values.T, rtol=1e-4, atol=1e-4)
+                assert torch.equal(hits.row, highest.indices.T)
 
 
 def test_sites_and_layers_of_a_field_are_averaged():
@@ -70,7 +71,8 @@ def test_sites_and_layers_of_a_field_are_averaged():
         gathered(torch.arange(60), train)
         found.append(gathered.share())
     apart, (together,) = found[0].values(), found[1].values()
-    near = [torch.zeros(3, 60).scatter(1, one.near.row, one.near.score) for one in [*apart, together]]
+    hits = [one["near"].query for one in (*apart, together)]
+    near = [torch.zeros(3, 60).scatter(1, one.row, one.score) for one in hits]
     torch.testing.assert_close((near[0] + near[1]) / 2, near[2])
 
 
@@ -81,7 +83,7 @@ def test_zero_rows_resemble_nothing():
     store = Rows(train)
     gathered = Resemblance(store, asked, References(known, nobody(5), "made"), 40)
     gathered(torch.arange(40), train)
-    near = gathered.share()[KEYS[0].field].near
+    near = gathered.share()[KEYS[0].field]["near"].query
     assert near.score[0][near.row[0] == 7] == 0 and (near.score[1] == 0).all()
 
 
