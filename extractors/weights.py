@@ -151,6 +151,8 @@ def _outer(
     samples, seen = len(response.count), before.input
     slopes = slope.flatten(0, -2).float()  # (n out)
     if isinstance(module, nn.Embedding):
+        if type(module).forward is not nn.Embedding.forward and not hasattr(module, "embed_scale"):
+            raise UsageError(_CANNOT.format(weight=use.weight, kind=type(module).__name__))  # looks up what it likes
         tokens = seen.flatten()
         left = one_hot(tokens, module.num_embeddings).float()
         if module.padding_idx is not None:

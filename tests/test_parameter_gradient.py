@@ -215,6 +215,7 @@ def test_less_without_the_right_state_is_refused(trained, tmp_path):
         ("llama", "(", "regular expression"),
         ("gpt2", "wpe", "cannot be taken sample by sample"),
         ("mixtral", "experts", "cannot be taken sample by sample"),
+        ("opt", "embed_positions", "of a OPTLearnedPositionalEmbedding"),
     ],
 )
 def test_weights_that_cannot_be_read_are_told(architecture, weights, word):
