@@ -34,6 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -131,8 +132,9 @@ def p_values(found: Tensor, known: Tensor, pool: Tensor) -> Tensor:
 
 def _best(ranks: Tensor, references: int) -> Tensor:
     """The best of all fields, of standing and excess; those of a field (3 F ...) are the last where it is not near."""
-    near, *out = ranks
-    return torch.where(near <= NEAR * (1 + references), torch.stack(out).amin(0), references + 2).amin(0)
+    near, standing, excess = ranks
+    of_field = torch.where(near <= NEAR * (1 + references), torch.minimum(standing, excess), references + 2)
+    return reduce(torch.minimum, of_field)  # several times as fast as amin over the first axis
 
 
 def benjamini_hochberg(p: Tensor, rate: float) -> float:
