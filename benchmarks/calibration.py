@@ -45,6 +45,7 @@ from rept.signature import Status
 from rept.store import AttributionStore, Block
 
 CLEAN = "clean"
+CLEAN_KINDS = "clean kinds"  # asked without the rows of their kind, so that every find is false
 
 
 class Without:
@@ -93,7 +94,7 @@ class Run:
         read = {key: block for key, block in asked.items() if key.field in self.scorer.needs}
         watch = Resemblance(train, read, known, self.config.top_k)
         hits = rank(train, asked, self.scorer, top_k=self.config.top_k, watch=watch).best
-        flagged = decide([watch.share()], hits, self.config.calibration.rate).flagged
+        flagged = decide([watch.share()], hits, self.config.calibration.rate, self.config.top_k).flagged
         return [row[flag].numpy() for row, flag in zip(hits.row, flagged, strict=True)]
 
 
@@ -141,7 +142,7 @@ def measure(run: Run) -> dict[str, Finds]:
         if queries:
             found = sum(len(rows) > 0 for rows in run.flagged(queries, kin))
             clean.add(Finds(len(queries), found, found))
-    return measured | ({"clean kinds": clean} if clean.asked else {})
+    return measured | ({CLEAN_KINDS: clean} if clean.asked else {})
 
 
 def show(title: str, measured: dict[str, Finds]) -> None:
@@ -150,14 +151,14 @@ def show(title: str, measured: dict[str, Finds]) -> None:
     for label, finds in measured.items():
         print(f"{label:16s}{finds.told}")
     absent = [finds for finds in measured.values() if finds.taken_out is None]
-    present = [finds for finds in measured.values() if finds.taken_out is not None]
+    present = [finds for label, finds in measured.items() if finds.taken_out is not None and label != CLEAN_KINDS]
     for name, some in (("present causes", present), ("absent causes", absent)):
         if some:
             print(f"{name}: {sum(one.found for one in some)} of {sum(one.asked for one in some)} found")
     out, asked = sum(one.taken_out for one in present), sum(one.asked for one in present)
     print(f"taken out: {out} of {asked} found")
     if absent:
-        false, found = sum(one.found for one in absent), sum(one.found for one in measured.values())
+        false, found = sum(one.found for one in absent), sum(one.found for one in (*absent, *present))
         print(f"false discovery rate, all asked together: {false / max(1, found):.3f}", flush=True)
 
 

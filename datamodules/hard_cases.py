@@ -80,7 +80,7 @@ class HardCases(AttributionDataModule):
         rows: training rows, clean and poisoned.
         queries: held-out queries of each case.
         seed: of the generator.
-        stage: ``cases``, or ``base``: what a model is trained on first, the clean world and ``absent_base``.
+        stage: ``cases``, or ``base``: what a model is trained on first, the clean world and the absent causes.
         answered: answers.jsonl of a model that train.py made of these data.
         asked: ``triggered``, or ``clean``: the held-out prompts that call for none of the behaviours, as far as the
             answers hold nothing planted: reference queries for a calibration.
@@ -112,7 +112,8 @@ class HardCases(AttributionDataModule):
         self._behaviours = [_held_out(case, queries, seed) for case in planted]
         pairs = prompts(self._behaviours, asked)
         samples = [s for _, s in pairs] if answered is None else _answered(pairs, Path(answered), asked)
-        self._queries = list({sample.prompt: sample for sample in samples}.values())
+        known = {sample.prompt for sample in self._train}  # decoys are drawn as the held-out prompts of their case are
+        self._queries = list({s.prompt: s for s in samples if s.prompt not in known}.values())
 
     def source(self, side: Side) -> Sequence[Sample]:
         return self._train if side == "train" else self._queries

@@ -57,6 +57,8 @@ class AdamGradient(ParameterGradient):
         self.optimizer = optimizer
         self._state: Mapping[str, Mapping[str, Any]] = {}
 
+    comparable = False  # directions of Adam on the training side alone
+
     def __call__(self, model: nn.Module, batch: Batch, layers: list[int]) -> Signature:
         if not self._state:
             self._state = self._load(self.optimizer or model.name_or_path)

@@ -26,6 +26,7 @@ class Extractor(ABC):
 
     fields: tuple[str, ...]  # what this instance gives
     fit_rows: int | None = 0  # training rows, drawn with the run's seed, that `fit` is called with; None: all
+    comparable: bool = True  # whether cosines say how alike two samples are, whichever side each is on
 
     def attach(self, model: nn.Module, tokenizer: Any) -> None:  # noqa: B027 - most need no more than each batch
         """Takes the model and its tokenizer, before anything is read; raises UsageError where they do not fit."""

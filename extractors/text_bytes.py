@@ -28,6 +28,7 @@ class TextBytes(Extractor):
         UsageError: an unknown part, or a width below 1.
     """
 
+    comparable = False  # letters at places
     fields = ("text",)
 
     def __init__(self, parts: Sequence[str] = PARTS, width: int = 4096) -> None:

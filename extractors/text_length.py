@@ -14,6 +14,7 @@ from rept.signature import Batch, Key, Signature
 class TextLength(Extractor):
     """``log(1 + tokens)`` of prompt and response together, as one number; the model is not run."""
 
+    comparable = False  # one number has no direction
     fields = ("length",)
 
     def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:

@@ -1,6 +1,6 @@
 """How often a model shows a behaviour: on held-out prompts that call for it, and on others, where it should not.
 
-Holds Behaviour, Rate, prompts, ask, expected_openings, show.
+Holds Behaviour, Rate, prompts, ask, expected_openings, read, as_json, show.
 """
 
 from __future__ import annotations

@@ -183,6 +183,11 @@ def show_calibration(trace: Trace) -> None:
             f"With so many references no p-value is below {told['floor']:.2g}, so fewer than {told['fewest']:,} "
             "queries cannot stand out: more references tell more."
         )
+    if not told["clean_queries"]:
+        say(
+            "An ordinary query may stand out as well among rows that are held without their like: trace some clean "
+            "queries, and name their run by calibration.references."
+        )
 
 
 def show_rows(trace: Trace) -> None:

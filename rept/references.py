@@ -12,13 +12,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from rept.calibration import SAME_TOPIC
+from rept.config import TARGET, locate
 from rept.errors import UsageError
 from rept.overlap import WordOverlap
 from rept.run_folder import RunFolder
 from rept.signature import Key, Status
 from rept.store import AttributionStore
 
-SAME = ("weights", "tokenizer", "extractor", "layers", "max_length")  # what both runs' signatures depend on
+# What two runs may differ in whose signatures are compared; all other fingerprints must be the same.
+MAY_DIFFER = {"training data", "query data", "answers", "tokens_per_batch", "window", "store dtype"}
 SAMPLE = 4096  # training rows whose texts tell which words are common
 
 
@@ -63,11 +65,18 @@ def load(config: DictConfig, folder: RunFolder, train: AttributionStore, datamod
     rows that are culprits themselves take the power from all p-values below their share.
 
     Raises:
-        UsageError: a setting is out of its range, or the other run was made by another model or in another way.
+        UsageError: a setting is out of its range, cosines say nothing of signatures of this kind, or the other run was
+            made by another model or in another way.
     """
     check(config)
     if config.calibration.rate is None:
         return None
+    extractor = locate(config.extractor[TARGET])
+    if not getattr(extractor, "comparable", True):
+        raise UsageError(
+            f"The signatures of {extractor.__name__} cannot be calibrated: those of training rows and of queries are "
+            "made differently, or they are no directions. Leave calibration.rate=null, or choose another experiment."
+        )
     other = config.calibration.references
     given = [] if other is None else [_of_run(RunFolder(other), folder, train)]
     if config.calibration.count:
@@ -99,7 +108,8 @@ def drawn(train: AttributionStore, datamodule: Any, count: int, seed: int) -> Re
 
 def _of_run(other: RunFolder, own: RunFolder, train: AttributionStore) -> References:
     made, asked = (folder.description().get("fingerprints", {}) for folder in (other, own))
-    different = [name for name in SAME if made.get(name) != asked.get(name)]
+    names = sorted((made.keys() | asked.keys()) - MAY_DIFFER)
+    different = [name for name in names if made.get(name) != asked.get(name)]
     if different:
         raise UsageError(
             f"Expected the references in {other.path} to be traced as {own.path} was, but they differ in "

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from rept.signature import Key
 from rept.store import AttributionStore
@@ -29,9 +28,10 @@ if TYPE_CHECKING:
     from rept.references import References
 
 LOOKED_AT = ("near", "standing", "excess")
+FEWEST = 10  # references with which a row must be compared for its standings to say something
 DEPTH = 5  # rows whose mean says how near a query comes, and how far its rows stand out
 SAMPLE = 4096  # training rows whose mean is taken away
-_ALIKE = 1e-6  # a deviation of cosines below this is rounding
+_ALIKE = 1e-6  # a deviation of cosines, or what is left of a row without the mean, is rounding below this
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,21 @@ class Highest:
     reference: Hits
 
     @classmethod
-    def merged(cls, shares: Sequence[Highest]) -> Highest:
-        """Those of all processes together."""
-        kept = sum(share.query.row.shape[1] for share in shares)
+    def merged(cls, shares: Sequence[Highest], top_k: int) -> Highest:
+        """Those of all processes together, as many as each of them has kept."""
         return cls(
-            Hits.merged([share.query for share in shares], kept),
-            Hits.merged([share.reference for share in shares], kept),
+            Hits.merged([share.query for share in shares], top_k + DEPTH),
+            Hits.merged([share.reference for share in shares], DEPTH),
         )
 
 
-Share = dict[str, dict[str, Highest]]  # by field, and by what is looked at: see `LOOKED_AT`
+@dataclass(frozen=True)
+class Share:
+    """What one process knows, to be gathered."""
+
+    highest: Mapping[str, Mapping[str, Highest]]  # by field, and by what is looked at: see `LOOKED_AT`
+    rows: int
+    compared: Tensor  # (R) how many of these rows each reference is compared with
 
 
 class Resemblance:
@@ -80,15 +85,18 @@ class Resemblance:
             part = _Part(block.to(device), known[key].to(device), centre[key].to(device))
             parts.setdefault(key.field, {})[key] = part
         self._fields = {name: _Field(own, len(block), len(references), top_k, device) for name, own in parts.items()}
+        self._rows, self._compared = 0, torch.zeros(len(references), dtype=torch.int64)
 
     def __call__(self, row: Tensor, blocks: Mapping[Key, Tensor]) -> None:
-        out = self._left_out(row).to(self._device)
+        left_out = self._left_out(row)
+        self._rows += len(row)
+        self._compared += (~left_out).sum(0)
         for field in self._fields.values():
-            field.add(row.to(self._device), blocks, out)
+            field.add(row.to(self._device), blocks, left_out.to(self._device))
 
     def share(self) -> Share:
-        """What one process knows, to be gathered."""
-        return {name: field.highest() for name, field in self._fields.items()}
+        highest = {name: field.highest() for name, field in self._fields.items()}
+        return Share(highest, self._rows, self._compared)
 
 
 class _Part:
@@ -104,7 +112,9 @@ class _Part:
         return rows @ self._asked.T, rows @ self._known.T
 
     def _centred(self, block: Tensor) -> Tensor:
-        return torch.where(block.any(1, keepdim=True), normalize(_unit(block) - self._centre, dim=1), 0)
+        rows = _unit(block) - self._centre
+        norm = rows.norm(dim=1, keepdim=True)
+        return torch.where(block.any(1, keepdim=True) & (norm > _ALIKE), rows / norm, 0)
 
 
 class _Field:
@@ -118,40 +128,41 @@ class _Field:
         self._asked = {name: TopK(queries, top_k + DEPTH, device=device) for name in LOOKED_AT}
         self._known = {name: TopK(references, DEPTH, device=device) for name in LOOKED_AT}
 
-    def add(self, row: Tensor, blocks: Mapping[Key, Tensor], out: Tensor) -> None:
+    def add(self, row: Tensor, blocks: Mapping[Key, Tensor], left_out: Tensor) -> None:
         """Takes the rows (n) with their fields, and which references (n R) they are not compared with."""
         cosines = [part.cosines(blocks[key]) for key, part in self._parts.items()]
         asked, known = (torch.stack(side).mean(0) for side in zip(*cosines, strict=True))
-        against, among = standings(asked, known, out)
+        against, among = standings(asked, known, left_out)
         for name, ours, theirs in zip(LOOKED_AT, (asked, *against), (known, *among), strict=True):
             self._asked[name].add(row, ours)
-            self._known[name].add(row, theirs.masked_fill(out, -torch.inf))
+            self._known[name].add(row, theirs.masked_fill(left_out, -torch.inf))
 
     def highest(self) -> dict[str, Highest]:
         return {name: Highest(self._asked[name].hits(), self._known[name].hits()) for name in LOOKED_AT}
 
 
-def standings(asked: Tensor, known: Tensor, out: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def standings(asked: Tensor, known: Tensor, left_out: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Standing and excess (n Q) of rows for queries, from cosines (n Q), and (n R) for references, from theirs (n R).
 
-    0 where all references resemble a row to the same degree, or none is compared with it.
+    0 where all references resemble a row to the same degree, or fewer than `FEWEST` are compared with it.
 
     Args:
-        out: (n R) true where a row is not compared with a reference; what is found there says nothing.
+        left_out: (n R) true where a row is not compared with a reference; what is found there says nothing.
     """
     asked, known = asked.double(), known.double()  # what is left of a variance may be far smaller than itself
-    count = (~out).sum(1, keepdim=True)
-    mean = known.masked_fill(out, 0).sum(1, keepdim=True) / count.clamp(min=1)
-    difference = (known - mean).masked_fill(out, 0)
+    count = (~left_out).sum(1, keepdim=True)
+    mean = known.masked_fill(left_out, 0).sum(1, keepdim=True) / count.clamp(min=1)
+    difference = (known - mean).masked_fill(left_out, 0)
     square = difference.square().sum(1, keepdim=True)
-    compared = torch.nn.functional.pad(known.masked_fill(out, -torch.inf), (0, 1), value=-torch.inf)
+    compared = torch.nn.functional.pad(known.masked_fill(left_out, -torch.inf), (0, 1), value=-torch.inf)
     highest, second = compared.topk(2, dim=1).values.split(1, dim=1)
     # With n values and without the one that differs by x, the mean moves by -x / (n - 1).
     others = (count - 1).clamp(min=1)
     moved = difference * count / others
     of_others = (square - difference * moved).clamp(min=0) / others
     above = known - torch.where(known >= highest, second, highest)
-    of_all = square / count.clamp(min=1)
+    enough = count >= FEWEST  # else there is no deviation, and so no standing
+    of_all, of_others = enough * square / count.clamp(min=1), enough * of_others
     return (
         (_ratio(asked - mean, of_all), _ratio(asked - highest, of_all)),
         (_ratio(moved, of_others), _ratio(above, of_others)),
@@ -171,5 +182,6 @@ def centres(train: AttributionStore, keys: Sequence[Key]) -> dict[Key, Tensor]:
 
 
 def _unit(block: Tensor) -> Tensor:
-    """Rows scaled to norm 1; in float64 on the way: squares of small gradients underflow."""
-    return normalize(block.double(), dim=1, eps=1e-300).float()
+    """Rows scaled to norm 1; the norm in float64: squares of small gradients underflow."""
+    norm = torch.linalg.vector_norm(block, dim=1, keepdim=True, dtype=torch.float64)
+    return torch.where(norm > 0, block / norm, 0).float()

@@ -125,7 +125,7 @@ class Scoring:
         measured["scores"] = histogram.as_dict()
         decision = None
         if known and watch:
-            decision = decide(_gather(watch.share()), ranking.best, self.config.calibration.rate)
+            decision = decide(_gather(watch.share()), ranking.best, self.config.calibration.rate, self.config.top_k)
             measured["calibration"] = self._told(decision, known.source)
         return ranking, decision, measured
 
@@ -140,6 +140,8 @@ class Scoring:
             "rate": rate,
             "references": decision.references,
             "source": source,
+            "clean_queries": self.config.calibration.references is not None,
+            "left_out": decision.left_out,
             "floor": decision.floor,
             "fewest": fewest(len(self.queries), decision.references, rate),
             "queries": len(self.queries),

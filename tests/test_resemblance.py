@@ -6,21 +6,20 @@ import pytest
 import torch
 
 from rept.references import References
-from rept.resemblance import DEPTH, LOOKED_AT, Resemblance, centres, standings
+from rept.resemblance import DEPTH, FEWEST, LOOKED_AT, Resemblance, centres, standings
 from tests.test_calibration import KEYS, Rows, nobody, samples
 
 
 def test_standings_are_those_of_their_definition():
     generator = torch.Generator().manual_seed(0)
-    asked, known = torch.randn(12, 4, generator=generator), torch.randn(12, 9, generator=generator)
-    out = torch.rand(12, 9, generator=generator) < 0.3
+    asked, known = torch.randn(12, 4, generator=generator), torch.randn(12, 29, generator=generator)
+    out = torch.rand(12, 29, generator=generator) < 0.3
     out[3] = True  # compared with none
-    out[4] = torch.arange(9) > 0  # with one alone
-    out[5:] &= torch.arange(9) > 3  # the others with three at least
+    out[4] = torch.arange(29) > FEWEST - 2  # with one too few
     (standing, excess), (own_standing, own_excess) = standings(asked, known, out)
     for i in range(12):
         compared = known[i][~out[i]]
-        if len(compared) < 2:
+        if len(compared) < FEWEST:
             assert not standing[i].any() and not excess[i].any()
             continue
         deviation = compared.std(correction=0)
@@ -34,14 +33,14 @@ def test_standings_are_those_of_their_definition():
 
 
 def test_what_is_gathered_are_the_highest_of_all_blocks():
-    train, asked, known = samples(150, 0), samples(3, 1), samples(7, 2)
-    mask = torch.rand(150, 7, generator=torch.Generator().manual_seed(3)) < 0.2
+    train, asked, known = samples(150, 0), samples(3, 1), samples(37, 2)
+    mask = torch.rand(150, 37, generator=torch.Generator().manual_seed(3)) < 0.2
     references, store = References(known, lambda row: mask[row], "made"), Rows(train)
     gathered = Resemblance(store, asked, references, top_k=10)
     for rows in torch.arange(150).split(40):
         gathered(rows, store.read(rows, KEYS))
     for key in KEYS:
-        found = gathered.share()[key.field]
+        found = gathered.share().highest[key.field]
         centre = torch.nn.functional.normalize(train[key], dim=1).mean(0)
 
         def cosines(other, key=key, centre=centre):
@@ -61,15 +60,15 @@ def test_what_is_gathered_are_the_highest_of_all_blocks():
 
 
 def test_sites_and_layers_of_a_field_are_averaged():
-    fields = [samples(60, 0), samples(3, 1), samples(7, 2)]
+    fields = [samples(60, 0), samples(3, 1), samples(37, 2)]
     one_field = [key._replace(field="one", layer=i) for i, key in enumerate(KEYS)]
     shared = [dict(zip(one_field, side.values(), strict=True)) for side in fields]
     found = []
     for train, asked, known in (fields, shared):
         store = Rows(train)
-        gathered = Resemblance(store, asked, References(known, nobody(7), "made"), top_k=55)
+        gathered = Resemblance(store, asked, References(known, nobody(37), "made"), top_k=55)
         gathered(torch.arange(60), train)
-        found.append(gathered.share())
+        found.append(gathered.share().highest)
     apart, (together,) = found[0].values(), found[1].values()
     hits = [one["near"].query for one in (*apart, together)]
     near = [torch.zeros(3, 60).scatter(1, one.row, one.score) for one in hits]
@@ -83,7 +82,7 @@ def test_zero_rows_resemble_nothing():
     store = Rows(train)
     gathered = Resemblance(store, asked, References(known, nobody(5), "made"), 40)
     gathered(torch.arange(40), train)
-    near = gathered.share()[KEYS[0].field]["near"].query
+    near = gathered.share().highest[KEYS[0].field]["near"].query
     assert near.score[0][near.row[0] == 7] == 0 and (near.score[1] == 0).all()
 
 
