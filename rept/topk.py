@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +54,7 @@ class TopK:
         score = score * self.sign if self.sign < 0 else score
         if len(row) > self.k and self._bar.isinf().all():  # what is below the best k of the first block is out
             self._bar = score.topk(self.k, dim=0).values[-1]
-        i, query = (score >= self._bar).nonzero(as_tuple=True)
+        i, query = _where(score >= self._bar)
         if len(query):
             self._wait(query, row[i], score[i, query])
 
@@ -87,3 +88,11 @@ class TopK:
         if self.row.shape[1] == self.k > 0:
             self._bar = self.score[:, -1].clone()
         self._waiting, self._count = [], 0
+
+
+def _where(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a mask (n Q) is true."""
+    if mask.device.type == "cpu":  # NumPy skips what is false: most of it, and torch does not
+        flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
+        return flat // mask.shape[1], flat % mask.shape[1]
+    return mask.nonzero(as_tuple=True)
