@@ -6,6 +6,7 @@ Such runs can be killed, and end, as any other. Needs a process that has not com
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -92,6 +93,7 @@ def wait_until_gone(session: int, seconds: float = 60) -> float:
 
 
 def _run(arguments: Sequence[str], env: Mapping[str, str], log: Path | None) -> int:
+    atexit._clear()  # what the process that was forked has yet to do is not this one's
     os.environ.clear()
     os.environ.update(env)
     rank_zero_only.rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -110,6 +112,7 @@ def _run(arguments: Sequence[str], env: Mapping[str, str], log: Path | None) -> 
         sys.excepthook(*sys.exc_info())
         return 1
     finally:
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
 

@@ -14,6 +14,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import h5py
@@ -21,6 +22,7 @@ import numpy as np
 
 from rept.durable import digest, digest_file, publish
 from rept.errors import UsageError
+from rept.meeting import gathered, process
 from rept.shards import HDF5, SCHEMA, DamagedStore, ShardName, read_shard
 from rept.signature import Side, Status
 
@@ -117,16 +119,32 @@ class Found:
         )
 
 
-def scan(folder: Path, side: Side, fingerprint: str | None = None) -> list[Found]:
+def scan(folder: Path, side: Side, fingerprint: str | None = None, together: bool = False) -> list[Found]:
     """All whole shards of a side, in shard order (by rank, then number).
 
     Where a run was killed while it topped up a shard, the fuller one of the two stands for both.
 
+    Args:
+        together: all ranks of the run call this, and each reads its share: first of all what it wrote itself.
+
     Raises:
         DamagedStore: a shard is damaged or belongs elsewhere.
     """
+    rank, ranks = process() if together else (0, 1)
+    own = [path for path in shard_paths(folder, side) if _writer(path) % ranks == rank]
+    found = _read_all(own, side, fingerprint)
+    return sorted(chain(*gathered(found)), key=lambda one: one.name) if together else found
+
+
+def _writer(path: Path) -> int:
+    """The rank that wrote a file; 0 for what no rank did, which is told when it is read."""
+    name = ShardName.parse(path)
+    return name.rank if name else 0
+
+
+def _read_all(paths: Sequence[Path], side: Side, fingerprint: str | None) -> list[Found]:
     found: dict[tuple[int, int], Found] = {}
-    for path in shard_paths(folder, side):
+    for path in paths:
         try:
             one = Found.read(path, side, fingerprint)
         except DamagedStore:
@@ -166,14 +184,19 @@ def check_listed(folder: Path, side: Side, entry: SideEntry) -> None:
         raise DamagedStore(index, "is damaged (its content does not have the digest in digests.json)")
 
 
-def write_index(folder: Path, side: Side, rows: int) -> None:
+def write_index(folder: Path, side: Side, rows: int, together: bool = False) -> None:
     """Writes the index of a side and enters it in the listing, last.
+
+    Args:
+        together: as for `scan`; rank 0 writes.
 
     Raises:
         DamagedStore: a shard is damaged or belongs elsewhere, or holds a row that another has too.
         UsageError: rows are missing.
     """
-    found = scan(folder, side)
+    found = scan(folder, side, together=together)
+    if together and process()[0] != 0:
+        return
     position = positions(found, rows, folder / side)
     missing = np.flatnonzero(position < 0)
     if missing.size:

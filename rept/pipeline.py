@@ -16,10 +16,11 @@ from rept.budget import settle_budget
 from rept.config import TARGET, build, compose
 from rept.console import console, say, show
 from rept.errors import UsageError
+from rept.meeting import meet
 from rept.placement import own_name
-from rept.preparation import prepare
+from rept.preparation import build_trainer, prepare
 from rept.quiet import quiet
-from rept.ranks import end_together, meet
+from rept.ranks import end_together, over_nodes
 from rept.report.page import write_report
 from rept.results import Trace
 from rept.run_folder import RunFolder, write_json
@@ -98,13 +99,14 @@ def attribute(config: DictConfig, *, show_result: bool = True, **given: Any) -> 
         UsageError: a user's mistake, told before anything long has run wherever that is possible.
     """
     folder, stop = RunFolder(config.out), StopBetweenBatches()
-    with folder.lock(), stop.handlers():
-        job = prepare(config, **given)
-        job.trainer.callbacks.append(stop)
-        with end_together(job.trainer, folder.path, stop, config.max_wait):
+    trainer = build_trainer(config)
+    trainer.callbacks.append(stop)
+    with stop.handlers(), over_nodes(trainer, stop, config.max_wait), folder.lock():
+        job = prepare(config, trainer=trainer, **given)
+        with end_together(trainer, folder.path, stop, config.max_wait):
             run(job)
     result = Trace(folder.path)
-    if job.trainer.is_global_zero:
+    if trainer.is_global_zero:
         if config.report:
             write_report(result)
         if show_result:

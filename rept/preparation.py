@@ -28,6 +28,7 @@ from rept.tokens import check_form
 def prepare(
     config: DictConfig,
     *,
+    trainer: Trainer | None = None,
     model: Any = None,
     tokenizer: Any = None,
     datamodule: Any = None,
@@ -38,7 +39,7 @@ def prepare(
     sides: Sequence[Side] = ("train", "query"),
 ) -> Job:
     """The collaborators of a run; those that are given are not built. What is cheap to check is checked first."""
-    quiet()
+    trainer = trainer or build_trainer(config)
     seed_everything(config.seed, verbose=False)
     datamodule = datamodule or build(config.datamodule)
     extractor, scorer = extractor or build(config.extractor), scorer or build(config.scorer)
@@ -46,7 +47,6 @@ def prepare(
     check_fields(extractor, scorer)
     check_numbers(config)
     check_form(config.tokens.form)
-    trainer = build_trainer(config)
     check_placement(trainer, config.model)
     for side in sides:
         if not len(datamodule.source(side)):  # what is wrong with the data is told before the model is loaded
@@ -67,8 +67,6 @@ def check_numbers(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if value < least:
             raise UsageError(f"Expected {key} to be at least {least}, but got {value}.")
-    if not 0 < config.max_wait < math.inf:
-        raise UsageError(f"Expected max_wait to be a number of seconds above 0, but got {config.max_wait}.")
     references.check(config)
 
 
@@ -84,6 +82,9 @@ def check_fields(extractor: Any, scorer: Any) -> None:
 
 def build_trainer(config: DictConfig) -> Trainer:
     """Lightning's trainer as configured, with what prediction with gradients needs."""
+    quiet()
+    if not 0 < config.max_wait < math.inf:
+        raise UsageError(f"Expected max_wait to be a number of seconds above 0, but got {config.max_wait}.")
     try:
         trainer = build(
             config.trainer,

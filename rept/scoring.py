@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, distributed
+from torch import Tensor
 
 from rept import references
 from rept.calibration import Decision, decide, fewest
 from rept.groups import heads
 from rept.histogram import Histogram
+from rept.meeting import gathered, meet, process
 from rept.metrics import measures
 from rept.progress import progress
 from rept.ranking import Hits, Ranking, ScoreFile, blocks_share, merge, rank, read_scores
-from rept.ranks import meet, process
 from rept.resemblance import Resemblance
 from rept.run_folder import RunFolder, write_json, write_jsonl
 from rept.signature import Key, Status
@@ -119,13 +119,13 @@ class Scoring:
                 watch=watch,
             )
         meet(self.config.max_wait)
-        ranking = merge(_gather(ranking), self.config.top_k, self.config.bottom_k)
-        histogram = Histogram.merged(_gather(histogram))
+        ranking = merge(gathered(ranking), self.config.top_k, self.config.bottom_k)
+        histogram = Histogram.merged(gathered(histogram))
         measured = self._measures(paths) if self.labels and part == 0 else {}
         measured["scores"] = histogram.as_dict()
         decision = None
         if known and watch:
-            decision = decide(_gather(watch.share()), ranking.best, self.config.calibration.rate, self.config.top_k)
+            decision = decide(gathered(watch.share()), ranking.best, self.config.calibration.rate, self.config.top_k)
             measured["calibration"] = self._told(decision, known.source)
         return ranking, decision, measured
 
@@ -185,14 +185,6 @@ class Scoring:
         write_jsonl(results, lines(ranking.best, decision))
         if opponents is not None and ranking.lowest.row.shape[1]:
             write_jsonl(opponents, lines(ranking.lowest))
-
-
-def _gather(own: Any) -> list[Any]:
-    """What each process has."""
-    everyone = [own] * process()[1]
-    if len(everyone) > 1:
-        distributed.all_gather_object(everyone, own)
-    return everyone
 
 
 def _rows(status: np.ndarray) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from rept.attribution import AttributionModule
 from rept.budget import known_budget
 from rept.console import say
 from rept.generation import greedy_answers
+from rept.index import shard_paths
+from rept.meeting import any_rank, joining, meet
 from rept.placement import place, splits
 from rept.probe import choose_layers, probe_rows, training_batches
 from rept.progress import ShowProgress, progress
-from rept.ranks import any_rank, joining, meet, started_outside
+from rept.ranks import started_outside
 from rept.run_folder import RunFolder, read_json, read_jsonl, write_jsonl
 from rept.signature import Side, Status
 from rept.store import AttributionStore
@@ -64,12 +66,14 @@ def set_up(job: Job) -> None:
 
 
 def _meet_first(job: Job) -> bool:
-    """Ranks that each hold a share of the model, that must hear of a token budget that is still to be found, or of
-    shards that are repaired; and those that torchrun or SLURM has started, which are there in any case."""
+    """Ranks that each hold a share of the model, that must hear of a token budget that is still to be found, that share
+    the reading of the shards there are (or must wait for their repair); and those that torchrun or SLURM has started,
+    which are there in any case."""
     budget = job.datamodule.tokens_per_batch_auto and known_budget(job.folder) is None
     if job.in_step or budget:
         return True
-    return job.trainer.world_size > 1 and (job.config.store.repair or started_outside(job.trainer))
+    stored = any(shard_paths(job.folder.store, side) for side in ("train", "query"))
+    return job.trainer.world_size > 1 and (job.config.store.repair or stored or started_outside(job.trainer))
 
 
 def answer_queries(job: Job) -> None:
@@ -193,7 +197,7 @@ def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
         if removed:
             say(f"Removed {len(removed)} damaged shards of the {name}; their rows are computed again.")
     meet(job.config.max_wait)  # before it is asked what is there
-    done = AttributionStore.stored_rows(store, side, total, mark)
+    done = AttributionStore.stored_rows(store, side, total, mark, together=True)
     stored = 0 if done is None else int(done.sum())
     if stored:
         say(f"Signatures of {stored:,} of {total:,} {name}: stored before, reused.")
@@ -206,8 +210,8 @@ def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
         trainer.predict(module, loader, return_predictions=False)
         del trainer.callbacks[-2:]
     meet(job.config.max_wait)
-    if trainer.is_global_zero and not AttributionStore.finished(store, side):
-        AttributionStore.finish(store, side, total)
+    if not AttributionStore.finished(store, side):
+        AttributionStore.finish(store, side, total, together=True)
     meet(job.config.max_wait)
 
 

@@ -161,13 +161,18 @@ class AttributionStore:
 
     @staticmethod
     def stored_rows(
-        folder: str | Path, side: Side, rows: int | None = None, fingerprint: str | None = None
+        folder: str | Path,
+        side: Side,
+        rows: int | None = None,
+        fingerprint: str | None = None,
+        together: bool = False,
     ) -> np.ndarray | None:
         """Which rows are in whole shards, one bool a row; None if there is no shard.
 
         Args:
             rows: of the side's data; by default as many as the highest row number found needs.
             fingerprint: of the run that the shards must belong to.
+            together: all ranks of the run call this, and share the reading.
 
         Raises:
             DamagedStore: a shard is damaged, missing from a finished side, or does not belong here.
@@ -176,7 +181,7 @@ class AttributionStore:
         entry = Listing.read(folder).sides.get(side)
         if entry is not None:
             check_listed(folder, side, entry)
-        found = scan(folder, side, fingerprint)
+        found = scan(folder, side, fingerprint, together)
         if not found:
             return None
         if rows is None:
@@ -184,16 +189,16 @@ class AttributionStore:
         return positions(found, rows, folder / side) >= 0
 
     @staticmethod
-    def finish(folder: str | Path, side: Side, rows: int) -> None:
+    def finish(folder: str | Path, side: Side, rows: int, together: bool = False) -> None:
         """Writes the index, and last the listing, once every row from 0 to ``rows`` - 1 is there exactly once.
 
-        To be called by one process, after every writer has closed.
+        To be called after every writer has closed: by one process, or ``together`` by all, who share the reading.
 
         Raises:
             UsageError: rows are missing (how many, and which first), or the disk is full.
             DamagedStore: a shard is damaged, or does not belong here.
         """
-        write_index(Path(folder), side, rows)
+        write_index(Path(folder), side, rows, together)
 
     @staticmethod
     def repair(folder: str | Path, side: Side, fingerprint: str | None = None, rows: int | None = None) -> list[Path]:

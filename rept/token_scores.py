@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from rept.meeting import meet, process
 from rept.metrics import token_average_precision
 from rept.progress import progress
-from rept.ranks import meet, process
 from rept.run_folder import each_line, read_json, write_json, write_jsonl, write_lines
 from rept.stages import Job
 from rept.tokens import score_pairs

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import forking, soak  # isort: skip  before anything computes
 
-from rept import ranks
+from rept import watch
 from rept.attribution import AttributionModule
 
 # The rank, and what befalls it at its fourth training batch.
@@ -62,7 +62,7 @@ def plant() -> None:
 def main(folder: Path, max_wait: str, grace: str, *names: str) -> None:
     soak.make_material(folder)
     plant()
-    ranks.GRACE = float(grace)
+    watch.GRACE = float(grace)
     for name in names:
         rank, what = FAULTS[name]
         out, log = folder / name.replace(" ", "-"), folder / "log"

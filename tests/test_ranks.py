@@ -10,7 +10,10 @@ import pytest
 from lightning import Trainer
 from torch import distributed
 
-from rept.ranks import GO_ON, PARENT, Lost, RankFailed, joining, meet, started_outside
+from rept.children import PARENT
+from rept.meeting import GO_ON, Lost, joining, meet
+from rept.ranks import started_outside
+from rept.watch import RankFailed
 from tests.commands import ROOT, environment
 
 MAX_WAIT, GRACE = 2, 2  # seconds; the latter instead of ten
