@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from rept.meeting import GO_ON
 from rept.pipeline import attribute
 from rept.results import Trace
 from rept.store import AttributionStore
-from tests.commands import ROOT, environment, finish, free_port, start
+from tests.commands import finish, free_port, start
 
 DDP = ("trainer.devices=2", "trainer.strategy=ddp")
 SHARDS = "store.shard_rows=4"
@@ -38,15 +39,37 @@ def test_two_processes_give_what_one_gives(alone, material, tmp_path):
     assert ranks == {"r000", "r001"}
 
 
-def test_two_nodes_by_torchrun_give_what_one_process_gives(alone, material, tmp_path):
-    port = free_port()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
-    command += ["--master_addr=127.0.0.1", f"--master_port={port}"]
-    run = ["attribute.py", *material.arguments(tmp_path / "run", SHARDS, "trainer.num_nodes=2", "trainer.strategy=ddp")]
-    nodes = [start(*command[1:], f"--node_rank={rank}", *run) for rank in (0, 1)]
+def on_two_nodes(script: str, *arguments: str, **variables: str) -> list[tuple[int, str]]:
+    """Exit code and errors of each of two nodes of one process, by torchrun on loopback."""
+    command = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
+    command.append(f"--master_port={free_port()}")
+    run = [script, *arguments, "trainer.num_nodes=2", "trainer.strategy=ddp"]
+    nodes = [start(*command, f"--node_rank={rank}", *run, **variables) for rank in (0, 1)]
     ended = [node.communicate(timeout=150) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], ended
+    return [(node.returncode, err) for node, (_, err) in zip(nodes, ended, strict=True)]
+
+
+def test_two_nodes_by_torchrun_give_what_one_process_gives(alone, material, tmp_path):
+    ended = on_two_nodes("attribute.py", *material.arguments(tmp_path / "run", SHARDS))
+    assert [code for code, _ in ended] == [0, 0], ended
     assert_same(Trace(tmp_path / "run"), alone)
+
+
+def test_a_rank_that_dies_on_one_node_ends_the_other(material, tmp_path):
+    """The other has its own batches to do, and would only miss it at the end of them."""
+    ended = on_two_nodes("tests/slow.py", *material.arguments(tmp_path / "run", SHARDS), KILL_RANK="1")
+    assert [code for code, _ in ended] == [1, 1], ended
+    assert f"Rank 1 has died. {GO_ON}" in ended[0][1].splitlines()
+    assert not (tmp_path / "run/store/train/index.h5").exists()
+
+
+def test_a_folder_in_use_ends_the_nodes_that_do_not_hold_the_lock(material, tmp_path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run/.lock"):
+        ended = on_two_nodes("attribute.py", *material.arguments(tmp_path / "run"))
+    assert [code for code, _ in ended] == [1, 1], ended
+    refused = f"{tmp_path / 'run'} is in use by another run; wait for it, or name another folder by out=."
+    assert refused in ended[0][1].splitlines() and f"Rank 0: {refused}" in ended[1][1].splitlines()
 
 
 def test_fewer_rows_than_processes(material, tmp_path):
@@ -114,7 +137,3 @@ def test_a_rank_that_fails_ends_the_run_with_its_reason(material, tmp_path):
     assert err.splitlines()[-1].startswith("Rank 1: RuntimeError: rank 1 fails on purpose. ")
     assert time.monotonic() - start_time < 90
     assert not (run / "store/train/index.h5").exists()
-
-
-def test_no_test_here_depends_on_the_working_directory():
-    assert (ROOT / "attribute.py").is_file() and environment()["OMP_NUM_THREADS"] == "1"
