@@ -59,6 +59,14 @@ def not_written(path: Path, error: OSError, what: str = "") -> str:
     )
 
 
+def make_folder(folder: Path) -> None:
+    """A folder, with those above it, whose being there outlasts a power loss; raises OSError as `Path.mkdir` does."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in reversed(missing):
+        sync_folder(one.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename in the folder outlast a power loss."""
     handle = os.open(folder, os.O_RDONLY)

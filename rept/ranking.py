@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,16 +140,23 @@ class ScoreFile:
 
     def __call__(self, row: Tensor, score: Tensor) -> None:
         """Raises UsageError: the disk is full."""
-        try:
+        with self._writing():
             self._stream.write(np.array(score.shape, np.int64).tobytes())
             self._stream.write(row.numpy().tobytes())
             self._stream.write(score.numpy().T.tobytes())
             self._stream.flush()
-        except OSError as error:
-            raise UsageError(not_written(self.path, error)) from error
 
     def close(self) -> None:
-        self._stream.close()
+        """Raises UsageError: the disk is full, and what could not be written before cannot be written now."""
+        with self._writing():
+            self._stream.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UsageError(not_written(self.path, error)) from error
 
 
 def read_scores(paths: Sequence[Path], query: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from rept.durable import not_written, sync_folder
+from rept.durable import make_folder, not_written, sync_folder
 from rept.errors import UsageError
 
 SCHEMA = 1
@@ -55,7 +55,7 @@ class RunFolder:
             return
         lock = FileLock(self.path / ".lock", blocking=False)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             lock.acquire()
         except Timeout:
             raise UsageError(
@@ -147,7 +147,9 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises UsageError: the file is damaged."""
+    with _parsing(path):
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -155,8 +157,20 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def each_line(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as stream:
+    """Raises UsageError: the file is damaged."""
+    with _parsing(path), path.open(encoding="utf-8") as stream:
         yield from map(json.loads, stream)
+
+
+@contextmanager
+def _parsing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:  # of JSON, and of UTF-8
+        raise UsageError(
+            f"Expected {path} to be as it was written, but it is damaged ({error}); delete it and give the same command "
+            "again to make it anew."
+        ) from error
 
 
 def peak_memory() -> int:

@@ -50,8 +50,13 @@ def checks(
         rows: numbers of training rows that can be attributed.
 
     Raises:
-        UsageError: an extractor that the oracle does not know.
+        UsageError: an extractor that the oracle does not know, or no rows.
     """
+    if not rows:
+        raise UsageError(
+            "Expected training rows that can be attributed, but there is none among the first ones: with nothing to "
+            "compare, nothing is verified."
+        )
     if not hasattr(extractor, "position") or not set(extractor.fields) <= {"representation", "gradient"}:
         raise UsageError(
             f"There is nothing to hold {type(extractor).__name__} against: verify the site that it reads, by "
@@ -64,14 +69,15 @@ def checks(
     slow = [
         _oracle(model, batch, signature, extractor.position) for batch, signature in zip(batches, fast, strict=True)
     ]
-    single = [_one_by_one(model, extractor, batch, layers) for batch in batches]
     padded = [extractor(model, _padded(batch), layers) for batch in batches]
     found = [
         Check("batched path against the one-sample oracle", _worst(fast, slow), tolerance, _BATCH),
-        Check("batch against single samples", _worst(fast, single), tolerance, _BATCH),
         Check("more padding on the right", _worst(fast, padded), tolerance, _BATCH),
         Check("rows whose gradient underflows to 0", _underflow(fast), 0, "set model.dtype=float32 or bfloat16"),
     ]
+    if any(len(batch) > 1 for batch in batches):
+        single = [_one_by_one(model, extractor, batch, layers) for batch in batches]
+        found.insert(1, Check("batch against single samples", _worst(fast, single), tolerance, _BATCH))
     if model.dtype in _ROUNDING and not getattr(model, "is_quantized", False):
         found.append(dtype_check(model, extractor, batches, layers))
     return found + template_checks(datamodule, rows)

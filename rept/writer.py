@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from rept.durable import digest, publish
+from rept.durable import digest, make_folder, publish
 from rept.errors import UsageError
 from rept.shards import Shard, ShardName, read_shard, unit_rows
 from rept.signature import Extraction, Side, Signature, Status
@@ -187,7 +187,7 @@ class ShardWriter:
 
     def _make_folder(self) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             for leftover in self._folder.glob(f".r{self._rank:03d}-*.partial"):  # of a run that was killed
                 leftover.unlink()
         except OSError as error:

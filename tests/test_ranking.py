@@ -1,5 +1,8 @@
 """The blocked ranking against a full sort, and the same however the store is cut."""
 
+from contextlib import closing
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -150,6 +153,15 @@ def test_whole_rankings_on_disk(store, tmp_path):
         row, score = read_scores(paths, query)
         assert sorted(row) == store.attributed.tolist()
         torch.testing.assert_close(torch.from_numpy(score), expected[query, row])
+
+
+def test_a_full_disk_is_told_in_a_sentence_while_rankings_are_written():
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full here")
+    with pytest.raises(UsageError, match="Expected to write /dev/full, but got: No space left on device"):
+        with closing(ScoreFile(full)) as sink:
+            sink(torch.arange(3), torch.zeros(3, 2))
 
 
 def test_shares_of_the_blocks_add_up_to_one(tmp_path):

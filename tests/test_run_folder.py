@@ -14,7 +14,7 @@ import pytest
 
 from rept.errors import UsageError
 from rept.pipeline import attribute
-from rept.run_folder import RunFolder, read_jsonl, write_json, write_jsonl
+from rept.run_folder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
 from tests.commands import ROOT, environment
 
 
@@ -50,6 +50,30 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     told = r"run folder .* cannot be written \(Not a directory\); name another by out="
     with pytest.raises(UsageError, match=told), RunFolder(tmp_path / "file" / "run").lock():
         pass
+
+
+@pytest.mark.parametrize("name", ["provenance", "queries", "layers"])
+def test_a_damaged_file_of_a_run_is_named(material, tmp_path, name):
+    config = material.config(tmp_path / "run", "tokens.hits=0")
+    attribute(config, show_result=False)
+    path = getattr(RunFolder(tmp_path / "run"), name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match=rf"{path.name} to be as it was written, but it is damaged .*; delete it and"):
+        attribute(config, show_result=False)
+    path.unlink()
+    attribute(config, show_result=False)
+    assert read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
+
+
+def test_the_lines_are_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_path, monkeypatch):
+    steps, sync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (steps.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle))
+    )
+    monkeypatch.setattr(Path, "replace", lambda path, target: (steps.append("rename"), os.replace(path, target)))
+    write_jsonl(tmp_path / "lines.jsonl", [{"a": 1}])
+    assert steps == [str(tmp_path / ".lines.jsonl.partial"), "rename", str(tmp_path)]
 
 
 def test_what_killed_runs_left_is_removed_by_the_next(tmp_path):

@@ -34,6 +34,17 @@ def test_a_sound_model_passes(parts):
     assert {"float32 against float64", "batch against single samples"} <= {check.name for check in found}
 
 
+def test_nothing_is_not_verified(parts):
+    with pytest.raises(UsageError, match="with nothing to compare, nothing is verified"):
+        checks(*parts[:4], [])
+
+
+def test_batches_of_one_are_held_against_the_oracle_alone(parts):
+    parts[2].tokens_per_batch = 1
+    found = [check.name for check in checks(*parts)]
+    assert "batch against single samples" not in found and len(found) == 7
+
+
 def test_a_model_whose_batch_differs_from_single_samples_is_caught(parts):
     model = parts[0]
 

@@ -35,6 +35,7 @@ def run(arguments: list[str]) -> None:
     layers = sorted({1, max(1, depth // 2), depth})
     total = len(job.datamodule.source("train"))
     rows = [row for row in range(min(total, 10 * ROWS)) if job.datamodule.status("train", row).attributed][:ROWS]
+    say(f"The batches hold {job.datamodule.tokens_per_batch:,} tokens (datamodule.tokens_per_batch).")
     found = checks(job.model, job.extractor, job.datamodule, layers, rows)
     table = Table(title=f"{len(rows)} rows, layers {', '.join(map(str, layers))}", title_justify="left")
     for column in ("check", "error", "tolerance", "", "what mends it"):
