@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,25 @@ from rept.models import tiny_llama
 from tests import templates
 
 WORDS = ["Name", "the", "king", "of", "Norland", "France", "Canada", "weather", "capital", "is", "fine", "stupid"]
+
+
+@pytest.fixture
+def to_disk(monkeypatch) -> list[str]:
+    """What is forced to the disk, and "rename" where a file takes its name, in order."""
+    steps, sync, replace = [], os.fsync, os.replace
+
+    def fsync(handle: int) -> None:
+        steps.append(os.readlink(f"/proc/self/fd/{handle}"))
+        sync(handle)
+
+    def rename(*paths: Path) -> None:
+        steps.append("rename")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    monkeypatch.setattr(Path, "replace", rename)
+    return steps
 
 
 @dataclass(frozen=True)
