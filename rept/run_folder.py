@@ -168,8 +168,8 @@ def _parsing(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:  # of JSON, and of UTF-8
         raise UsageError(
-            f"Expected {path} to be as it was written, but it is damaged ({error}); delete it and give the same command "
-            "again to make it anew."
+            f"Expected {path} to be as it was written, but it is damaged ({error}); delete it and give the same "
+            "command again to make it anew."
         ) from error
 
 

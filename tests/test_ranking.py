@@ -159,9 +159,9 @@ def test_a_full_disk_is_told_in_a_sentence_while_rankings_are_written():
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("there is no /dev/full here")
-    with pytest.raises(UsageError, match="Expected to write /dev/full, but got: No space left on device"):
-        with closing(ScoreFile(full)) as sink:
-            sink(torch.arange(3), torch.zeros(3, 2))
+    told = "Expected to write /dev/full, but got: No space left on device"
+    with pytest.raises(UsageError, match=told), closing(ScoreFile(full)) as sink:
+        sink(torch.arange(3), torch.zeros(3, 2))
 
 
 def test_shares_of_the_blocks_add_up_to_one(tmp_path):

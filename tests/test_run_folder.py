@@ -66,14 +66,9 @@ def test_a_damaged_file_of_a_run_is_named(material, tmp_path, name):
     assert read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
 
 
-def test_the_lines_are_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_path, monkeypatch):
-    steps, sync = [], os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: (steps.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle))
-    )
-    monkeypatch.setattr(Path, "replace", lambda path, target: (steps.append("rename"), os.replace(path, target)))
+def test_the_lines_are_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_path, to_disk):
     write_jsonl(tmp_path / "lines.jsonl", [{"a": 1}])
-    assert steps == [str(tmp_path / ".lines.jsonl.partial"), "rename", str(tmp_path)]
+    assert to_disk == [str(tmp_path / ".lines.jsonl.partial"), "rename", str(tmp_path)]
 
 
 def test_what_killed_runs_left_is_removed_by_the_next(tmp_path):
