@@ -122,6 +122,7 @@ class Scoring:
         ranking = merge(gathered(ranking), self.config.top_k, self.config.bottom_k)
         histogram = Histogram.merged(gathered(histogram))
         measured = self._measures(paths) if self.labels and part == 0 else {}
+        meet(self.config.max_wait)  # the next ranking writes its scores under the same names
         measured["scores"] = histogram.as_dict()
         decision = None
         if known and watch:

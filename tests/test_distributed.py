@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from rept.meeting import GO_ON
-from rept.pipeline import attribute
+from rept.pipeline import attribute, score
 from rept.results import Trace
 from rept.store import AttributionStore
 from tests.commands import finish, free_port, start
@@ -37,6 +37,16 @@ def test_two_processes_give_what_one_gives(alone, material, tmp_path):
     assert_same(Trace(tmp_path / "run"), alone)
     ranks = {path.name[:4] for path in (tmp_path / "run/store/train/shards").glob("*.h5")}
     assert ranks == {"r000", "r001"}
+
+
+def test_two_processes_measure_each_layer_alone_as_one_does(alone, material, tmp_path):
+    """One ranking follows another, and no process begins the next while rank 0 still reads its scores."""
+    arguments = ("each=true", "tokens.hits=0")
+    code, _, err = finish("attribute.py", *material.arguments(tmp_path / "run", SHARDS, *arguments, *DDP))
+    assert code == 0, err
+    whole = score([str(alone.folder.path), "each=true", f"out={tmp_path / 'alone'}"])
+    assert set(whole.metrics["each"]) == {"residual_stream/2"}
+    assert Trace(tmp_path / "run").metrics == whole.metrics
 
 
 def on_two_nodes(script: str, *arguments: str, **variables: str) -> list[tuple[int, str]]:
