@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -43,8 +44,11 @@ class StopBetweenBatches(Callback):
 
     @contextmanager
     def handlers(self) -> Iterator[None]:
-        """Takes the signals while the block runs. Outside a prediction, and the second time, they act at once."""
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        """Takes the signals while the block runs. Outside a prediction, and the second time, they act at once.
+
+        Python gives signals to the main thread alone; a run in another one leaves them as they are.
+        """
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS} if _in_main_thread() else {}
         try:
             yield
         finally:
@@ -53,8 +57,9 @@ class StopBetweenBatches(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._predicting = True
-        # Lightning has put a handler of its own before ours, in which a rank waits for the others to be told, too.
-        signal.signal(signal.SIGTERM, self._handle)
+        if _in_main_thread():
+            # Lightning has put a handler of its own before ours, in which a rank waits for the others to be told, too.
+            signal.signal(signal.SIGTERM, self._handle)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._reason is not None:
@@ -70,3 +75,7 @@ class StopBetweenBatches(Callback):
         if not self._predicting or self._reason is not None:
             raise Stopped(number)
         self.ask(Stopped(number))
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from rept.pipeline import attribute
 from rept.stopping import StopBetweenBatches, Stopped
 
 
@@ -42,4 +44,12 @@ def test_the_handlers_of_before_come_back():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with StopBetweenBatches().handlers():
         assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_run_outside_the_main_thread_leaves_the_signals_alone(material, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with ThreadPoolExecutor(1) as threads:
+        run = threads.submit(attribute, material.config(tmp_path / "run", "tokens.hits=0"), show_result=False)
+    assert len(run.result().hits(0)) == 8
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
