@@ -28,7 +28,7 @@ def main(name: str | None, usage: str, run: Callable[[list[str]], None], argv: S
         print(visible(str(mistake)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped before anything was stored.", file=sys.stderr)
+        print("Stopped; give the same command again to go on, or to begin anew.", file=sys.stderr)
         return 130
     except BaseException as stopped:  # rept.stopping.Stopped, too heavy to import for --help, or CheckFailed
         if not hasattr(stopped, "exit_code"):
