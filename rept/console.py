@@ -164,7 +164,8 @@ def show_metrics(trace: Trace) -> None:
         cells = [overall[measure], *(labels[name].get(measure) for name in labels)]
         table.add_row(measure, *("" if c is None else str(c) if isinstance(c, int) else f"{c:.3f}" for c in cells))
     for measure, value in tokens.items():
-        table.add_row(f"{measure} (tokens)", f"{value:.3f}", *("" for _ in labels))
+        if measure != "texts":  # their number, which stands in metrics.json and on the page
+            table.add_row(f"{measure} (tokens)", f"{value:.3f}", *("" for _ in labels))
     console.print(table)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rept import console as shown
 from rept.console import marked_text, show
 from rept.results import TokenScores, Trace
+from rept.run_folder import read_json, write_json
 from tests.runs import HOSTILE, Shape, write_run
 
 SCORED = TokenScores(
@@ -58,3 +59,15 @@ def test_a_summary_is_plain_text_where_there_is_no_terminal(tmp_path: Path, monk
     assert not {"\x1b", "\u202e", "\x00"} & set(printed)
     assert ("culprit tokens in row" in printed) == bool(shape.scored)
     assert ("No measures" in printed) == (not shape.labels)
+
+
+def test_the_number_of_texts_is_no_measure(tmp_path: Path, monkeypatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(shown, "console", Console(file=stream, width=120, highlight=False))
+    run = Trace(write_run(tmp_path / "run"))
+    write_json(
+        run.folder.metrics, read_json(run.folder.metrics) | {"tokens": {"token_average_precision": 0.5, "texts": 7}}
+    )
+    shown.show_metrics(run)
+    assert "token_average_precision (tokens)" in stream.getvalue()
+    assert "texts" not in stream.getvalue()
