@@ -22,7 +22,8 @@ from rept.quiet import quiet
 from rept.run_folder import RunFolder
 from rept.signature import Side
 from rept.stages import Job
-from rept.tokens import check_form
+from rept.tokens import check_form, check_layer
+from rept.writer import check_shards
 
 
 def prepare(
@@ -55,6 +56,8 @@ def prepare(
         claim_device(trainer)
         path = ensure_model(config, datamodule, make_model)
         tokenizer, model = load_tokenizer(path, config.model.adapter), load_configured(config, path)
+    if config.tokens.hits and hasattr(extractor, "tokens"):
+        check_layer(config.tokens.layer, len(Architecture.of(model)))
     datamodule.attach(tokenizer)
     if hasattr(extractor, "attach"):
         extractor.attach(model, tokenizer)
@@ -62,11 +65,12 @@ def prepare(
 
 
 def check_numbers(config: DictConfig) -> None:
-    """Raises UsageError where a count is below its least, or a setting of the calibration is out of its range."""
+    """Raises UsageError where a count is below its least, or a setting of store or calibration is out of its range."""
     for key, least in (("top_k", 1), ("bottom_k", 0), ("max_new_tokens", 1), ("tokens.hits", 0)):
         value = OmegaConf.select(config, key)
         if value < least:
             raise UsageError(f"Expected {key} to be at least {least}, but got {value}.")
+    check_shards(config.store.dtype, config.store.shard_rows)
     references.check(config)
 
 

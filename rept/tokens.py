@@ -81,16 +81,22 @@ def token_agreement(tokens: TokenTrace, other: TokenTrace, most: int = 3) -> Ten
 
 
 def check_form(form: str) -> None:
-    """Raises UsageError unless ``form`` is one of the two."""
+    """Raises UsageError unless ``form`` is one of the three."""
     if form not in get_args(Form):
         raise UsageError(f"Expected tokens.form to be one of {', '.join(get_args(Form))}, but got {form!r}.")
+
+
+def check_layer(asked: int | None, depth: int) -> None:
+    """Raises UsageError where the layer asked for does not exist."""
+    if asked is not None and asked != -1 and not 1 <= asked <= depth:
+        raise UsageError(f"Expected tokens.layer to be from 1 to {depth}, or -1, but got {asked}.")
 
 
 def choose_layer(asked: int | None, chosen: Sequence[int], depth: int) -> int:
     """The layer of the token scores: the one asked for, or the first chosen one, or the middle of the depth where that
     is the last (there the gradient is exactly 0 at every prompt position but one, so no prompt token could score)."""
     if asked is not None:
-        return asked
+        return depth if asked == -1 else asked
     return chosen[0] if chosen[0] != depth else max(1, depth // 2)
 
 

@@ -19,6 +19,14 @@ from rept.signature import Extraction, Side, Signature, Status
 SHARD_BYTES = 64 * 2**20  # of a shard whose rows are not given
 
 
+def check_shards(dtype: str, shard_rows: int | None) -> None:
+    """Raises UsageError where no shards of that kind can be written."""
+    if dtype not in ("float16", "float32"):
+        raise UsageError(f"Expected store.dtype to be float16 or float32, but got {dtype!r}.")
+    if shard_rows is not None and shard_rows < 1:
+        raise UsageError(f"Expected store.shard_rows to be at least 1, but got {shard_rows}.")
+
+
 class StoreWriter(BasePredictionWriter):
     """Writes each predicted batch to the store; one shard writer a side on every rank.
 
@@ -92,10 +100,7 @@ class ShardWriter:
         shard_rows: int | None = None,
         rank: int = 0,
     ) -> None:
-        if dtype not in ("float16", "float32"):
-            raise UsageError(f"Expected store.dtype to be float16 or float32, but got {dtype!r}.")
-        if shard_rows is not None and shard_rows < 1:
-            raise UsageError(f"Expected store.shard_rows to be at least 1, but got {shard_rows}.")
+        check_shards(dtype, shard_rows)
         self._folder = Path(folder) / side / "shards"
         self._side, self._fingerprint, self._rank = side, fingerprint, rank
         self._dtype, self._shard_rows = dtype, shard_rows
