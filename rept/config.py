@@ -101,15 +101,22 @@ class TrainConfig:
 SCHEMAS: dict[str, type] = {"attribute": AttributeConfig, "train": TrainConfig}
 
 
-def compose(name: str, arguments: Sequence[str] = (), base: DictConfig | None = None) -> DictConfig:
+def compose(
+    name: str,
+    arguments: Sequence[str] = (),
+    base: DictConfig | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> DictConfig:
     """The configuration of ``configs/NAME.yaml`` with the command line's words and dotted keys laid over it.
 
     ``base`` is a configuration composed earlier (a run's ``config.yaml``) to start from instead of the file's defaults.
+    ``given`` are further dotted keys, their values taken as they are; those of ``arguments`` are read as YAML.
 
     Raises:
         UsageError: all faults of the command line together, one sentence each.
     """
     words, values, faults = _parse(arguments)
+    values |= given or {}
     # Copied without its types: a composed configuration would refuse the words laid over it here.
     config = _load(CONFIGS / f"{name}.yaml") if base is None else OmegaConf.create(OmegaConf.to_container(base))
     chosen = dict(config.pop("defaults", {}))
@@ -201,7 +208,7 @@ def _parse(arguments: Iterable[str]) -> tuple[dict[str, str], dict[str, Any], li
         key, equals, text = argument.partition("=")
         if not equals or not key or key.startswith("-"):
             faults.append(f"Expected key=value, but got {argument!r}; --help lists the keys.")
-        elif "." not in key and (CONFIGS / key).is_dir():
+        elif is_group(key):
             words[key] = text
         else:
             try:
@@ -209,6 +216,11 @@ def _parse(arguments: Iterable[str]) -> tuple[dict[str, str], dict[str, Any], li
             except Exception:  # the YAML parser behind OmegaConf raises types of its own
                 faults.append(f"{key}: {text!r} is no YAML value; quote it.")
     return words, values, faults
+
+
+def is_group(key: str) -> bool:
+    """Whether words can be chosen for ``key``."""
+    return "." not in key and (CONFIGS / key).is_dir()
 
 
 def _load(path: Path) -> DictConfig:

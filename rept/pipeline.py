@@ -13,7 +13,7 @@ from rept import fingerprint, provenance, stages
 from rept.architecture import Architecture
 from rept.attribution import AttributionModule
 from rept.budget import settle_budget
-from rept.config import TARGET, build, compose
+from rept.config import TARGET, build, compose, is_group
 from rept.console import console, say, show
 from rept.errors import UsageError
 from rept.meeting import meet
@@ -66,10 +66,11 @@ def trace(
     """
     folder = mkdtemp(prefix="rept-") if out is None else str(out)
     parts = {"extractor": extractor, "layers": layers, "scorer": scorer}
-    words = [f"{group}={part}" for group, part in parts.items() if isinstance(part, str)]
-    values = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
-    fixed = ["datamodule=in_memory", f"datamodule.max_length={max_length}", f"out={folder}"]
-    config = compose("attribute", [*fixed, "report=false", *words, *values])
+    words = {name: part for name, part in (parts | settings).items() if isinstance(part, str) and is_group(name)}
+    values = {name.replace("__", "."): value for name, value in settings.items() if name not in words}
+    values = {"datamodule.max_length": max_length, "out": folder, "report": False} | values
+    chosen = [f"{name}={word}" for name, word in ({"datamodule": "in_memory"} | words).items()]
+    config = compose("attribute", chosen, given=values)
     given = {group: part for group, part in parts.items() if not isinstance(part, str)}
     for group, part in given.items():
         config[group] = {TARGET: f"{type(part).__module__}.{type(part).__qualname__}"}

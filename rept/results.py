@@ -113,9 +113,15 @@ class Trace:
         return self._tokens[query][row]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """All hits as a table, one row a hit (extra ``pandas``)."""
-        import pandas
+        """All hits as a table, one row a hit (extra ``pandas``).
 
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UsageError("to_pandas needs pandas: install the extra with pip install -e '.[pandas]'.") from None
         return pandas.DataFrame([asdict(hit) for hits in self._hits.values() for hit in hits])
 
     def __repr__(self) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 
 import rept
 from extractors.residual_stream import ResidualStream
-from rept import oracle
+from rept import oracle, pipeline, stages
 from rept.errors import UsageError
 from rept.pipeline import attribute, score
 from rept.results import Trace
@@ -238,6 +239,35 @@ def test_trace_from_python_with_objects_and_words(material):
         trace.tokens(0, 40)
     with pytest.raises(IndexError):
         trace.hits(5)
+
+
+def test_settings_from_python_are_taken_as_they_are(monkeypatch):
+    def configured(**settings):
+        class Composed(Exception):
+            pass
+
+        def stop(config, **_):
+            raise Composed(config)
+
+        monkeypatch.setattr(pipeline, "attribute", stop)
+        with pytest.raises(Composed) as caught:
+            rept.trace(torch.nn.Linear(1, 1), None, [{"prompt": "a", "response": "b"}], [{"prompt": "a"}], **settings)
+        return caught.value.args[0]
+
+    for out in ("runs/a #b", "runs/x: y", "runs/[z", "null"):
+        assert configured(out=out).out == out
+    config = configured(tokens__layer=None, calibration__references=None, top_k=5, each=True, trainer="sharded")
+    assert (config.tokens.layer, config.calibration.references, config.top_k, config.each) == (None, None, 5, True)
+    assert config.trainer.strategy != configured().trainer.strategy
+    assert list(configured(layers="fixed", layers__layers=[1, 2]).layers.layers) == [1, 2]
+    with pytest.raises(UsageError, match="tokens.layr.*did you mean tokens.layer"):
+        rept.trace(None, None, [], [], tokens__layr=None)
+
+
+def test_a_table_without_pandas_is_a_usage_error(done, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UsageError, match="to_pandas needs pandas"):
+        done.to_pandas()
 
 
 def test_an_empty_list_is_a_usage_error(material):
