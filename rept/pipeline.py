@@ -124,6 +124,8 @@ def run(job: Job) -> None:
     known, marks = folder.description().get("fingerprints", {}), stages.given(job)
     fingerprint.check(known, marks, str(folder.path))
     folder.describe(**provenance.environment(config.seed, job.trainer.world_size))
+    if "max_new_tokens" in marks:  # from here on answers are kept
+        folder.describe(fingerprints=known | marks)
     stages.set_up(job)
     with folder.stage("answers"):
         stages.answer_queries(job)
@@ -136,7 +138,7 @@ def run(job: Job) -> None:
     write_json(folder.layers, choice)
     folder.write_config(config)
     folder.describe(fingerprints=marks)
-    if getattr(job.extractor, "fit_rows", 0) != 0:
+    if job.learns:
         with folder.stage("fit extractor", keep=True):
             stages.fit_extractor(job)
     module = AttributionModule(job.model, job.extractor, layers)

@@ -20,7 +20,7 @@ from rept.signature import Key, Status
 from rept.store import AttributionStore
 
 # What two runs may differ in whose signatures are compared; all other fingerprints must be the same.
-MAY_DIFFER = {"training data", "query data", "answers", "tokens_per_batch", "window", "store dtype"}
+MAY_DIFFER = {"training data", "query data", "answers", "max_new_tokens", "tokens_per_batch", "window", "store dtype"}
 SAMPLE = 4096  # training rows whose texts tell which words are common
 
 

@@ -49,6 +49,11 @@ class Job:
         return self.model.config.get_text_config().num_hidden_layers
 
     @property
+    def learns(self) -> bool:
+        """Whether the extractor learns from training rows before it extracts."""
+        return getattr(self.extractor, "fit_rows", 0) != 0
+
+    @property
     def in_step(self) -> bool:
         """Whether all ranks must run the model at the same time, since each holds only a share of it."""
         return splits(self.trainer)
@@ -82,12 +87,8 @@ def answer_queries(job: Job) -> None:
     if together.broadcast(job.folder.queries.is_file()):
         job.datamodule.answers.update(known_answers(job.folder))
     else:
-        asked = {
-            i: source[i]
-            for i in range(len(source))
-            if not isinstance(source[i], Status) and source[i].response is None and i not in job.datamodule.answers
-        }
-        prompts = {i: job.datamodule.encoder.prompt(sample) for i, sample in asked.items()}
+        asked = (i for i in _unanswered(source) if i not in job.datamodule.answers)
+        prompts = {i: job.datamodule.encoder.prompt(source[i]) for i in asked}
         prompts = {i: ids for i, ids in prompts.items() if not isinstance(ids, Status)}
         if prompts:
             with progress("Asking the model", total=len(prompts), unit="queries") as advance:
@@ -96,6 +97,14 @@ def answer_queries(job: Job) -> None:
                 )
             job.datamodule.answers.update(zip(prompts, together.broadcast(answers), strict=True))
     write_jsonl(job.folder.queries, _query_lines(job))
+
+
+def _unanswered(source: Any) -> Iterator[int]:
+    """The queries that bring no response."""
+    for i in range(len(source)):
+        sample = source[i]
+        if not isinstance(sample, Status) and sample.response is None:
+            yield i
 
 
 def known_answers(folder: RunFolder) -> dict[int, str]:
@@ -151,6 +160,7 @@ def given(job: Job) -> dict[str, Any]:
     "weights" covers the adapter's tensors and "tokenizer" the template; these stand for themselves too, so that a
     difference is told by its name.
     """
+    unanswered = any(True for _ in _unanswered(job.datamodule.source("query")))
     return {
         "weights": fingerprint.of_weights(job.model),
         "adapter": fingerprint.of_adapter(job.model),
@@ -165,6 +175,8 @@ def given(job: Job) -> dict[str, Any]:
         "window": job.datamodule.window,
         "store dtype": job.config.store.dtype,
         "model dtype": str(job.model.dtype),
+        **({"max_new_tokens": job.config.max_new_tokens} if unanswered else {}),
+        **({"seed": job.config.seed} if job.learns else {}),  # of the rows that it learns from
     }
 
 

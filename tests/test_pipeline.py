@@ -14,6 +14,7 @@ from extractors.residual_stream import ResidualStream
 from rept import oracle, pipeline, stages
 from rept.errors import UsageError
 from rept.pipeline import attribute, score
+from rept.preparation import prepare
 from rept.results import Trace
 from rept.run_folder import read_json, read_jsonl
 from rept.signature import Key, Status
@@ -127,12 +128,34 @@ def test_the_same_command_again_reuses_everything(done, material, capsys):
         ("layers.layers=[1]", "layers was [2], now [1]"),
         ("extractor=mlp_output", "extractor was"),
         ("store.dtype=float32", "store dtype was float16, now float32"),
+        ("max_new_tokens=3", "max_new_tokens was 48, now 3"),
     ],
 )
 def test_a_store_made_differently_is_refused_in_words(done, material, change, word):
     with pytest.raises(UsageError, match="made differently") as caught:
         attribute(material.config(done.folder.path, change), show_result=False)
     assert word in str(caught.value)
+
+
+def test_answers_are_not_taken_for_others_when_the_run_was_stopped_before_it_extracted(material, tmp_path, monkeypatch):
+    def stop(job):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, "select_layers", stop)
+        attribute(material.config(tmp_path / "run", "max_new_tokens=2"), show_result=False)
+    with pytest.raises(UsageError, match="max_new_tokens was 2, now 3"):
+        attribute(material.config(tmp_path / "run", "max_new_tokens=3"), show_result=False)
+
+
+class Learner(ResidualStream):
+    fit_rows = 2
+
+
+def test_the_seed_belongs_to_signatures_only_where_the_extractor_learns_from_rows_it_draws(material, tmp_path):
+    config = material.config(tmp_path / "run", "seed=3")
+    given = {extractor: stages.given(prepare(config, extractor=extractor())) for extractor in (ResidualStream, Learner)}
+    assert "seed" not in given[ResidualStream] and given[Learner]["seed"] == 3
 
 
 def test_another_scorer_over_the_same_store_needs_no_model(done, tmp_path, capsys):
