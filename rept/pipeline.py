@@ -18,7 +18,7 @@ from rept.console import console, say, show
 from rept.errors import UsageError
 from rept.meeting import meet
 from rept.placement import own_name
-from rept.preparation import build_trainer, prepare
+from rept.preparation import build_trainer, check_numbers, prepare
 from rept.quiet import quiet
 from rept.ranks import end_together, over_nodes
 from rept.report.page import write_report
@@ -30,6 +30,9 @@ from rept.stopping import StopBetweenBatches
 from rept.store import AttributionStore
 from rept.token_scores import write_tokens
 from rept.tokens import choose_layer
+
+# What another ranking of stored signatures may set.
+RANKING = ("scorer", "top_k", "bottom_k", "each", "calibration", "max_wait", "out")
 
 
 def trace(
@@ -164,27 +167,46 @@ def score(arguments: Sequence[str]) -> Trace:
     Raises:
         UsageError: no run there, or a scorer that needs what is not stored.
     """
-    folders = [argument for argument in arguments if "=" not in argument]
-    if len(folders) != 1:
-        raise UsageError(f"Expected one run folder, as in python -m rept score runs/demo, but got {len(folders)}.")
     quiet()
-    source = RunFolder(folders[0])
-    base = source.open_existing()
-    config = compose("attribute", [argument for argument in arguments if "=" in argument], base=base)
-    out = RunFolder(config.out if config.out != base.out else source.path)
-    result = rescore(source, out, config)
+    source, config = reopen(arguments, RANKING)
+    result = rescore(source, RunFolder(config.out), config)
     show(result)
     return result
 
 
+def reopen(arguments: Sequence[str], keys: Sequence[str]) -> tuple[RunFolder, DictConfig]:
+    """The run folder that a command line names, and the run's configuration with the other arguments laid over it.
+
+    Args:
+        arguments: the folder and ``key=value``; without ``out``, that is the folder itself, wherever it was moved.
+        keys: what may be set. All else describes the stored signatures and stays as it is.
+
+    Raises:
+        UsageError: no run there, or an argument that sets something else or does not fit.
+    """
+    folders = [argument for argument in arguments if "=" not in argument]
+    if len(folders) != 1:
+        raise UsageError(f"Expected one run folder, such as runs/demo, and key=value, but got {len(folders)} folders.")
+    laid_over = [argument for argument in arguments if "=" in argument]
+    for argument in laid_over:
+        if argument.partition("=")[0].partition(".")[0] not in keys:
+            raise UsageError(
+                f"{argument}: the signatures of a run stay as they are, so only {', '.join(keys)} can be set."
+            )
+    source = RunFolder(folders[0])
+    base = source.open_existing()
+    base.out = str(source.path)
+    return source, compose("attribute", laid_over, base=base)
+
+
 def rescore(source: RunFolder, out: RunFolder, config: DictConfig) -> Trace:
     """Ranks the stored signatures of ``source`` by ``config.scorer``, into ``out``."""
+    check_numbers(config)
     scorer, datamodule = build(config.scorer), build(config.datamodule)
     datamodule.answers.update(stages.known_answers(source))
     with out.lock():
         if out.path != source.path:
             out.copy_description(source)
-        out.write_config(config)
         with out.stage("rank"):
             Scoring(source, out, config, datamodule, scorer).run()
     return Trace(out.path)

@@ -110,6 +110,19 @@ class RunFolder:
         for name in ("provenance", "queries", "layers"):
             _write(getattr(self, name), getattr(source, name).read_text(encoding="utf-8"))
 
+    def alone(self, site: str, layer: int | str) -> Path:
+        """The hits by one site and layer alone."""
+        return self.path / f"results-{site}-{layer}.jsonl"
+
+    def forget_ranking(self) -> None:
+        """Removes what was made from a ranking that is now replaced, so that nothing old is read beside the new one.
+
+        First metrics.json, without which the run counts as unfinished until the new one is written.
+        """
+        alone = self.path.glob(self.alone("*", "*").name)
+        for path in (self.metrics, self.opponents, self.tokens, self.report, *alone):
+            path.unlink(missing_ok=True)
+
     @contextmanager
     def stage(self, name: str, keep: bool = False) -> Iterator[None]:
         """Adds the seconds (by the clock, and the processor's) and the process's peak memory to provenance.json.

@@ -48,11 +48,11 @@ class Scoring:
         asked = self.query.read(self.queries, self.query.keys)
         ranking, decision, measured = self._rank(asked)
         if process()[0] == 0:
-            self.write(ranking, decision, self.out.results, self.out.opponents)
+            self.write(ranking, decision)
             self.out.describe(blocks=_blocks(self.train, asked, ranking.best))
         if self.config.each:
             measured |= {"each": self._each(asked)}
-        write_json(self.out.metrics, measured | {"rows": _rows(self.train.status)})
+        self.finish(measured)
         return dict(zip(self.queries, ranking.best.row.tolist(), strict=True))
 
     @cached_property
@@ -87,7 +87,7 @@ class Scoring:
             alone = {key: block for key, block in asked.items() if key[:2] == (site, layer)}
             ranking, decision, measured[f"{site}/{layer}"] = self._rank(alone)
             if process()[0] == 0:
-                self.write(ranking, decision, self.out.path / f"results-{site}-{layer}.jsonl")
+                self._write_hits(self.out.alone(site, layer), ranking.best, decision)
         return measured
 
     @cached_property
@@ -160,11 +160,23 @@ class Scoring:
             measured["queries"] = {"query": self.queries, **measured["queries"]}
         return measured
 
-    def write(self, ranking: Ranking, decision: Decision | None, results: Path, opponents: Path | None = None) -> None:
-        """Hits with their texts, and opponents if there are any."""
+    def write(self, ranking: Ranking, decision: Decision | None = None) -> None:
+        """The ranking in place of the one before: its configuration, its hits, and opponents if there are any."""
+        self.out.forget_ranking()
+        self.out.write_config(self.config)
+        self._write_hits(self.out.results, ranking.best, decision)
+        if ranking.lowest.row.shape[1]:
+            self._write_hits(self.out.opponents, ranking.lowest)
+
+    def finish(self, measured: Mapping[str, Any]) -> None:
+        """The measures, with the count of rows: the file that makes the run a finished one."""
+        write_json(self.out.metrics, {**measured, "rows": _rows(self.train.status)})
+
+    def _write_hits(self, path: Path, hits: Hits, decision: Decision | None = None) -> None:
+        """Each query's hits with their texts."""
         sample = lru_cache(maxsize=4096)(self.datamodule.sample)
 
-        def lines(hits: Hits, decided: Decision | None = None) -> Iterator[dict[str, Any]]:
+        def lines() -> Iterator[dict[str, Any]]:
             for i, query in enumerate(self.queries):
                 asked = sample("query", query)
                 rows, scores = hits.row[i].tolist(), hits.score[i].tolist()
@@ -181,11 +193,9 @@ class Scoring:
                         "response": found.response,
                         "same_as_query": (found.prompt, found.response) == (asked.prompt, asked.response),
                         "group": 1 + group[position - 1],
-                    } | (decided.of_hit(i, position - 1) if decided else {})
+                    } | (decision.of_hit(i, position - 1) if decision else {})
 
-        write_jsonl(results, lines(ranking.best, decision))
-        if opponents is not None and ranking.lowest.row.shape[1]:
-            write_jsonl(opponents, lines(ranking.lowest))
+        write_jsonl(path, lines())
 
 
 def _rows(status: np.ndarray) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from rept.commands.approximate import run
 from rept.errors import UsageError
 from rept.pipeline import attribute
 from rept.ranking import rank
+from rept.report.page import write_report
+from rept.results import Trace
+from rept.run_folder import RunFolder
 from rept.shards import DamagedStore
 from scorers.centred import Centred
 from scorers.cosine import Cosine
@@ -88,3 +91,17 @@ def test_the_command_writes_the_hits(material, tmp_path, capsys):
     assert capsys.readouterr().out.count("The index holds") == 1
     with pytest.raises(UsageError, match="out=DIR"):
         run([str(tmp_path / "run")])
+    trace = Trace(tmp_path / "near")
+    assert trace.metrics["rows"] == exact.metrics["rows"] and not trace.opponents(0)
+    assert write_report(trace).is_file()
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"), [("datamodule.train=other", "scorer, top_k, out"), ("top_k=-1", "top_k to be at least 1")]
+)
+def test_the_command_refuses_what_does_not_rank(material, tmp_path, argument, told):
+    base = material.config(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path / "run").write_config(base)
+    with pytest.raises(UsageError, match=told):
+        run([str(tmp_path / "run"), argument, f"out={tmp_path / 'near'}"])

@@ -167,6 +167,51 @@ def test_another_scorer_over_the_same_store_needs_no_model(done, tmp_path, capsy
     assert scores_of(again) == scores_of(done)
 
 
+def test_what_belongs_to_a_replaced_ranking_goes(done, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(done.folder.path, run)
+    page, each = run / "report.html", run / "results-residual_stream-2.jsonl"
+    page.touch()
+    score([str(run), "each=true"])
+    assert each.is_file() and not page.exists() and Trace(run).opponents(0)
+    other = score([str(run), "scorer=inner_product", "bottom_k=0", "each=false"])
+    assert not each.exists() and not other.opponents(0)
+    with pytest.raises(KeyError):
+        other.tokens(0, done.hits(0)[0].row)
+
+
+def test_a_ranking_stopped_while_it_is_written_is_told_and_one_that_is_refused_changes_nothing(
+    done, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    shutil.copytree(done.folder.path, run)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.suffix in (".yaml", ".jsonl", ".json")}
+    with pytest.raises(UsageError, match="top_k to be at least 1, but got -1"):
+        score([str(run), "top_k=-1"])
+    with pytest.raises(UsageError):
+        score([str(run), "scorer=bm25"])
+    assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.name in before}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("rept.scoring.write_jsonl", stop)
+        score([str(run), "scorer=inner_product"])
+    with pytest.raises(UsageError, match="is not finished"):
+        Trace(run)
+
+
+@pytest.mark.parametrize(
+    "argument", ["extractor=mlp_output", "datamodule.train=other", "tokens.hits=2", "experiment=repsim"]
+)
+def test_ranking_again_takes_only_what_ranks(done, argument):
+    before = done.folder.config.read_bytes()
+    with pytest.raises(UsageError, match=f"{argument}: .* scorer, top_k, bottom_k"):
+        score([str(done.folder.path), argument])
+    assert done.folder.config.read_bytes() == before
+
+
 def test_a_run_folder_that_was_moved_can_be_read_resumed_and_ranked_again(done, material, tmp_path, capsys):
     moved = tmp_path / "elsewhere" / "renamed"
     shutil.copytree(done.folder.path, tmp_path / "copy")

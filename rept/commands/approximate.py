@@ -16,11 +16,14 @@ need the whole ranking, so there are none here: python -m rept score ranks exact
 
 def run(arguments: list[str]) -> None:
     import time
+    from pathlib import Path
 
     from rept.approximate import ApproximateIndex
-    from rept.config import build, compose
+    from rept.config import build
     from rept.console import say
     from rept.errors import UsageError
+    from rept.pipeline import reopen
+    from rept.preparation import check_numbers
     from rept.progress import progress
     from rept.ranking import Ranking
     from rept.run_folder import RunFolder
@@ -28,13 +31,9 @@ def run(arguments: list[str]) -> None:
     from rept.stages import known_answers
     from rept.topk import Hits
 
-    folders = [argument for argument in arguments if "=" not in argument]
-    if len(folders) != 1:
-        raise UsageError(f"Expected one run folder, as in {USAGE.splitlines()[-1].strip()}, but got {len(folders)}.")
-    source = RunFolder(folders[0])
-    base = source.open_existing()
-    config = compose("attribute", [argument for argument in arguments if "=" in argument], base=base)
-    if config.out == base.out:
+    source, config = reopen(arguments, ("scorer", "top_k", "out"))
+    check_numbers(config)
+    if Path(config.out).resolve() == source.path.resolve():
         raise UsageError("Expected out=DIR for the approximate hits, so that the run keeps its exact ones.")
     out, datamodule = RunFolder(config.out), build(config.datamodule)
     datamodule.answers.update(known_answers(source))
@@ -53,6 +52,6 @@ def run(arguments: list[str]) -> None:
     say(f"{len(hits.row):,} queries were searched in {time.perf_counter() - start:.2f} s.")
     with out.lock():
         out.copy_description(source)
-        out.write_config(config)
-        scoring.write(Ranking(hits, Hits(hits.row[:, :0], hits.score[:, :0])), None, out.results)
+        scoring.write(Ranking(hits, Hits(hits.row[:, :0], hits.score[:, :0])))
+        scoring.finish({})
     say(f"The hits are in {out.results}.")
