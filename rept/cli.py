@@ -33,6 +33,6 @@ def main(name: str | None, usage: str, run: Callable[[list[str]], None], argv: S
     except BaseException as stopped:  # rept.stopping.Stopped, too heavy to import for --help, or CheckFailed
         if not hasattr(stopped, "exit_code"):
             raise
-        print(stopped, file=sys.stderr)
+        print(visible(str(stopped)), file=sys.stderr)
         return stopped.exit_code
     return 0

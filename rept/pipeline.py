@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 
+from lightning import Trainer
 from omegaconf import DictConfig
 
 from rept import fingerprint, provenance, stages
@@ -68,33 +71,58 @@ def trace(
         UsageError: a setting or a sample list that cannot be used, in one sentence.
     """
     folder = mkdtemp(prefix="rept-") if out is None else str(out)
-    parts = {"extractor": extractor, "layers": layers, "scorer": scorer}
-    words = {name: part for name, part in (parts | settings).items() if isinstance(part, str) and is_group(name)}
+    with ExitStack() as undo:
+        if out is None:
+            undo.callback(rmtree, folder, ignore_errors=True)
+        parts = {"extractor": extractor, "layers": layers, "scorer": scorer}
+        config = _composed(parts, {"datamodule__max_length": max_length, "out": folder} | settings)
+        given = {group: part for group, part in parts.items() if not isinstance(part, str)}
+        given["selector"] = given.pop("layers", None)
+        trainer = build_trainer(config)
+        if out is None and trainer.world_size > 1:
+            raise UsageError(
+                f"Expected out= to name a folder that all {trainer.world_size} processes share, but got none: each "
+                "would make a temporary one of its own."
+            )
+        datamodule = build(config.datamodule, train=train, queries=queries)
+        given |= {"model": model, "tokenizer": tokenizer, "datamodule": datamodule}
+        with _frozen(model):
+            attribute(config, trainer=trainer, show_result=False, **given)
+        undo.pop_all()
+    return Trace(folder, temporary=out is None)
+
+
+def _composed(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> DictConfig:
+    """The configuration of `trace`; an object that is given stands in it by the name of its class."""
+    words = {name: part for name, part in (settings | parts).items() if isinstance(part, str) and is_group(name)}
     values = {name.replace("__", "."): value for name, value in settings.items() if name not in words}
-    values = {"datamodule.max_length": max_length, "out": folder, "report": False} | values
     chosen = [f"{name}={word}" for name, word in ({"datamodule": "in_memory"} | words).items()]
-    config = compose("attribute", chosen, given=values)
-    given = {group: part for group, part in parts.items() if not isinstance(part, str)}
-    for group, part in given.items():
-        config[group] = {TARGET: f"{type(part).__module__}.{type(part).__qualname__}"}
-    datamodule = build(config.datamodule, train=train, queries=queries)
-    was_frozen = {own_name(name): p.requires_grad for name, p in model.named_parameters()}
+    config = compose("attribute", chosen, given={"report": False} | values)
+    for group, part in parts.items():
+        if not isinstance(part, str):
+            config[group] = {TARGET: f"{type(part).__module__}.{type(part).__qualname__}"}
+    return config
+
+
+@contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    """Its parameters need no gradients, and it is in evaluation mode; afterwards all is as it was."""
+    needed = {own_name(name): p.requires_grad for name, p in model.named_parameters()}
     was_training = model.training
     model.requires_grad_(False).eval()
     try:
-        given["selector"] = given.pop("layers", None)
-        result = attribute(config, model=model, tokenizer=tokenizer, datamodule=datamodule, show_result=False, **given)
+        yield
     finally:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(was_frozen[own_name(name)])
+            parameter.requires_grad_(needed[own_name(name)])
         model.train(was_training)
-    return Trace(result.folder.path, temporary=out is None)
 
 
-def attribute(config: DictConfig, *, show_result: bool = True, **given: Any) -> Trace:
+def attribute(config: DictConfig, *, trainer: Trainer | None = None, show_result: bool = True, **given: Any) -> Trace:
     """Runs the job that ``config`` describes.
 
     Args:
+        trainer: of `rept.preparation.build_trainer`; None: built.
         show_result: print the result's tables at the end.
         given: collaborators that take the place of what it would build, by the names of `rept.preparation.prepare`:
             ``model`` with ``tokenizer``, ``datamodule``, ``extractor``, ``selector``, ``scorer``.
@@ -103,21 +131,20 @@ def attribute(config: DictConfig, *, show_result: bool = True, **given: Any) -> 
         UsageError: a user's mistake, told before anything long has run wherever that is possible.
     """
     folder, stop = RunFolder(config.out), StopBetweenBatches()
-    trainer = build_trainer(config)
+    trainer = trainer or build_trainer(config)
     trainer.callbacks.append(stop)
     with stop.handlers(), over_nodes(trainer, stop, config.max_wait), folder.lock():
         job = prepare(config, trainer=trainer, **given)
         with end_together(trainer, folder.path, stop, config.max_wait):
             run(job)
-    result = Trace(folder.path)
-    if trainer.is_global_zero:
-        if config.report:
+        result = Trace(folder.path)
+        if trainer.is_global_zero and config.report:
             write_report(result)
-        if show_result:
-            show(result)
-            console.print()
-            page = " Open report.html to look at it." if config.report else ""
-            say(f"All of it is in {folder.path}.{page}")
+    if trainer.is_global_zero and show_result:
+        show(result)
+        console.print()
+        page = " Open report.html to look at it." if config.report else ""
+        say(f"All of it is in {folder.path}.{page}")
     return result
 
 

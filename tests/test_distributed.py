@@ -14,7 +14,7 @@ from rept.meeting import GO_ON
 from rept.pipeline import attribute, score
 from rept.results import Trace
 from rept.store import AttributionStore
-from tests.commands import finish, free_port, start
+from tests.commands import ROOT, finish, free_port, start
 
 DDP = ("trainer.devices=2", "trainer.strategy=ddp")
 SHARDS = "store.shard_rows=4"
@@ -80,6 +80,31 @@ def test_a_folder_in_use_ends_the_nodes_that_do_not_hold_the_lock(material, tmp_
     assert [code for code, _ in ended] == [1, 1], ended
     refused = f"{tmp_path / 'run'} is in use by another run; wait for it, or name another folder by out=."
     assert refused in ended[0][1].splitlines() and f"Rank 0: {refused}" in ended[1][1].splitlines()
+
+
+def test_a_script_may_trace_twice_with_two_processes(alone, material, tmp_path):
+    """Lightning starts the script again for the second rank, which follows the first from call to call."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import json
+from pathlib import Path
+import rept
+from rept.models import load_model, load_tokenizer
+
+model, tokenizer = load_model({str(material.model)!r}), load_tokenizer({str(material.model)!r})
+train, queries = ([json.loads(line) for line in Path(path).read_text().splitlines()]
+                  for path in ({str(material.train)!r}, {str(material.queries)!r}))
+same = dict(layers="fixed", layers__layers=[2], top_k=8, max_length=64, tokens__hits=1,
+            datamodule__tokens_per_batch=256, datamodule__window=16, trainer__devices=2, trainer__strategy="ddp",
+            trainer__accelerator="cpu")
+for name, scorer in (("first", "inner_product"), ("second", "cosine")):
+    rept.trace(model, tokenizer, train, queries, scorer=scorer, out=Path({str(tmp_path)!r}) / name, **same)
+""")
+    code, _, err = finish(str(script), PYTHONPATH=str(ROOT))
+    assert code == 0, err
+    first, second = (Trace(tmp_path / name).folder for name in ("first", "second"))
+    assert second.results.read_bytes() == alone.folder.results.read_bytes() != first.results.read_bytes()
+    assert second.tokens.read_bytes() == alone.folder.tokens.read_bytes()
 
 
 def test_fewer_rows_than_processes(material, tmp_path):

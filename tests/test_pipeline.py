@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import rept
 from extractors.residual_stream import ResidualStream
 from rept import oracle, pipeline, stages
 from rept.errors import UsageError
+from rept.models import load_model, load_tokenizer
 from rept.pipeline import attribute, score
 from rept.preparation import prepare
 from rept.results import Trace
@@ -278,6 +280,16 @@ def test_a_scorer_that_needs_what_is_not_extracted_is_told_before_the_model_is_l
     config = material.config(tmp_path, "extractor.fields=[representation]", "model.path=/no/such/model")
     with pytest.raises(UsageError, match="reads gradient, but ResidualStream gives only representation"):
         attribute(config)
+
+
+@pytest.mark.parametrize("mistake", [{"trainer__devices": 2, "trainer__strategy": "ddp"}, {"top_k": 0}])
+def test_a_trace_that_cannot_be_made_leaves_no_temporary_folder(material, tmp_path, monkeypatch, mistake):
+    """And several processes cannot share one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model, tokenizer = load_model(str(material.model)), load_tokenizer(str(material.model))
+    with pytest.raises(UsageError, match=r"out= to name a folder that all 2 processes share|top_k to be at least 1"):
+        rept.trace(model, tokenizer, material.rows, material.asked, trainer__accelerator="cpu", **mistake)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_trace_from_python_with_objects_and_words(material):
