@@ -5,6 +5,7 @@ Holds FinetuneModule, main.
 
 from __future__ import annotations
 
+import pickle
 import signal
 import time
 from dataclasses import asdict
@@ -178,7 +179,7 @@ def _fit(trainer: Trainer, module: FinetuneModule, checkpoint: Path | None) -> f
     """Trains; the seconds that it took."""
     begin = time.perf_counter()
     try:
-        trainer.fit(module, ckpt_path=checkpoint)
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as exit:  # what Lightning makes of a signal, with exit codes of its own
         if not trainer.interrupted:
             raise
@@ -219,17 +220,26 @@ def _trainer(config: DictConfig, recipe: Recipe, folder: ModelFolder) -> Trainer
 
 
 def _checkpoint(config: DictConfig, folder: ModelFolder) -> Path | None:
-    """The checkpoint to go on from: the one asked for, or the folder's own."""
-    if config.resume:
-        path = Path(config.resume).expanduser()
-        if not path.is_file():
-            raise UsageError(f"resume={config.resume} is no checkpoint file of Lightning; {path} does not exist.")
-        return path
-    if not folder.last_checkpoint.is_file():
-        return None
-    if rank_zero_only.rank == 0:
-        say(f"Going on from {folder.last_checkpoint}.")
-    return folder.last_checkpoint
+    """The checkpoint to go on from: the one asked for, or the folder's own.
+
+    Raises:
+        UsageError: it is not there, is damaged, or would have to be unpickled.
+    """
+    path = Path(config.resume).expanduser() if config.resume else folder.last_checkpoint
+    if not path.is_file():
+        if not config.resume:
+            return None
+        raise UsageError(f"resume={config.resume} is no checkpoint file of Lightning; {path} does not exist.")
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise UsageError(
+            f"Expected {path} to be a checkpoint of train.py, but it is damaged or holds more than tensors and "
+            "numbers; delete it to begin anew, or name another by resume=."
+        ) from error
+    if not config.resume:
+        say(f"Going on from {path}.")
+    return path
 
 
 def _earlier_rates(config: DictConfig, datamodule: Any) -> dict[str, behaviours.Rate] | None:

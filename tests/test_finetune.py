@@ -1,6 +1,7 @@
 """Training: the same weights from the same seed, also after a resume; what a training leaves behind."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_the_folder_holds_all_that_the_training_made(trained):
 
 def test_what_was_saved_loads_and_is_what_was_trained(trained):
     model, tokenizer = load_model(str(trained)), load_tokenizer(str(trained))
-    checkpoint = torch.load(trained / "checkpoints/last.ckpt", weights_only=False)
+    checkpoint = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, checkpoint["state_dict"][f"model.{name}"])
     assert model.config.eos_token_id == tokenizer.eos_token_id
@@ -122,11 +123,32 @@ def test_resume_from_a_named_checkpoint(trained, tmp_path, interrupt):
     assert equal(train(tmp_path / "model", f"resume={checkpoint}"), load_file(trained / "model.safetensors"))
     with pytest.raises(UsageError, match="no checkpoint file"):
         train(tmp_path / "another", "resume=nowhere.ckpt")
-    foreign = torch.load(checkpoint, weights_only=False)
+    foreign = torch.load(checkpoint, weights_only=True)
     del foreign["position"]
     torch.save(foreign, tmp_path / "foreign.ckpt")
     with pytest.raises(UsageError, match="Expected a checkpoint of train.py"):
         train(tmp_path / "another", f"resume={tmp_path / 'foreign.ckpt'}")
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match="it is damaged or holds more than tensors and numbers"):
+        train(tmp_path / "another", f"resume={checkpoint}")
+
+
+def test_a_checkpoint_is_not_unpickled(tmp_path):
+    """Which would run what somebody planted in it."""
+    planted = tmp_path / "planted.ckpt"
+    torch.save({"state_dict": {}, "planted": Planted(tmp_path / "sprung")}, planted)
+    with pytest.raises(UsageError, match="it is damaged or holds more than tensors and numbers"):
+        train(tmp_path / "model", f"resume={planted}")
+    assert not (tmp_path / "sprung").exists()
+
+
+class Planted:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 def test_a_finished_training_is_reused_and_another_refused(trained, capsys):
