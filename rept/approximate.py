@@ -65,9 +65,12 @@ class ApproximateIndex:
         self._note = path.with_suffix(".json")
         self._made_of = digest(store.fingerprint, *store.shard_names, str(self.keys), _describe(scorer))
 
-    def ready(self) -> bool:
-        """Whether the index is there and was made of this store for this scorer."""
-        return self._note.is_file() and read_json(self._note)["made_of"] == self._made_of
+    def ready(self, k: int) -> bool:
+        """Whether the index is there, made of this store for this scorer, and tried out with at least ``k`` hits."""
+        if not self._note.is_file():
+            return False
+        known = Description(**read_json(self._note))
+        return known.made_of == self._made_of and known.k >= self._most(k)
 
     def build(
         self, queries: Mapping[Key, Tensor], k: int, recall: float = 0.95, on_block: Callable[[int], None] | None = None
@@ -76,10 +79,11 @@ class ApproximateIndex:
 
         Args:
             queries: fields (Q D); evenly spaced ones of them are judged by.
-            k: hits of each.
+            k: hits of each; of fewer rows, all.
             recall: share of the exact hits that must be found.
         """
-        rows = len(self.store.attributed)
+        self._note.unlink(missing_ok=True)  # that of the file before: a killed build leaves no index, not a damaged one
+        rows, k = len(self.store.attributed), self._most(k)
         lists = max(1, int(math.sqrt(rows)))
         sample = self._sample(lists * PER_LIST / rows)
         quantizer = self._faiss.IndexFlatIP(sample.shape[1])
@@ -102,7 +106,8 @@ class ApproximateIndex:
         return made
 
     def search(self, queries: Mapping[Key, Tensor], k: int) -> Hits:
-        """The best rows of each query, nearly: ``recall`` of them, with scores to about 1e-3.
+        """The best rows of each query (k of them, or all there are), nearly: ``recall`` of them, with scores to about
+        1e-3.
 
         Raises:
             DamagedStore: the file is not the one that was written.
@@ -112,7 +117,7 @@ class ApproximateIndex:
             raise DamagedStore(self.path, "is damaged (its content does not have the digest beside it)")
         index = self._faiss.read_index(str(self.path), self._faiss.IO_FLAG_MMAP)
         index.nprobe = known.looked_into
-        return self._ask(index, queries, k)
+        return self._ask(index, queries, self._most(k))
 
     def vectors(self, fields: Mapping[Key, Tensor]) -> np.ndarray:
         """Rows (n D) whose inner products are the scores, averaged over sites and layers."""
@@ -132,8 +137,15 @@ class ApproximateIndex:
         step = max(1, int(1 / share))
         return np.concatenate([self.vectors(block.fields)[::step] for block in self.store.blocks(self.keys)])
 
+    def _most(self, k: int) -> int:
+        return min(k, len(self.store.attributed))
+
     def _ask(self, index: Any, queries: Mapping[Key, Tensor], k: int) -> Hits:
-        scores, rows = index.search(self.vectors(queries), k)
+        vectors = self.vectors(queries)
+        scores, rows = index.search(vectors, k)
+        while (rows < 0).any():  # FAISS's filling, where the lists it looked into hold fewer rows than k
+            index.nprobe = min(2 * index.nprobe, index.nlist)
+            scores, rows = index.search(vectors, k)
         return Hits(torch.from_numpy(rows), torch.from_numpy(scores))
 
     def _judge(self, index: Any, queries: Mapping[Key, Tensor], k: int, recall: float) -> tuple[int, float]:

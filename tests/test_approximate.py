@@ -59,17 +59,29 @@ def test_an_index_of_another_store_or_scorer_is_not_taken(store, tmp_path):
     asked = clustered(10, 1)
     path = tmp_path / "a.faiss"
     index = ApproximateIndex(path, store, Cosine(), list(asked))
-    assert not index.ready()
+    assert not index.ready(K)
     index.build(asked, K)
     other = make(tmp_path / "other", clustered(200, 3), shard_rows=400)
-    assert index.ready() and ApproximateIndex(path, store, Cosine(), list(asked)).ready()
-    assert not ApproximateIndex(path, store, InnerProduct(), list(asked)).ready()
-    assert not ApproximateIndex(path, other, Cosine(), list(asked)).ready()
+    assert index.ready(K) and ApproximateIndex(path, store, Cosine(), list(asked)).ready(K)
+    assert not ApproximateIndex(path, store, InnerProduct(), list(asked)).ready(K)
+    assert not ApproximateIndex(path, other, Cosine(), list(asked)).ready(K)
     with path.open("r+b") as stream:
         stream.seek(5000)
         stream.write(b"damage")
     with pytest.raises(DamagedStore):
         index.search(asked, K)
+
+
+def test_more_hits_than_it_was_tried_with_are_found_all_the_same(store, tmp_path):
+    asked = clustered(10, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), list(asked))
+    index.build(asked, 1)
+    assert index.ready(1) and not index.ready(ROWS // 2)
+    for k in (ROWS // 2, ROWS + 7):
+        rows = index.search(asked, k).row
+        assert rows.shape[1] == min(k, ROWS) and (rows >= 0).all()
+        assert all(len(set(found)) == len(found) for found in rows.tolist())
+    assert index.build(asked, ROWS + 7).k == ROWS and index.ready(ROWS + 9)
 
 
 def test_a_scorer_without_vectors_is_refused_in_a_sentence(store, tmp_path):
@@ -89,6 +101,9 @@ def test_the_command_writes_the_hits(material, tmp_path, capsys):
     assert len(near) == 3 * len(best) and Path(tmp_path / "near/config.yaml").is_file()
     run([str(tmp_path / "run"), f"out={tmp_path / 'again'}", "top_k=3"])
     assert capsys.readouterr().out.count("The index holds") == 1
+    run([str(tmp_path / "run"), f"out={tmp_path / 'all'}", "top_k=200"])
+    found = [json.loads(line)["row"] for line in (tmp_path / "all/results.jsonl").read_text().splitlines()]
+    assert len(found) == len(best) * exact.metrics["rows"]["attributed"] and min(found) >= 0
     with pytest.raises(UsageError, match="out=DIR"):
         run([str(tmp_path / "run")])
     trace = Trace(tmp_path / "near")

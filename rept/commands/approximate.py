@@ -7,8 +7,9 @@ USAGE = """
 python -m rept approximate RUN [scorer=cosine|inner_product] [top_k=N] out=DIR
 
 Finds each stored query's best training rows through an approximate index (extra `faiss`), and writes them into
-DIR/results.jsonl. The index is built where there is none, from the whole store, and kept in RUN. Measures and opponents
-need the whole ranking, so there are none here: python -m rept score ranks exactly. docs/scale.md says when it pays.
+DIR/results.jsonl. The index is built from the whole store, where there is none for so many hits, and kept in RUN.
+Measures and opponents need the whole ranking, so there are none here: python -m rept score ranks exactly. docs/scale.md
+says when it pays.
 
   python -m rept approximate runs/demo top_k=10 out=runs/demo-approximate
 """
@@ -40,7 +41,7 @@ def run(arguments: list[str]) -> None:
     scoring = Scoring(source, out, config, datamodule, build(config.scorer))
     asked = scoring.query.read(scoring.queries, scoring.query.keys)
     index = ApproximateIndex(source.path / "approximate.faiss", scoring.train, scoring.scorer, scoring.query.keys)
-    if not index.ready():
+    if not index.ready(config.top_k):
         with progress("Building the index", total=len(scoring.train.attributed), unit="rows") as advance:
             made = index.build(asked, config.top_k, on_block=advance)
         say(
