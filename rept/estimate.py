@@ -21,7 +21,7 @@ from rept.probe import choose_layers
 from rept.run_folder import peak_memory
 from rept.shards import unit_rows
 from rept.signature import Signature
-from rept.stages import Job, set_up
+from rept.stages import Job, fit_extractor, set_up
 from rept.writer import SHARD_BYTES
 
 PROBE_ROWS = 96  # timed rows: a few seconds on a laptop, and enough for a token's mean cost to settle
@@ -41,8 +41,9 @@ def estimate(config: DictConfig) -> dict[str, float]:
 
     Seconds come from a timed pass over evenly spaced rows on the device that the trainer would use, for each token of a
     batch, padding included; how many of those there are, from the lengths of evenly spaced rows, cut into batches as
-    the plan does it. Ranks share the rows, so their number divides the time. Answers that the model is still to give
-    are not in it, nor is reading the libraries and the model.
+    the plan does it. Ranks share the rows, so their number divides the time. An extractor that learns first does so
+    here too, and its seconds are among those of the extraction. Answers that the model is still to give are not in it,
+    nor is reading the libraries and the model.
 
     Raises:
         UsageError: what the run itself would be refused for.
@@ -53,6 +54,9 @@ def estimate(config: DictConfig) -> dict[str, float]:
     seconds: dict[str, float] = {}
     with _timed(seconds, "layers"):
         layers = choose_layers(job)[0].layers
+    with _timed(seconds, "fit"):
+        if job.learns:
+            fit_extractor(job)
     if job.datamodule.tokens_per_batch_auto:
         job.datamodule.tokens_per_batch = find_budget(job, layers)
     lengths = {side: job.datamodule.sample_lengths(side, LENGTHS) for side in ("train", "query")}
@@ -60,7 +64,7 @@ def estimate(config: DictConfig) -> dict[str, float]:
     cost = _time(job, layers)
     total = sum(rows.values())
     store = total * cost.row_bytes + SHARD_HEADER * (2 + total * cost.row_bytes // SHARD_BYTES)
-    seconds["extraction"] = cost.seconds * sum(padded.values()) / job.trainer.world_size
+    seconds["extraction"] = seconds["fit"] + cost.seconds * sum(padded.values()) / job.trainer.world_size
     # Each query's hits and the query itself run once more, every token of them scored.
     asked = min(config.tokens.hits, rows["train"]) * padded["train"] / rows["train"] * rows["query"] + padded["query"]
     scored = config.tokens.hits and hasattr(job.extractor, "tokens")

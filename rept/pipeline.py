@@ -30,7 +30,6 @@ from rept.run_folder import RunFolder, write_json
 from rept.scoring import Scoring
 from rept.stages import Job
 from rept.stopping import StopBetweenBatches
-from rept.store import AttributionStore
 from rept.token_scores import write_tokens
 from rept.tokens import choose_layer
 
@@ -162,19 +161,20 @@ def run(job: Job) -> None:
     with folder.stage("layers"):
         choice = stages.select_layers(job)
     layers = choice["layers"]
-    settle_budget(job, layers)
     marks |= stages.chosen(job, layers)
+    fingerprint.check(known, marks, str(folder.path))
+    if job.learns and not all(stages.whole(job, side) for side in ("train", "query")):
+        with folder.stage("fit extractor", keep=True):
+            stages.fit_extractor(job)
+    settle_budget(job, layers)  # tries the extractor out
+    marks["tokens_per_batch"] = job.datamodule.tokens_per_batch
     fingerprint.check(known, marks, str(folder.path))
     write_json(folder.layers, choice)
     folder.write_config(config)
     folder.describe(fingerprints=marks)
-    if job.learns:
-        with folder.stage("fit extractor", keep=True):
-            stages.fit_extractor(job)
     module = AttributionModule(job.model, job.extractor, layers)
     for side in ("query", "train"):
-        stored = not config.store.repair and AttributionStore.finished(folder.store, side)
-        with folder.stage(f"extract {side}", keep=stored):
+        with folder.stage(f"extract {side}", keep=stages.whole(job, side)):
             stages.extract(job, module, side, fingerprint.digest(str(marks)))
     stages.tell_trouble(job, module)
     with folder.stage("rank"):

@@ -181,19 +181,20 @@ def given(job: Job) -> dict[str, Any]:
 
 
 def chosen(job: Job, layers: Sequence[int]) -> dict[str, Any]:
-    """The rest of it: what the run itself has settled."""
-    return {
-        "answers": fingerprint.digest(str(sorted(job.datamodule.answers.items()))),
-        "layers": list(layers),
-        "tokens_per_batch": job.datamodule.tokens_per_batch,
-    }
+    """The rest of it: what the run itself has settled. The token budget is in it where it was given."""
+    answers = fingerprint.digest(str(sorted(job.datamodule.answers.items())))
+    budget = {} if job.datamodule.tokens_per_batch_auto else {"tokens_per_batch": job.datamodule.tokens_per_batch}
+    return {"answers": answers, "layers": list(layers)} | budget
+
+
+def whole(job: Job, side: Side) -> bool:
+    """Whether a side's signatures are all stored, and need not be looked through for damage."""
+    return not job.config.store.repair and AttributionStore.finished(job.folder.store, side)
 
 
 def fit_extractor(job: Job) -> None:
-    """Lets an extractor learn from training rows, unless all its signatures are stored."""
+    """Lets an extractor learn from drawn training rows."""
     wanted = job.extractor.fit_rows
-    if all(AttributionStore.finished(job.folder.store, side) for side in ("train", "query")):
-        return
     rows = probe_rows(job, len(job.datamodule.source("train")) if wanted is None else wanted)
     say(f"The extractor learns from {len(rows):,} training rows.")
     job.extractor.fit(job.model, list(training_batches(job, rows)))
