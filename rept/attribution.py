@@ -36,7 +36,7 @@ class AttributionModule(LightningModule):
         object.__setattr__(self, "model", model)
         self.extractor = extractor
         self.layers = list(layers)
-        self.underflowed = 0  # rows whose gradient is exactly 0 although their representation is not
+        self.underflowed = 0  # rows with a gradient that is exactly 0
         self.halvings = 0  # batches that did not fit on the device and were cut in two
         self._most_tokens = sys.maxsize  # of a batch, as far as the device has shown
 
@@ -56,7 +56,7 @@ class AttributionModule(LightningModule):
         lost = status == Status.NON_FINITE
         for block in signature.values():
             block[lost] = 0
-        self.underflowed += _underflowed(signature, ~lost)
+        self.underflowed += int((underflowed(signature, len(batch)) & ~lost).sum())
         return _with_set_aside(batch, status, signature)
 
     def extract_whole(self, batch: Batch) -> Signature:
@@ -101,13 +101,13 @@ def _finite(signature: Signature, rows: int) -> Tensor:
     return finite
 
 
-def _underflowed(signature: Signature, rows: Tensor) -> int:
-    """Rows with a block of gradients that is zero throughout: too small for the model's dtype."""
-    zero = torch.zeros_like(rows)
+def underflowed(signature: Signature, rows: int) -> Tensor:
+    """Which rows (B, bool) have a block of gradients that is zero throughout: too small for the model's dtype."""
+    zero = torch.zeros(rows, dtype=torch.bool)
     for key, block in signature.items():
-        if key.field == "gradient":
-            zero |= (block == 0).all(dim=-1)
-    return int((zero & rows).sum())
+        if key.field.startswith("gradient"):  # an extractor that reads several positions adds their names
+            zero |= (block == 0).all(dim=-1).cpu()
+    return zero
 
 
 def _with_set_aside(batch: Batch, status: Tensor, signature: dict[Key, Tensor]) -> Extraction:

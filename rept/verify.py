@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rept import oracle
+from rept.attribution import underflowed
 from rept.errors import UsageError
 from rept.placement import input_device
 from rept.signature import IGNORE, Batch, Key, Signature
@@ -70,10 +71,11 @@ def checks(
         _oracle(model, batch, signature, extractor.position) for batch, signature in zip(batches, fast, strict=True)
     ]
     padded = [extractor(model, _padded(batch), layers) for batch in batches]
+    underflow = sum(int(underflowed(one, len(batch)).sum()) for one, batch in zip(fast, batches, strict=True))
     found = [
         Check("batched path against the one-sample oracle", _worst(fast, slow), tolerance, _BATCH),
         Check("more padding on the right", _worst(fast, padded), tolerance, _BATCH),
-        Check("rows whose gradient underflows to 0", _underflow(fast), 0, "set model.dtype=float32 or bfloat16"),
+        Check("rows whose gradient underflows to 0", underflow, 0, "set model.dtype=float32 or bfloat16"),
     ]
     if any(len(batch) > 1 for batch in batches):
         single = [_one_by_one(model, extractor, batch, layers) for batch in batches]
@@ -164,11 +166,6 @@ def _worst(found: Sequence[Signature], expected: Sequence[Signature]) -> float:
             error = (block.double() - other[key].double()).norm(dim=1) / norm
             worst = torch.maximum(worst.to(error), error.max())
     return float(worst)
-
-
-def _underflow(found: Sequence[Signature]) -> float:
-    zero = [(block == 0).all(dim=1) for one in found for key, block in one.items() if key.field == "gradient"]
-    return float(torch.cat(zero).sum()) if zero else 0.0
 
 
 def _share(flags: Any) -> float:

@@ -106,11 +106,12 @@ def test_a_batch_for_other_ranks_sake_is_run_and_not_kept():
     assert ran == [len(tiny_batch())] * 2
 
 
-def test_gradients_of_exactly_zero_are_counted():
+@pytest.mark.parametrize("field", ["gradient", "gradient_last_prompt"])
+def test_gradients_of_exactly_zero_are_counted(field):
     def extractor(model, batch, layers):
         blocks = ResidualStream()(model, batch, layers)
         blocks[G][:2] = 0
-        return blocks
+        return {H: blocks[H], Key("residual_stream", 2, field): blocks[G]}
 
     module = module_of(extractor)
     module.predict_step(tiny_batch())

@@ -77,6 +77,21 @@ def test_a_model_with_nan_fails(parts):
     assert "batched path against the one-sample oracle" in failed(checks(*parts))
 
 
+class Underflowing(ResidualStream):
+    """Training row 3 has a gradient of 0 at every layer."""
+
+    def __call__(self, model, batch, layers):
+        blocks = super().__call__(model, batch, layers)
+        for key, block in blocks.items():
+            block[batch.row == 3] *= key.field != "gradient"
+        return blocks
+
+
+def test_a_row_whose_gradients_underflow_counts_once(parts):
+    (found,) = (check for check in checks(parts[0], Underflowing(), *parts[2:]) if "underflows" in check.name)
+    assert found.error == 1 and not found.passed
+
+
 def test_a_template_with_two_bos_is_caught(parts):
     module = parts[2]
     kind = templates.KINDS["llama_3"]
