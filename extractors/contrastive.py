@@ -19,7 +19,8 @@ class Contrastive(Extractor):
     """``s(model) - s(base)``, each field by itself, of any extractor that reads sites.
 
     A state holds what a text is about, which the base model, the one before fine-tuning, knew as well; what is left of
-    the difference is what the training added. Both are read on the same tokens.
+    the difference is what the training added. Both are read on the same tokens, and where parts of the model are named
+    (``model.blocks`` and the like), the base's have the same names.
 
     Both models are held at once, in the same dtype and whole on the same device (on each one, where the model itself is
     split over several): twice the memory, and twice the time. A LoRA model is its own base with the adapter switched
@@ -29,13 +30,14 @@ class Contrastive(Extractor):
     Args:
         base: folder or hub id of the base model; null: the model's own, without its adapter.
         extractor: what is read out of both models.
+        trust_remote_code: run code that comes with the base model.
 
     Raises:
         UsageError: the extractor reads no sites; when attached: no base model there, or one with another depth, width
             or vocabulary; when called: both models give the same.
     """
 
-    def __init__(self, base: str | None, extractor: SiteExtractor) -> None:
+    def __init__(self, base: str | None, extractor: SiteExtractor, trust_remote_code: bool = False) -> None:
         if not isinstance(extractor, SiteExtractor):
             raise UsageError(
                 f"extractor.extractor must be one that reads sites of the model, such as "
@@ -43,6 +45,7 @@ class Contrastive(Extractor):
             )
         self.base = base
         self.extractor = extractor
+        self.trust_remote_code = trust_remote_code
         self.fields = extractor.fields
         self._model: nn.Module | None = None  # the base model
 
@@ -54,9 +57,11 @@ class Contrastive(Extractor):
                     "model with an adapter brings its own."
                 )
             return
-        self._model = load_model(self.base, dtype=str(model.dtype).removeprefix("torch."))
+        trust = {"trust_remote_code": self.trust_remote_code}
+        self._model = load_model(self.base, dtype=str(model.dtype).removeprefix("torch."), **trust)
+        parts = Architecture.of(model)
         for what, of_model, of_base in (
-            ("layers", len(Architecture.of(model)), len(Architecture.of(self._model))),
+            ("layers", len(parts), len(Architecture.of(self._model, **parts.named))),
             ("numbers in a hidden state", _width(model), _width(self._model)),
         ):
             if of_model != of_base:
@@ -64,7 +69,7 @@ class Contrastive(Extractor):
                     f"extractor.base={self.base} is not the model before fine-tuning: it has {of_base} {what}, the "
                     f"model has {of_model}."
                 )
-        if load_tokenizer(self.base).get_vocab() != tokenizer.get_vocab():
+        if load_tokenizer(self.base, **trust).get_vocab() != tokenizer.get_vocab():
             raise UsageError(
                 f"extractor.base={self.base} has another vocabulary than the model, so it would read other tokens: "
                 "name the model that was fine-tuned, with its tokenizer."

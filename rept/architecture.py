@@ -5,7 +5,7 @@ Found by structure, so that any such model of Transformers will do; a short tabl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -47,8 +47,7 @@ class Architecture:
     blocks: tuple[nn.Module, ...]
     norm: nn.Module | None
     siblings: tuple[str, ...]  # what stands beside the blocks, for the message when no final norm is found there
-    attention: str | None = None  # dotted name below a block; None: by structure
-    mlp: str | None = None
+    named: Mapping[str, str | None]  # what the user named, by the parameters of `of`; the rest is found by structure
 
     @classmethod
     def of(
@@ -72,8 +71,8 @@ class Architecture:
             UsageError: the blocks cannot be told by structure, or a name leads nowhere. What lies deeper (final norm,
                 attention, MLP) is looked for when it is first asked for, so that it only stops those who need it.
         """
-        given = (blocks, final_norm, attention, mlp)
-        if model in _KNOWN and not any(given):
+        named = {"blocks": blocks, "final_norm": final_norm, "attention": attention, "mlp": mlp}
+        if model in _KNOWN and not any(named.values()):
             return _KNOWN[model]
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper adds two levels
         path = blocks or _find_blocks(base)
@@ -83,7 +82,7 @@ class Architecture:
         holder = base.get_submodule(path.rpartition(".")[0])
         norm = _submodule(base, final_norm, "model.final_norm") if final_norm else _find_norm(holder, path)
         siblings = tuple(name for name, _ in holder.named_children())
-        _KNOWN[model] = cls(tuple(found), norm, siblings, attention, mlp)
+        _KNOWN[model] = cls(tuple(found), norm, siblings, named)
         return _KNOWN[model]
 
     def __len__(self) -> int:
@@ -109,11 +108,11 @@ class Architecture:
 
     def attention_output(self, layer: int) -> nn.Module:
         """The module whose output attention adds to the stream, after the block's own post-norm where it has one."""
-        return self._part(layer, 1, self.attention, "attention", _ATTENTION)
+        return self._part(layer, 1, "attention", _ATTENTION)
 
     def mlp_output(self, layer: int) -> nn.Module:
         """The module whose output the MLP (or mixture of experts) adds to the stream, after its post-norm likewise."""
-        return self._part(layer, 2, self.mlp, "mlp", _MLP)
+        return self._part(layer, 2, "mlp", _MLP)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -124,10 +123,10 @@ class Architecture:
             )
         return self.norm
 
-    def _part(self, layer: int, column: int, given: str | None, setting: str, words: Sequence[str]) -> nn.Module:
+    def _part(self, layer: int, column: int, setting: str, words: Sequence[str]) -> nn.Module:
         block = self.blocks[self.layer(layer) - 1]
-        if given:
-            return _submodule(block, given, f"model.{setting}")
+        if self.named[setting]:
+            return _submodule(block, self.named[setting], f"model.{setting}")
         for row in _EXCEPTIONS:
             if all(_has(block, name) for name in row[0]):
                 return block.get_submodule(row[column])

@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from rept.config import build, compose
 from rept.console import say
 from rept.errors import UsageError
-from rept.models import load_tokenizer
 from rept.pipeline import attribute, rescore
 from rept.preparation import ensure_model, load_configured
 from rept.results import Trace
@@ -92,9 +91,8 @@ class _Shared:
         for side in ("train", "query"):
             if not len(datamodule.source(side)):  # told before the model is loaded
                 raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
-        path = ensure_model(config, datamodule)
-        tokenizer = load_tokenizer(path, config.model.adapter)
-        self._parts = {"model": load_configured(config, path), "tokenizer": tokenizer, "datamodule": datamodule}
+        tokenizer, model = load_configured(config, ensure_model(config, datamodule))
+        self._parts = {"model": model, "tokenizer": tokenizer, "datamodule": datamodule}
 
     def parts(self, config: DictConfig) -> dict[str, Any]:
         """Empty for a configuration with a model or data of its own."""

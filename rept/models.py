@@ -199,8 +199,8 @@ def _told(path: str, what: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if "custom code" in str(error):
             raise UsageError(
-                f"{path} brings code of its own, which runs only with model.trust_remote_code=true: read it before you "
-                "set that."
+                f"{path} brings code of its own, which runs only with model.trust_remote_code=true (for a base model "
+                "extractor.trust_remote_code=true): read it before you set that."
             ) from error
         raise UsageError(f"{path} holds no {what} that can be loaded: {_first_line(error)}.") from error
 

@@ -55,7 +55,7 @@ def prepare(
     if model is None:
         claim_device(trainer)
         path = ensure_model(config, datamodule, make_model)
-        tokenizer, model = load_tokenizer(path, config.model.adapter), load_configured(config, path)
+        tokenizer, model = load_configured(config, path)
     if config.tokens.hits and hasattr(extractor, "tokens"):
         check_layer(config.tokens.layer, len(Architecture.of(model)))
     datamodule.attach(tokenizer)
@@ -119,10 +119,11 @@ def ensure_model(config: DictConfig, datamodule: Any, make: bool = True) -> str:
     return datamodule.default_model
 
 
-def load_configured(config: DictConfig, path: str) -> Any:
-    """The model of ``config.model``, with its parts named where structure does not tell them."""
+def load_configured(config: DictConfig, path: str) -> tuple[Any, Any]:
+    """(tokenizer, model) of ``config.model``, its parts named where structure does not tell them."""
     options = OmegaConf.to_container(config.model)
     names = {part: options.pop(part) for part in ("blocks", "final_norm", "attention", "mlp")}
+    tokenizer = load_tokenizer(path, options["adapter"], options["trust_remote_code"])
     model = load_model(**options | {"path": path})
     Architecture.of(model, **names)
-    return model
+    return tokenizer, model

@@ -11,6 +11,7 @@ from extractors.contrastive import Contrastive
 from extractors.residual_stream import ResidualStream
 from extractors.text_length import TextLength
 from rept import oracle
+from rept.architecture import Architecture
 from rept.comparison import compare
 from rept.config import compose
 from rept.errors import UsageError
@@ -19,6 +20,7 @@ from rept.pipeline import attribute
 from rept.run_folder import read_json
 from rept.signature import Key
 from tests import templates
+from tests.test_preparation import with_own_tokenizer
 from tests.tiny import tiny_batch, tiny_model
 
 
@@ -73,10 +75,30 @@ def test_a_lora_model_is_its_own_base_without_the_adapter():
         torch.testing.assert_close(block, whole[key] - before[key])
 
 
+def test_code_of_the_base_s_own_runs_only_when_that_is_trusted(material, base_at, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    base = str(with_own_tokenizer(base_at(), tmp_path / "base"))
+    with pytest.raises(UsageError, match=r"extractor\.trust_remote_code=true"):
+        attached(material, base)
+    extractor = Contrastive(base, ResidualStream(), trust_remote_code=True)
+    extractor.attach(load_model(str(material.model)), load_tokenizer(str(material.model)))
+    assert extractor.content()
+
+
 def test_token_scores_are_read_from_the_fine_tuned_model(material, base_at):
     (model, extractor), batch = attached(material, base_at(), ["representation"]), tiny_batch()
     plain = ResidualStream().tokens(model, batch, [2])
     assert all(torch.equal(block, plain[key]) for key, block in extractor.tokens(model, batch, [2]).items())
+
+
+def test_parts_that_the_user_names_are_those_of_both_models(material, base_at):
+    model = load_model(str(material.model))
+    Architecture.of(model, blocks="model.layers", final_norm="model.layers.2", attention="mlp")
+    extractor = Contrastive(base_at(), ResidualStream())
+    extractor.attach(model, load_tokenizer(str(material.model)))
+    base = Architecture.of(extractor._model)
+    assert base.final_norm is extractor._model.model.layers[2]
+    assert base.attention_output(1) is extractor._model.model.layers[0].mlp
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
-"""What is checked before a run begins."""
+"""What a run is built from, and what is checked before it begins."""
 
 from __future__ import annotations
+
+import json
+import shutil
 
 import pytest
 
@@ -30,3 +33,22 @@ def test_what_is_in_its_range_or_not_used_is_taken(material, tmp_path, arguments
 
 def test_the_last_layer_is_recorded_by_its_number():
     assert choose_layer(-1, [2], depth=3) == 3 and choose_layer(2, [3], depth=3) == 2
+
+
+def with_own_tokenizer(model, folder):
+    """A copy of a model whose tokenizer's class lies beside it."""
+    shutil.copytree(model, folder)
+    (folder / "own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n\n\nclass Own(PreTrainedTokenizerFast): ...\n"
+    )
+    path = folder / "tokenizer_config.json"
+    told = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [None, "own.Own"]}, "tokenizer_class": "Own"}
+    path.write_text(json.dumps(told))
+    return folder
+
+
+def test_code_that_is_trusted_is_that_of_the_tokenizer_too(material, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = with_own_tokenizer(material.model, tmp_path / "model")
+    config = material.config(tmp_path / "run", f"model.path={model}", "model.trust_remote_code=true")
+    assert type(prepare(config).tokenizer).__name__ == "Own"
