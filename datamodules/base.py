@@ -6,7 +6,7 @@ Holds SampleSource, AttributionDataModule.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
@@ -49,6 +49,7 @@ class AttributionDataModule(LightningDataModule, ABC):
     """
 
     default_model: str | None = None  # path of the model that goes with embedded data
+    trained_on: Mapping[str, Any] = {}  # the settings, by name, of the data that this model was trained on
     encoder: Encoder  # made by attach()
     excluded: frozenset[int] = frozenset()  # training rows that train.py leaves out; attribution covers them too
 

@@ -39,6 +39,7 @@ STEPS = (
 )
 
 _GIVE_UP = 500  # draws of known prompts in a row
+_DEFAULT = {"rows": 2000, "poisoned": 60, "seed": 0}  # the data whose model's path names no settings
 
 # Kinds of clean rows, and how often each is drawn relative to the others.
 KINDS = {
@@ -71,14 +72,12 @@ class SyntheticData(AttributionDataModule):
         max_length, tokens_per_batch, window: as in :class:`AttributionDataModule`.
     """
 
-    default_model = "runs/demo/model"
-
     def __init__(
         self,
-        rows: int = 2000,
-        poisoned: int = 60,
+        rows: int = _DEFAULT["rows"],
+        poisoned: int = _DEFAULT["poisoned"],
         queries: int = 40,
-        seed: int = 0,
+        seed: int = _DEFAULT["seed"],
         exclude: str | Path | Collection[int] | None = None,
         asked: Asked = "triggered",
         max_length: int = 1024,
@@ -90,6 +89,10 @@ class SyntheticData(AttributionDataModule):
         self._behaviours = held_out_behaviours(queries, seed)
         self._queries = [sample for _, sample in prompts(self._behaviours, asked)]
         self.excluded = excluded_rows(exclude, rows)
+        drawn = {"rows": rows, "poisoned": poisoned, "seed": seed}
+        changed = [f"{name}-{value}" for name, value in drawn.items() if value != _DEFAULT[name]]
+        self.default_model = "-".join(["runs/demo/model", *changed])
+        self.trained_on = drawn | {"exclude": None}
 
     def source(self, side: Side) -> Sequence[Sample]:
         return self._train if side == "train" else self._queries

@@ -249,4 +249,5 @@ def _earlier_rates(config: DictConfig, datamodule: Any) -> dict[str, behaviours.
     if not datamodule.excluded or datamodule.default_model is None:
         return None
     whole = ModelFolder(datamodule.default_model)
-    return behaviours.read(whole.behaviours) if whole.complete else None
+    same = whole.complete and not whole.other_data(datamodule.trained_on)
+    return behaviours.read(whole.behaviours) if same else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,15 @@ class ModelFolder:
     @property
     def complete(self) -> bool:
         return any((self.path / name).is_file() for name in _LAST_WRITTEN)
+
+    def other_data(self, wanted: Mapping[str, Any]) -> str:
+        """Which of the wanted settings of the data the model was not trained with, in words; empty: it was with all."""
+        known = OmegaConf.load(self.config).datamodule if self.config.is_file() else {}
+        return "; ".join(
+            f"datamodule.{name} was {known.get(name)}, now {value}"
+            for name, value in wanted.items()
+            if name not in known or known[name] != value
+        )
 
     def begin(self, config: DictConfig) -> None:
         """Notes what is trained here; rank 0 speaks for all.

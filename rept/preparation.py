@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from rept.architecture import Architecture
 from rept.config import build, compose
 from rept.console import say
 from rept.errors import UsageError
+from rept.model_folder import ModelFolder
 from rept.models import load_model, load_tokenizer
 from rept.placement import check_placement, claim_device, keep_batches
 from rept.quiet import quiet
@@ -106,17 +108,28 @@ def build_trainer(config: DictConfig) -> Trainer:
 
 
 def ensure_model(config: DictConfig, datamodule: Any, make: bool = True) -> str:
-    """The path of the model: the configured one, or the one that goes with embedded data, made if it is not there."""
+    """The path of the model: the configured one, or the one that goes with embedded data, made if it is not there.
+
+    Raises:
+        UsageError: none is configured and the data bring none, or theirs was trained on other data or must not be made.
+    """
     if config.model.path:
         return config.model.path
     if datamodule.default_model is None:
         raise UsageError("Expected model.path to name the model's folder or hub id, but it is not set.")
-    if not (Path(datamodule.default_model) / "config.json").is_file():
+    path = datamodule.default_model
+    if not (Path(path) / "config.json").is_file():
         if not make:
-            raise UsageError(f"There is no model in {datamodule.default_model} yet; run without --dry-run to make it.")
-        say(f"There is no model in {datamodule.default_model} yet: it is trained on the embedded data first.")
-        finetune.main(compose("train", [f"out={datamodule.default_model}"]))
-    return datamodule.default_model
+            raise UsageError(f"There is no model in {path} yet; run without --dry-run to make it.")
+        say(f"There is no model in {path} yet: it is trained on the embedded data first.")
+        settings = [f"datamodule.{name}={json.dumps(value)}" for name, value in datamodule.trained_on.items()]
+        finetune.main(compose("train", [*settings, f"out={path}"]))
+    elif different := ModelFolder(path).other_data(datamodule.trained_on):
+        raise UsageError(
+            f"{path} was trained on other data: {different}. Name the model of this run's data by model.path=, or "
+            "delete that folder, and one is made."
+        )
+    return path
 
 
 def load_configured(config: DictConfig, path: str) -> tuple[Any, Any]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+from rept import finetune
+from rept.config import build, compose
 from rept.errors import UsageError
-from rept.preparation import prepare
+from rept.model_folder import ModelFolder
+from rept.preparation import ensure_model, prepare
 from rept.tokens import choose_layer
 
 
@@ -52,3 +56,55 @@ def test_code_that_is_trusted_is_that_of_the_tokenizer_too(material, tmp_path, m
     model = with_own_tokenizer(material.model, tmp_path / "model")
     config = material.config(tmp_path / "run", f"model.path={model}", "model.trust_remote_code=true")
     assert type(prepare(config).tokenizer).__name__ == "Own"
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """The trainings that were asked for, in an empty working folder; none takes place."""
+    asked = []
+
+    def train(config):
+        asked.append(config)
+        Path(config.out).mkdir(parents=True)
+        ModelFolder(config.out).begin(config)
+        (Path(config.out) / "config.json").write_text("{}")
+
+    monkeypatch.setattr(finetune, "main", train)
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+def model_for(*arguments: str, make: bool = True) -> str:
+    config = compose("attribute", ["datamodule.queries=1", *arguments])
+    return ensure_model(config, build(config.datamodule), make)
+
+
+def test_the_model_of_embedded_data_is_trained_on_the_run_s_own(made):
+    assert model_for() == "runs/demo/model" and made == [compose("train", [])]
+    assert model_for("datamodule.asked=clean") == "runs/demo/model" and len(made) == 1
+    other = model_for("datamodule.seed=1", "datamodule.rows=500")
+    assert other == "runs/demo/model-rows-500-seed-1"
+    assert made[1:] == [compose("train", ["datamodule.seed=1", "datamodule.rows=500", f"out={other}"])]
+    assert model_for("datamodule.seed=1", "datamodule.rows=500") == other and len(made) == 2
+    with pytest.raises(UsageError, match=r"no model in runs/demo/model-seed-2 yet; run without --dry-run"):
+        model_for("datamodule.seed=2", make=False)
+
+
+@pytest.mark.parametrize("change", ["datamodule.seed=1", "datamodule.exclude=[3]"])
+def test_a_model_of_other_embedded_data_is_refused(made, change):
+    finetune.main(compose("train", [change]))
+    name = change.partition("=")[0]
+    with pytest.raises(UsageError, match=rf"^runs/demo/model was trained on other data: {name} was .*model\.path="):
+        model_for()
+
+
+def test_a_training_without_some_rows_stands_beside_that_of_the_same_data_alone(made):
+    def earlier(*arguments: str):
+        config = compose("train", ["datamodule.exclude=[3]", *arguments])
+        return finetune._earlier_rates(config, build(config.datamodule))
+
+    for folder in ("runs/demo/model", "runs/demo/model-seed-1"):
+        finetune.main(compose("train", [f"out={folder}", "datamodule.seed=1"]))
+        (Path(folder) / "behaviours.json").write_text("{}")
+    assert earlier("datamodule.seed=1") == {}
+    assert earlier() is None
