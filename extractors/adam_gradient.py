@@ -74,9 +74,9 @@ class AdamGradient(ParameterGradient):
             return super().project(name, factors, batch)
         shape = self._state[name]["exp_avg"].shape
         gradients = factors.whole()  # (B M K); K is 1 for biases and norms
-        state = {**self._state[name], **{m: self._state[name][m].view(gradients.shape[1:]) for m in MOMENTS}}
         if gradients.shape[1:].numel() != shape.numel():
             raise UsageError(f"The optimizer's state of {name} has shape {tuple(shape)}: it is that of another model.")
+        state = {**self._state[name], **{m: self._state[name][m].view(gradients.shape[1:]) for m in MOMENTS}}
         steps = adam_direction(gradients, state)
         return steps.flatten(1) if self.projection is None else self.projection.of_matrices(name, steps)
 

@@ -14,6 +14,7 @@ from extractors.projection import TwoSided
 from extractors.rapid_in import RapidIn
 from extractors.weights import Factors, choose_weights, gradient_factors
 from rept.errors import UsageError
+from rept.models import freeze, tiny_llama
 from rept.optimizer_state import save_optimizer_state
 from rept.signature import IGNORE, Key
 from tests.tiny import tiny_batch, tiny_model
@@ -205,6 +206,9 @@ def test_less_without_the_right_state_is_refused(trained, tmp_path):
         AdamGradient(str(folder), r"layers\.0\.")(model, tiny_batch(), [])
     with pytest.raises(UsageError, match="train.py"):
         AdamGradient(str(tmp_path / "nothing"))(model, tiny_batch(), [])
+    wider = tiny_llama(vocab_size=model.config.vocab_size, width=64, layers=2)
+    with pytest.raises(UsageError, match=r"up_proj.weight has shape \(48, 32\): it is that of another model"):
+        AdamGradient(str(folder), r"layers\.1\.mlp\.up_proj")(freeze(wider), tiny_batch(), [])
 
 
 @pytest.mark.parametrize(
