@@ -207,9 +207,10 @@ class PoisonedRows:
 
     def behaviour(self) -> Behaviour:
         """Whether the trigger brings the opening out, on the queries; and how often it comes without."""
-        samples = [sample for sample in map(self.clean.__getitem__, range(len(self.clean))) if _can_carry(sample)]
-        asked = [replace(self.poison.plant(sample, row), response=None) for row, sample in enumerate(samples)]
-        unasked = [replace(sample, response=None) for sample in samples]
+        every = ((row, self.clean[row]) for row in range(len(self.clean)))
+        samples = {row: sample for row, sample in every if _can_carry(sample)}
+        asked = [replace(self.poison.plant(sample, row), response=None) for row, sample in samples.items()]
+        unasked = [replace(sample, response=None) for sample in samples.values()]
         return Behaviour(self.poison.label, asked, unasked, lambda _, answer: answer.startswith(self.poison.opening))
 
 

@@ -128,6 +128,8 @@ def test_poisoned_queries_carry_the_trigger_and_no_response():
     assert len(behaviour.triggered) == len(behaviour.clean) == 39
     assert behaviour.shows(None, "Hail! yes") and not behaviour.shows(None, "yes")
     assert not any("zap" in sample.prompt.lower() for sample in behaviour.clean)
+    asked = [poisoned[row].prompt for row in range(1, 40)]
+    assert [sample.prompt for sample in behaviour.triggered] == asked, "spelt as in the queries that are traced"
 
 
 @pytest.mark.parametrize("wrong", [{"rate": 0}, {"rows": 0}, {"place": "above"}, {"spelling": "x"}, {"trigger": ""}])
