@@ -135,7 +135,7 @@ class _Writer:
     def _config(self) -> dict[str, Any]:
         return {
             "model": {"path": "models/tiny", "adapter": None},
-            "datamodule": {"_target_": "datamodules.instructions.InstructionData", "train": "a.jsonl"},
+            "datamodule": {"_target_": "datamodules.instructions.InstructionData", "train": "a.jsonl", "exclude": None},
             "extractor": {"_target_": "extractors.residual_stream.ResidualStream", "position": "last_prompt"},
             "layers": {"_target_": "extractors.layers.PhaseTransition", "n": 16},
             "scorer": {"_target_": "scorers.cosine.Cosine"},

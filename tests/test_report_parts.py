@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rept.report import charts, series
+from rept.report import charts, overview, series
 from rept.report.findings import Findings
 from rept.report.folding import fold
+from rept.report.page import render
 from rept.report.shading import excerpt, level, scale, shaded, strongest_words
 from rept.report.wording import chips, clip, count, number
 from rept.results import Hit, TokenScores, Trace
@@ -156,3 +157,25 @@ def test_charts_are_well_formed_and_mark_what_was_chosen() -> None:
 
 def test_an_unknown_group_is_no_group() -> None:
     assert fold([replace(_hit(1, "same"), group=None), _hit(2, "same")]) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"_target_": "datamodules.synthetic.SyntheticData", "exclude": None}, ""),
+        (
+            {"_target_": "datamodules.instructions.InstructionData", "train": "a.jsonl", "exclude": None},
+            "datamodule=instructions datamodule.train=a.jsonl ",
+        ),
+        ({"_target_": "datamodules.date_lm.DateLM", "exclude": None}, "datamodule=date_lm "),
+        ({"_target_": "datamodules.hard_cases.HardCases"}, None),
+    ],
+)
+def test_the_command_to_train_again_names_the_data_and_is_left_out_where_these_are_always_whole(
+    data: dict, words: str | None, tmp_path: Path
+) -> None:
+    trace = Trace(write_run(tmp_path / "run"))
+    trace.config.datamodule = data
+    rest = f"datamodule.exclude=culprits.json compare_with=models/tiny out={tmp_path / 'run'}-without"
+    assert overview.retraining(trace) == ("" if words is None else f"python train.py {words}{rest}")
+    assert ("python train.py" in render(trace)) == (words is not None)

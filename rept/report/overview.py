@@ -92,11 +92,14 @@ def facts(trace: Trace) -> list[tuple[str, str | list[str]]]:
 
 
 def retraining(trace: Trace) -> str:
-    """The command that trains again without the marked rows, as far as the run knows how its model was made."""
+    """The command that trains again without the marked rows, as far as the run knows how its model was made; empty
+    where its data cannot leave rows out."""
     data, model = trace.config.get("datamodule") or {}, trace.config.get("model") or {}
+    if "exclude" not in data:
+        return ""
     name = _name(data)
-    words = [f"{key}={data[key]}" for key in ("train", "queries") if data.get(key)]
-    given = [f"datamodule={name}", *(f"datamodule.{word}" for word in words)] if words else []
+    given = [f"datamodule={name}"] if name != "synthetic" else []  # which is what train.py reads if nothing is said
+    given += [f"datamodule.{key}={data[key]}" for key in ("train", "queries") if data.get(key)]
     trained = model.get("adapter") or model.get("path")
     compared = [f"compare_with={trained}"] if trained else []
     exclude = "datamodule.exclude=culprits.json"
