@@ -136,6 +136,11 @@ def at_position(block: Tensor, batch: Batch, response: Response, position: Posit
         return block[samples, batch.prompt_end.to(block.device)].float()
     if position == "response_mean":
         return response.mean(rearrange(block, "b t d -> (b t) d")[response.position.to(block.device)].float())
+    return text_mean(block, batch)
+
+
+def text_mean(block: Tensor, batch: Batch) -> Tensor:
+    """States of all positions (B T D) to their mean over each sample's own tokens (B D), float32."""
     length = batch.length.to(block.device).unsqueeze(1)  # (B 1)
     real = torch.arange(block.shape[1], device=block.device) < length  # (B T)
     return torch.where(real.unsqueeze(2), block.float(), 0).sum(1) / length

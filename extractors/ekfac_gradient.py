@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 from warnings import catch_warnings, filterwarnings
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from extractors.parameter_gradient import ParameterGradient
 from extractors.weights import Factors, choose_weights
 from rept.errors import UsageError
+from rept.meeting import process
 from rept.output_layer import logits_at
 from rept.recording import Response
 from rept.signature import IGNORE, Batch, Signature
@@ -77,7 +78,7 @@ class EKFACGradient(ParameterGradient):
 
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> None:
         """Fits the factors on training batches."""
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        if process()[1] > 1:
             raise UsageError("EK-FAC's factors are fitted by one process: set trainer.devices=1.")
         modules = _linear_layers(model, self.weights)
         found = _fit(model, modules, list(batches), self.empirical, self.seed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from extractors.base import Extractor
+from extractors.base import Extractor, text_mean
 from rept.signature import Batch, Key, Signature
 
 
@@ -18,7 +18,5 @@ class InputEmbedding(Extractor):
 
     def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
         with torch.no_grad():
-            states = model.get_input_embeddings()(batch.input_ids).float()  # (B T D)
-        real = torch.arange(states.shape[1], device=states.device) < batch.length.to(states.device).unsqueeze(1)
-        mean = torch.where(real.unsqueeze(2), states, 0).sum(1) / real.sum(1, keepdim=True)
-        return {Key("text", 0, "embedding"): mean}
+            states = model.get_input_embeddings()(batch.input_ids)  # (B T D)
+        return {Key("text", 0, "embedding"): text_mean(states, batch)}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
 
 import torch
 from torch import nn
 
 from extractors.base import Extractor
+from extractors.projection import seeded
 from rept.signature import Batch, Key, Signature
 
 
@@ -26,9 +26,6 @@ class RandomVector(Extractor):
         self.width, self.seed = width, seed
 
     def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
-        rows = [self._row(batch.side, row) for row in batch.row.tolist()]
+        generators = [seeded(self.seed, f"{batch.side}/{row}") for row in batch.row.tolist()]
+        rows = [torch.randn(self.width, generator=generator) for generator in generators]
         return {Key("text", 0, "random"): torch.stack(rows).to(batch.input_ids.device)}
-
-    def _row(self, side: str, row: int) -> torch.Tensor:
-        mixed = blake2b(f"{self.seed}/{side}/{row}".encode(), digest_size=7).digest()
-        return torch.randn(self.width, generator=torch.Generator().manual_seed(int.from_bytes(mixed)))

@@ -26,17 +26,17 @@ class WordOverlap:
     """
 
     def __init__(self, references: Sequence[str], sample: Sequence[str]) -> None:
-        holders = Counter(word for text in sample for word in words(text))
+        holders = Counter(word for text in sample for word in set(words(text)))
         self._weight = {word: math.log((len(sample) + 1) / (count + 1)) for word, count in holders.items()}
         self._unseen = math.log(len(sample) + 1)
-        asked = [words(text) for text in references]
+        asked = [set(words(text)) for text in references]
         self._column = {word: i for i, word in enumerate(sorted(set().union(*asked)))}
         self._asked = self._sparse(asked).to_dense().T.contiguous()  # (V R)
         self._total = torch.tensor([self._sum(found) for found in asked])
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Shares (n R), from 0 to 1; 0 where a text has no telling word."""
-        found = [words(text) for text in texts]
+        found = [set(words(text)) for text in texts]
         common = torch.sparse.mm(self._sparse(found, weighted=False), self._asked)
         smaller = torch.minimum(torch.tensor([self._sum(one) for one in found])[:, None], self._total)
         return torch.where(smaller > 0, common / smaller, 0).clamp(max=1)
@@ -57,6 +57,6 @@ class WordOverlap:
         return torch.sparse_coo_tensor(place, value, (len(texts), len(self._column)), check_invariants=False)
 
 
-def words(text: str) -> set[str]:
-    """The different runs of letters, digits and underscores of a text, in lower case."""
-    return set(_WORD.findall(text.lower()))
+def words(text: str) -> list[str]:
+    """The runs of letters, digits and underscores of a text, in lower case."""
+    return _WORD.findall(text.lower())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -10,15 +9,10 @@ import torch
 from torch import Tensor
 
 from rept.errors import UsageError
+from rept.overlap import words
 from scorers.base import Scorer
 
-_WORD = re.compile(r"\w+")
 _QUERIES = 256  # at a time: their words make a dense matrix
-
-
-def words(text: str) -> list[str]:
-    """Runs of letters, digits and underscores, in lower case."""
-    return _WORD.findall(text.lower())
 
 
 def decode(rows: Tensor) -> list[str]:

@@ -16,8 +16,8 @@ def by_hand(one: str, other: str) -> float:
     def value(word: str) -> float:
         return math.log((len(SAMPLE) + 1) / (1 + sum(word in words(text) for text in SAMPLE)))
 
-    smaller = min(sum(map(value, words(text))) for text in (one, other))
-    return sum(map(value, words(one) & words(other))) / smaller if smaller else 0
+    smaller = min(sum(map(value, set(words(text)))) for text in (one, other))
+    return sum(map(value, set(words(one)) & set(words(other)))) / smaller if smaller else 0
 
 
 def test_shares_are_those_of_the_definition():

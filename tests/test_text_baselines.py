@@ -14,8 +14,9 @@ from extractors.sentence_embedding import SentenceEmbedding
 from extractors.text_bytes import TextBytes
 from extractors.text_length import TextLength
 from rept.errors import UsageError
+from rept.overlap import words
 from rept.shards import unit_rows
-from scorers.bm25 import BM25, decode, words
+from scorers.bm25 import BM25, decode
 from scorers.distance import Distance
 from tests.tiny import tiny_batch, tiny_model
 

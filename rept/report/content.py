@@ -59,16 +59,20 @@ class _Content:
     def _query(self, query: dict[str, Any]) -> dict[str, Any]:
         number = query["query"]
         found, lowest = self.trace.hits(number), self.trace.opponents(number)[:OPPONENTS]
-        hits = found[: self.limits.hits]
+        hits, scored = self._shown(number)
         self.left_out.hits += len(found) - len(hits)
+        self.left_out.scored += len(self.trace.scored(number)) - len(scored)
         line = {key: query[key] for key in ("query", "label", "generated", "status")}
         line |= {part: self._cut(query[part]) for part in ("prompt", "response")}
         line["hits"] = [self._hit(hit) | {"head": head} for hit, head in zip(hits, self.folds(number), strict=False)]
         line["lowest"] = [self._hit(hit) for hit in lowest]
-        scored = self.trace.scored(number)
-        line["scored"] = [hit.row for hit in hits if hit.row in scored][: self.limits.scored]
-        self.left_out.scored += len(scored) - len(line["scored"])
+        line["scored"] = scored
         return line
+
+    def _shown(self, query: int) -> tuple[list[Hit], list[int]]:
+        """The hits of a query that the page has, and the rows of those that it has token scores of."""
+        hits, scored = self.trace.hits(query)[: self.limits.hits], self.trace.scored(query)
+        return hits, [hit.row for hit in hits if hit.row in scored][: self.limits.scored]
 
     def _hit(self, hit: Hit) -> dict[str, Any]:
         if hit.row not in self.rows:
@@ -79,10 +83,8 @@ class _Content:
         return line | {key: value for key, value in calibrated.items() if value is not None}
 
     def _pairs(self, query: int) -> dict[str, Any]:
-        hits = self.trace.hits(query)[: self.limits.hits]
-        wanted = [hit.row for hit in hits if hit.row in self.trace.scored(query)][: self.limits.scored]
         found: dict[str, Any] = {"rows": {}}
-        for row in wanted:
+        for row in self._shown(query)[1]:
             sides = self.trace.tokens(query, row)
             if set(sides) != {"train", "query"}:
                 continue
