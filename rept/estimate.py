@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ from rept.writer import SHARD_BYTES
 
 PROBE_ROWS = 96  # timed rows: a few seconds on a laptop, and enough for a token's mean cost to settle
 LENGTHS = 2048  # rows whose tokens are counted
-SHARD_HEADER = 11_000  # bytes of the HDF5 structure of a shard and of an index together, as measured for two blocks
+# Bytes of HDF5's structure and of the listing, for each shard and besides for each side, as measured for two blocks.
+SHARD_HEADER, SIDE_HEADER = 4_100, 6_500
 
 
 class Cost(NamedTuple):
@@ -63,7 +65,8 @@ def estimate(config: DictConfig) -> dict[str, float]:
     padded = {side: padded_tokens(lengths[side], job.datamodule) * rows[side] for side in rows}  # in all
     cost = _time(job, layers)
     total = sum(rows.values())
-    store = total * cost.row_bytes + SHARD_HEADER * (2 + total * cost.row_bytes // SHARD_BYTES)
+    shards = sum(_shards(job, rows[side], padded[side], cost) for side in rows)
+    store = total * cost.row_bytes + SHARD_HEADER * shards + SIDE_HEADER * len(rows)
     seconds["extraction"] = seconds["fit"] + cost.seconds * sum(padded.values()) / job.trainer.world_size
     # Each query's hits and the query itself run once more, every token of them scored.
     asked = min(config.tokens.hits, rows["train"]) * padded["train"] / rows["train"] * rows["query"] + padded["query"]
@@ -77,6 +80,7 @@ def estimate(config: DictConfig) -> dict[str, float]:
         "tokens": sum(float(lengths[side].mean()) * rows[side] for side in rows),
         "tokens of a batch": job.datamodule.tokens_per_batch,
         "bytes of the store": store,
+        "bytes on the disk while labelled rows are ranked": rows["train"] * (8 + 4 * rows["query"]),
         "seconds of extraction": seconds["extraction"],
         "seconds of the probe and the token scores": seconds["layers"] + seconds["tokens"],
         "peak memory in bytes": _peak(job, cost, total),
@@ -125,6 +129,13 @@ def _time(job: Job, layers: Sequence[int]) -> Cost:
     size = {"float16": 2, "float32": 4}[job.config.store.dtype]
     # Unit rows and norms; the row's number, its status, and both once more with its position in the index.
     return Cost(seconds / max(1, tokens), sum(block.shape[1] * size + 4 for block in signature.values()) + 9 + 17)
+
+
+def _shards(job: Job, rows: int, padded: float, cost: Cost) -> int:
+    """Of one side: they end with a batch, and each rank closes its last one when it is through."""
+    in_batch = rows * job.datamodule.tokens_per_batch / max(1, padded)
+    whole = max(job.config.store.shard_rows or SHARD_BYTES / cost.row_bytes, in_batch)
+    return max(math.ceil(rows / whole), min(job.trainer.world_size, rows))
 
 
 def _peak(job: Job, cost: Cost, rows: int) -> float:

@@ -120,3 +120,17 @@ def test_the_command_refuses_what_does_not_rank(material, tmp_path, argument, to
     RunFolder(tmp_path / "run").write_config(base)
     with pytest.raises(UsageError, match=told):
         run([str(tmp_path / "run"), argument, f"out={tmp_path / 'near'}"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_leaves_the_index_before(store, tmp_path):
+    asked = clustered(10, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), list(asked))
+    index.build(asked, K)
+    whole = index.path.read_bytes()
+
+    partial = tmp_path / ".a.faiss.partial"
+    partial.symlink_to("/dev/full")
+    with pytest.raises(UsageError, match="Expected to write .*a.faiss, but got: No space left on device; make room"):
+        index.build(asked, K)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.faiss"} and index.path.read_bytes() == whole

@@ -42,7 +42,8 @@ def run(arguments: list[str]) -> None:
     asked = scoring.query.read(scoring.queries, scoring.query.keys)
     index = ApproximateIndex(source.path / "approximate.faiss", scoring.train, scoring.scorer, scoring.query.keys)
     if not index.ready(config.top_k):
-        with progress("Building the index", total=len(scoring.train.attributed), unit="rows") as advance:
+        rows = len(scoring.train.attributed)
+        with source.lock(), progress("Building the index", total=rows, unit="rows") as advance:
             made = index.build(asked, config.top_k, on_block=advance)
         say(
             f"The index holds {made.bytes / 1e6:,.0f} MB; looking into {made.looked_into:,} of its {made.lists:,} "
