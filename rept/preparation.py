@@ -120,7 +120,7 @@ def ensure_model(config: DictConfig, datamodule: Any, make: bool = True) -> str:
     path = datamodule.default_model
     if not (Path(path) / "config.json").is_file():
         if not make:
-            raise UsageError(f"There is no model in {path} yet; run without --dry-run to make it.")
+            raise UsageError(f"There is no model in {path} yet: a run of attribute.py with these settings makes it.")
         say(f"There is no model in {path} yet: it is trained on the embedded data first.")
         settings = [f"datamodule.{name}={json.dumps(value)}" for name, value in datamodule.trained_on.items()]
         finetune.main(compose("train", [*settings, f"out={path}"]))

@@ -86,7 +86,7 @@ def test_the_model_of_embedded_data_is_trained_on_the_run_s_own(made):
     assert other == "runs/demo/model-rows-500-seed-1"
     assert made[1:] == [compose("train", ["datamodule.seed=1", "datamodule.rows=500", f"out={other}"])]
     assert model_for("datamodule.seed=1", "datamodule.rows=500") == other and len(made) == 2
-    with pytest.raises(UsageError, match=r"no model in runs/demo/model-seed-2 yet; run without --dry-run"):
+    with pytest.raises(UsageError, match=r"no model in runs/demo/model-seed-2 yet: a run of attribute.py"):
         model_for("datamodule.seed=2", make=False)
 
 
