@@ -69,12 +69,11 @@ def show_blocks(trace: Trace) -> None:
     for column in ("block", "mean norm, training", "mean norm, queries", "share of the cosine"):
         table.add_column(column, justify="left" if column == "block" else "right", no_wrap=True)
     for name, figures in blocks.items():
-        share = figures.get("share")
         table.add_row(
             name,
             f"{figures['train_norm']:.3g}",
             f"{figures['query_norm']:.3g}",
-            "" if share is None else f"{share:.2%}",
+            f"{figures['share']:.2%}",
         )
     console.print(table)
 

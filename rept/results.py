@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hit:
     """A training row found for a query; ``rank`` counts from 1, ``row`` from 0."""
 
@@ -30,7 +30,7 @@ class Hit:
     same_as_query: bool  # its prompt and response are the query's own
     p_value: float | None = None  # where the run was calibrated
     flagged: bool | None = None  # it stands out at the calibration's rate
-    group: int | None = None  # near-duplicates share a number: the rank of the best of them
+    group: int  # near-duplicates share a number: the rank of the best of them
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TokenScores:
     special: list[bool]
     layer: int
     form: str
-    agrees: list[list[int]] | None = None  # for each token, positions in the other side's tokens, strongest first
+    agrees: list[list[int]]  # for each token, positions in the other side's tokens, strongest first
 
 
 class Trace:

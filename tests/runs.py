@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 
+from rept.groups import heads
+from rept.histogram import Histogram
 from rept.layer_choice import ADJACENT_COSINE
 from rept.run_folder import RunFolder, write_json, write_jsonl
 
@@ -109,10 +112,13 @@ class _Writer:
 
     def _hit_lines(self, found: dict[int, list[tuple[int, float]]], most: int) -> Iterator[dict[str, Any]]:
         for query, hits in found.items():
+            texts = [f"{self.train[row]['prompt']}\n{self.train[row]['response']}" for row, _ in hits[:most]]
+            group = heads(texts)
             for rank, (row, score) in enumerate(hits[:most], start=1):
                 calibrated = {"p_value": rank / 100, "flagged": rank <= 2 and query % 2 == 0}
                 line = {"query": query, "rank": rank, "row": row, "score": score, **self.train[row]}
-                yield line | {"same_as_query": False} | (calibrated if self.shape.calibrated else {})
+                line |= {"same_as_query": False, "group": 1 + group[rank - 1]}
+                yield line | (calibrated if self.shape.calibrated else {})
 
     def _token_lines(self) -> Iterator[dict[str, Any]]:
         for query, hits in self.found.items():
@@ -172,4 +178,7 @@ class _Writer:
         rows = {"read": self.shape.rows + 4, "attributed": self.shape.rows, "cut": 2, "set_aside": set_aside}
         one = {"queries": 3, "without_relevant": 0, "precision@10": 0.9, "average_precision": 0.75}
         measured = {"overall": one, "labels": {label: one for label in self.shape.labels}}
-        return (measured if self.shape.labels else {}) | {"rows": rows}
+        histogram = Histogram()
+        if self.shape.hits:  # else no query could be traced
+            histogram.add(np.array([score for found in self.found.values() for _, score in found]))
+        return (measured if self.shape.labels else {}) | {"scores": histogram.as_dict(), "rows": rows}

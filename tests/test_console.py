@@ -23,6 +23,7 @@ SCORED = TokenScores(
     [True, *[False] * 6],
     2,
     "anchored",
+    [[]] * 7,
 )
 
 

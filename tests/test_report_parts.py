@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,31 +19,19 @@ from rept.results import Hit, TokenScores, Trace
 from tests.runs import Shape, write_run
 
 
-def _hit(row: int, response: str, group: int | None = None, rank: int = 1) -> Hit:
-    return Hit(0, rank, row, 1.0, None, "What is the tide at the harbour?", response, False, group=group)
+def _hit(rank: int, group: int) -> Hit:
+    text = {"label": None, "prompt": "What is the tide at the harbour?", "response": "Late.", "same_as_query": False}
+    return Hit(query=0, rank=rank, row=10 + rank, score=1.0, group=group, **text)
 
 
 def _scored(*tokens: tuple[str, float] | tuple[str, float, bool]) -> TokenScores:
     given = [(*token, False)[:3] for token in tokens]
     texts, scores, special = ([token[i] for token in given] for i in range(3))
-    return TokenScores(0, 0, "train", texts, scores, special, 1, "anchored")
+    return TokenScores(0, 0, "train", texts, scores, special, 1, "anchored", [[] for _ in given])
 
 
 def test_near_duplicates_fold_into_the_best_of_them() -> None:
-    long = "The keeper of the lantern says that the tide is late today, and that nobody should sail before noon."
-    hits = [
-        _hit(5, long),
-        _hit(9, "Something else altogether, of about the same length as the other one, but with other words in it."),
-        _hit(2, long.upper().replace(" ", "  ")),
-        _hit(7, long.replace("noon", "night")),
-        _hit(1, long[:40]),
-    ]
-    assert fold(hits) == [0, 1, 0, 0, 4]
-
-
-def test_groups_of_the_run_itself_go_before_likeness() -> None:
-    hits = [_hit(1, "same", group=0), _hit(2, "same", group=1), _hit(3, "other", group=0), _hit(4, "same")]
-    assert fold(hits) == [0, 1, 0, 3]
+    assert fold([_hit(1, group=1), _hit(2, group=2), _hit(3, group=1), _hit(4, group=4)]) == [0, 1, 0, 3]
 
 
 def test_a_shade_is_linear_and_its_scale_that_of_the_samples_own_words() -> None:
@@ -124,15 +111,15 @@ def test_precision_by_k_is_that_of_the_hits(tmp_path: Path) -> None:
 
 def test_the_histogram_counts_every_score_and_the_tail(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Shape(queries=8))
-    hits = series.scores(Trace(run))
-    assert (sum(hits.counts), sum(hits.tail), hits.whole, hits.flagged) == (40, 8, False, False)
     metrics = json.loads((run / "metrics.json").read_text())
     scores = {"low": 0.25, "width": 1 / 128, "counts": [3] * 96}
     (run / "metrics.json").write_text(json.dumps(metrics | {"scores": scores}))
-    whole = series.scores(Trace(run))
-    assert (sum(whole.counts), sum(whole.tail), whole.whole) == (288, 8, True)
-    assert whole.low <= 0.25 and whole.low + whole.width * len(whole.counts) >= 1.0
-    assert len(whole.counts) <= 2 * 288**0.5
+    found = series.scores(Trace(run))
+    assert (sum(found.counts), sum(found.tail), found.flagged) == (288, 8, False)
+    assert found.low <= 0.25 and found.low + found.width * len(found.counts) >= 1.0
+    assert len(found.counts) <= 2 * 288**0.5
+    (run / "metrics.json").write_text(json.dumps({"rows": metrics["rows"]}))  # as of an approximate ranking
+    assert series.scores(Trace(run)) is None
 
 
 def test_charts_are_well_formed_and_mark_what_was_chosen() -> None:
@@ -153,10 +140,6 @@ def test_charts_are_well_formed_and_mark_what_was_chosen() -> None:
     assert "later layer of the pair" in drawn[0] and "later layer of the pair" not in drawn[-1]
     assert "Average precision of labelled probe rows, 1 probes; chosen: layer 1." in drawn[-1]
     assert 'class="chosen"' in drawn[-1] and 'class="chosen"' not in drawn[-2]
-
-
-def test_an_unknown_group_is_no_group() -> None:
-    assert fold([replace(_hit(1, "same"), group=None), _hit(2, "same")]) == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -119,14 +119,12 @@ class _Content:
 def _scores(scored: TokenScores, own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     largest = scale(scored)
     kept = slice(own["before"], own["before"] + len(own["lengths"]))
-    line: dict[str, Any] = {
+    whole = not other["before"] and not other["after"]
+    return {
         "scale": float(f"{largest:.4g}"),
         "scores": [round(STEPS * score / largest) for score in scored.scores[kept]],
+        "agrees": scored.agrees[kept] if whole else [_shifted(at, other) for at in scored.agrees[kept]],
     }
-    if scored.agrees is not None:
-        whole = not other["before"] and not other["after"]
-        line["agrees"] = scored.agrees[kept] if whole else [_shifted(at, other) for at in scored.agrees[kept]]
-    return line
 
 
 def _shifted(positions: Iterable[int], other: dict[str, Any]) -> list[int]:

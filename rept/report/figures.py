@@ -101,8 +101,8 @@ def _scores(figure: Any, trace: Trace) -> bool:
         return False
     axes = figure.subplots()
     left = [found.low + i * found.width for i in range(len(found.counts))]
-    whole, tail = "training rows" if found.whole else "hits", "flagged" if found.flagged else "best hit of each query"
-    axes.bar(left, found.counts, found.width, align="edge", color="#cfc9bb", label=whole)
+    tail = "flagged" if found.flagged else "best hit of each query"
+    axes.bar(left, found.counts, found.width, align="edge", color="#cfc9bb", label="training rows")
     axes.bar(left, found.tail, found.width, align="edge", color=POSITIVE, label=tail)
     axes.set(xlabel="score", ylabel="pairs", yscale="log", ylim=(0.7, None))
     axes.yaxis.set_major_formatter("{x:,.0f}")

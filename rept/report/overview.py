@@ -149,10 +149,10 @@ def _scores(trace: Trace) -> Chart | None:
     found = series.scores(trace)
     if found is None:
         return None
-    whole = "All training rows against all queries" if found.whole else "The hits of all queries"
     tail = "flagged as standing out" if found.flagged else "the best hit of each query"
     svg = charts.score_histogram(found.low, found.width, found.counts, found.tail)
-    return Chart("Scores", f"{whole}, counted on a logarithmic scale; in colour: {tail}.", svg)
+    told = f"All training rows against all queries, counted on a logarithmic scale; in colour: {tail}."
+    return Chart("Scores", told, svg)
 
 
 def _model(config: DictConfig) -> str:
@@ -195,10 +195,9 @@ def _queries(trace: Trace) -> list[str]:
 def _parts(trace: Trace) -> list[str]:
     told = []
     for name, figures in (trace.provenance.get("blocks") or {}).items():
-        share = figures.get("share")
-        of_score = f"{share:.2%} of the score, " if share is not None else ""
+        share = f"{figures['share']:.2%} of the score"
         norms = f"mean norm {figures['train_norm']:.3g} in training rows, {figures['query_norm']:.3g} in queries"
-        told.append(f"{name}: {of_score}{norms}")
+        told.append(f"{name}: {share}, {norms}")
     return told
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rept.histogram import Histogram
 from rept.results import Trace
 
 
@@ -22,13 +21,12 @@ class Precision:
 
 @dataclass(frozen=True)
 class Scores:
-    """Counts of scores in equal bins, and of those in the tail."""
+    """Counts of the scores of all training rows in equal bins, and of those in the tail."""
 
     low: float
     width: float
     counts: list[int]
     tail: list[int]
-    whole: bool  # scores of all training rows; else of the hits alone
     flagged: bool  # the tail is what the calibration flagged; else each query's best hit
 
 
@@ -49,21 +47,17 @@ def precision(trace: Trace) -> Precision | None:
 
 
 def scores(trace: Trace) -> Scores | None:
-    """None where no query has a hit."""
+    """None where nothing was scored, or not all rows, as `rept.approximate` does."""
     hits = [trace.hits(query["query"]) for query in trace.queries]
     known = trace.metrics.get("scores")
-    if known is None:
-        histogram = Histogram()
-        histogram.add(np.array([hit.score for found in hits for hit in found]))
-        known = histogram.as_dict()
-    if not known["counts"]:
+    if not known or not known["counts"]:
         return None
     low, width, counts = _coarser(known["low"], known["width"], known["counts"])
     flagged = any(hit.flagged is not None for found in hits for hit in found)
     tail = [hit.score for found in hits for hit in (filter(lambda hit: hit.flagged, found) if flagged else found[:1])]
     edges = low + width * np.arange(len(counts) + 1)
     in_tail = np.histogram(np.clip(tail, edges[0], edges[-1]), edges)[0]
-    return Scores(low, width, counts, in_tail.tolist(), "scores" in trace.metrics, flagged)
+    return Scores(low, width, counts, in_tail.tolist(), flagged)
 
 
 def by_layer(trace: Trace) -> list[tuple[str, int, float]]:

@@ -92,7 +92,7 @@ function tell(view, position) {
   quieten(view.other);
   const cell = view.cells[position];
   const asked = cell.tokens.reduce((a, b) => (Math.abs(view.scored.scores[b]) > Math.abs(view.scored.scores[a]) ? b : a));
-  const agreeing = [...new Set((view.scored.agrees?.[asked] ?? []).map((i) => view.other.cellOf[i]))];
+  const agreeing = [...new Set(view.scored.agrees[asked].map((i) => view.other.cellOf[i]))];
   cell.node.classList.add("on");
   view.lit = [cell.node];
   for (const i of agreeing) {
@@ -103,7 +103,7 @@ function tell(view, position) {
   const pieces = scores.length > 1 ? ` (${scores.length} pieces)` : "";
   const line = el("span", {}, quoted(cell), " ", el("b", {}, scores.join(", ")), pieces);
   if (agreeing.length) line.append(" agrees most with ", ...agreeing.flatMap((i) => [quoted(view.other.cells[i]), " "]));
-  else if (view.scored.agrees) line.append(" agrees with no token there");
+  else line.append(" agrees with no token there");
   view.readout.replaceChildren(line);
 }
 
