@@ -32,6 +32,7 @@ from datamodules.instructions import InstructionData
 from extractors.residual_stream import ResidualStream
 from extractors.several_sites import SeveralSites
 from rept import stages
+from rept.architecture import Architecture
 from rept.attribution import AttributionModule
 from rept.config import compose
 from rept.preparation import prepare
@@ -89,7 +90,7 @@ def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory() as scratch:
         job = _job(options, Path(scratch))
-        model, layer, depth = job.model, options.layer, job.depth
+        model, layer, depth = job.model, options.layer, len(Architecture.of(job.model))
         batches = list(job.datamodule.loader("train"))
         some = batches[::FEWER]
         few = [batch.select(range(0, len(batch), FEWER)) for batch in batches]

@@ -32,8 +32,8 @@ class DeepestDrops:
         self.probe_rows = n
         self.k = k
 
-    def __call__(self, model: nn.Module, probe: Batch | Iterable[Batch]) -> LayerChoice:
-        curves = adjacent_cosine(model, [probe] if isinstance(probe, Batch) else probe)
+    def __call__(self, model: nn.Module, probe: Iterable[Batch]) -> LayerChoice:
+        curves = adjacent_cosine(model, probe)
         curve = curves.mean(0)
         candidates = curve[:-1]  # the last pair ends in the final norm
         layers = sorted((candidates.argsort(stable=True)[: self.k] + 2).tolist()) or [len(curve) + 1]

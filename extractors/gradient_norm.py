@@ -33,13 +33,12 @@ class GradientNorm:
             raise UsageError(f"layers.n must be at least 1, not {n}.")
         self.probe_rows = n
 
-    def __call__(self, model: nn.Module, probe: Batch | Iterable[Batch]) -> LayerChoice:
+    def __call__(self, model: nn.Module, probe: Iterable[Batch]) -> LayerChoice:
         layers = range(1, len(Architecture.of(model)) + 1)
         read = ResidualStream(fields=("gradient",))
-        batches = [probe] if isinstance(probe, Batch) else probe
         norms = [
             torch.stack([block.norm(dim=1).cpu() for block in read(model, batch, layers).values()], dim=1)  # (B L)
-            for batch in batches
+            for batch in probe
             if len(batch)
         ]
         if not norms:

@@ -42,13 +42,11 @@ class LabelledProbe:
         self.probe_rows = n
         self._read = ResidualStream(fields=("representation",), position=position)
 
-    def __call__(
-        self, model: nn.Module, probe: Batch | Iterable[Batch], labels: Mapping[int, str | None]
-    ) -> LayerChoice:
+    def __call__(self, model: nn.Module, probe: Iterable[Batch], labels: Mapping[int, str | None]) -> LayerChoice:
         layers = range(1, len(Architecture.of(model)) + 1)
         states: list[Tensor] = []
         rows: list[int] = []
-        for batch in [probe] if isinstance(probe, Batch) else probe:
+        for batch in probe:
             if len(batch):
                 states.append(torch.stack(list(self._read(model, batch, layers).values())).cpu())  # (L B D)
                 rows += batch.row.tolist()

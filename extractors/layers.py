@@ -37,8 +37,8 @@ class PhaseTransition:
         self.probe_rows = n
         self.tolerance = tolerance
 
-    def __call__(self, model: nn.Module, probe: Batch | Iterable[Batch]) -> LayerChoice:
-        curves = adjacent_cosine(model, [probe] if isinstance(probe, Batch) else probe)
+    def __call__(self, model: nn.Module, probe: Iterable[Batch]) -> LayerChoice:
+        curves = adjacent_cosine(model, probe)
         curve = curves.mean(0)
         candidates = curve[:-1]  # the last pair ends in the final norm
         seen = {"curve": curve.tolist(), "probes": curves.tolist()}
@@ -78,7 +78,7 @@ class LastLayer:
 
     probe_rows = 0
 
-    def __call__(self, model: nn.Module, probe: Batch | Iterable[Batch] = ()) -> LayerChoice:
+    def __call__(self, model: nn.Module, probe: Iterable[Batch] = ()) -> LayerChoice:
         return LayerChoice([len(Architecture.of(model))], "The last layer, as asked.")
 
 
@@ -96,7 +96,7 @@ class FixedLayers:
             raise UsageError("layers.layers is empty: name at least one layer, such as layers.layers=[4].")
         self.layers = list(layers)
 
-    def __call__(self, model: nn.Module, probe: Batch | Iterable[Batch] = ()) -> LayerChoice:
+    def __call__(self, model: nn.Module, probe: Iterable[Batch] = ()) -> LayerChoice:
         architecture = Architecture.of(model)
         numbers = dict.fromkeys(architecture.layer(layer) for layer in self.layers)  # each once, in the order given
         return LayerChoice(list(numbers), "As given.")
@@ -119,7 +119,7 @@ class FractionOfDepth:
             raise UsageError(f"layers.fraction must lie between 0 and 1, not {fraction}.")
         self.fraction = fraction
 
-    def __call__(self, model: nn.Module, probe: Batch | Iterable[Batch] = ()) -> LayerChoice:
+    def __call__(self, model: nn.Module, probe: Iterable[Batch] = ()) -> LayerChoice:
         depth = len(Architecture.of(model))
         return LayerChoice([max(1, round(self.fraction * depth))], f"{self.fraction:g} of {depth} layers, rounded.")
 
@@ -129,5 +129,5 @@ class EveryLayer:
 
     probe_rows = 0
 
-    def __call__(self, model: nn.Module, probe: Batch | Iterable[Batch] = ()) -> LayerChoice:
+    def __call__(self, model: nn.Module, probe: Iterable[Batch] = ()) -> LayerChoice:
         return LayerChoice(list(range(1, len(Architecture.of(model)) + 1)), "All layers, as asked.")

@@ -41,8 +41,8 @@ class StablePhaseTransition:
         self.probe_rows = n
         self.tolerance, self.samples, self.coverage, self.seed = tolerance, samples, coverage, seed
 
-    def __call__(self, model: nn.Module, probe: Batch | Iterable[Batch]) -> LayerChoice:
-        curves = adjacent_cosine(model, [probe] if isinstance(probe, Batch) else probe)
+    def __call__(self, model: nn.Module, probe: Iterable[Batch]) -> LayerChoice:
+        curves = adjacent_cosine(model, probe)
         votes = self._votes(curves)  # (samples)
         count = votes.bincount()
         layer = int(count.argmax())

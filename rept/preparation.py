@@ -17,6 +17,7 @@ from rept.architecture import Architecture
 from rept.config import build, compose
 from rept.console import say
 from rept.errors import UsageError
+from rept.layer_choice import LayerSelector
 from rept.model_folder import ModelFolder
 from rept.models import load_model, load_tokenizer
 from rept.placement import check_placement, claim_device, keep_batches
@@ -36,7 +37,7 @@ def prepare(
     tokenizer: Any = None,
     datamodule: Any = None,
     extractor: Any = None,
-    selector: Any = None,
+    selector: LayerSelector | None = None,
     scorer: Any = None,
     make_model: bool = True,
     sides: Sequence[Side] = ("train", "query"),

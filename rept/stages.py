@@ -19,6 +19,7 @@ from rept.budget import known_budget
 from rept.console import say
 from rept.generation import greedy_answers
 from rept.index import shard_paths
+from rept.layer_choice import LayerSelector
 from rept.meeting import any_rank, joining, meet
 from rept.placement import place, splits
 from rept.probe import choose_layers, probe_rows, training_batches
@@ -41,12 +42,8 @@ class Job:
     datamodule: Any  # AttributionDataModule, tokenizer attached
     extractor: Any
     scorer: Any
-    selector: Any  # layer strategy
+    selector: LayerSelector
     trainer: Trainer
-
-    @property
-    def depth(self) -> int:
-        return self.model.config.get_text_config().num_hidden_layers
 
     @property
     def learns(self) -> bool:

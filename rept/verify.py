@@ -91,7 +91,7 @@ def template_checks(datamodule: Any, rows: Sequence[int]) -> list[Check]:
     samples = [datamodule.sample("train", row) for row in rows]
     bos = [encoder.leading_bos(sample) for sample in samples]
     encoded = [encoder(sample) for sample in samples]
-    mask = [_mask_fails(encoder, sample, one) for sample, one in zip(samples, encoded, strict=True)]
+    mask = [_mask_fails(sample, one) for sample, one in zip(samples, encoded, strict=True)]
     prefix = [
         encoder.prompt(sample) != one.input_ids[: one.prompt_length]
         for sample, one in zip(samples, encoded, strict=True)
@@ -126,7 +126,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _mask_fails(encoder: Any, sample: Any, encoded: Any) -> bool:
+def _mask_fails(sample: Any, encoded: Any) -> bool:
     start = encoded.pieces[encoded.prompt_length][0]
     response = sample.response.strip()
     shown = encoded.text[start:].strip()

@@ -24,7 +24,7 @@ def curves_are(monkeypatch):
 
 
 def chosen(strategy):
-    return strategy(nn.Module(), tiny_batch())
+    return strategy(nn.Module(), [tiny_batch()])
 
 
 def test_all_votes_for_one_clear_drop(curves_are):

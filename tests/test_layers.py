@@ -31,7 +31,7 @@ def test_curve_is_the_oracles_for_each_sample() -> None:
 
 def test_the_later_layer_of_the_deepest_drop_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     curves_of(monkeypatch, [0.9, 0.5, 0.8, 0.1], [0.9, 0.6, 0.5, 0.1], [0.9, 0.4, 0.8, 0.1])
-    choice = PhaseTransition()(nn.Module(), tiny_batch())
+    choice = PhaseTransition()(nn.Module(), [tiny_batch()])
     assert choice.layers == [3]  # layers 2 to 3; the pair 4 to 5 is lower, but ends in the final norm
     assert choice.curve == pytest.approx([0.9, 0.5, 0.7, 0.1])
     assert choice.agreement == pytest.approx(2 / 3)
@@ -42,7 +42,7 @@ def test_the_later_layer_of_the_deepest_drop_is_chosen(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("curve", [[0.9, 0.895, 0.9, 0.1], [0.2, 0.9], [0.5], []])
 def test_without_a_clear_minimum_the_last_layer_and_a_reason(monkeypatch: pytest.MonkeyPatch, curve: list) -> None:
     curves_of(monkeypatch, curve)
-    choice = PhaseTransition()(nn.Module(), tiny_batch())
+    choice = PhaseTransition()(nn.Module(), [tiny_batch()])
     assert choice.layers == [len(curve) + 1]
     assert "last layer" in choice.reason
     assert choice.agreement is None
@@ -50,7 +50,7 @@ def test_without_a_clear_minimum_the_last_layer_and_a_reason(monkeypatch: pytest
 
 def test_tolerance_is_the_range_that_counts_as_clear(monkeypatch: pytest.MonkeyPatch) -> None:
     curves_of(monkeypatch, [0.9, 0.895, 0.9, 0.1])
-    assert PhaseTransition(tolerance=0.001)(nn.Module(), tiny_batch()).layers == [3]
+    assert PhaseTransition(tolerance=0.001)(nn.Module(), [tiny_batch()]).layers == [3]
 
 
 def test_an_empty_probe_is_told() -> None:
@@ -96,6 +96,6 @@ def test_curve_equals_the_official_implementations() -> None:
     rows = official["row"][:16].tolist()
     samples = [Sample(({"role": "user", "content": data[r]["prompts"]},), data[r]["response"]) for r in rows]
     encoded = [(row, sample, encoder(sample)) for row, sample in zip(rows, samples, strict=True)]
-    choice = PhaseTransition()(load_model(path), collate(encoded, "train", encoder.pad_id))
+    choice = PhaseTransition()(load_model(path), [collate(encoded, "train", encoder.pad_id)])
     numpy.testing.assert_allclose(choice.probes, official["adjacent_cosine"], atol=1e-5)
     assert choice.layers == [5]
