@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -177,14 +178,13 @@ def test_a_site_of_ones_own_is_a_class_of_a_few_lines() -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the official implementation's signatures are not beside the project")
 def test_signatures_equal_the_official_implementations() -> None:
-    numpy = pytest.importorskip("numpy")
     from datasets import load_from_disk
 
     from datamodules.samples import Encoder, Sample, collate
     from rept.models import load_model, load_tokenizer
 
     path = str(SHARED / "models" / "alpaca-backdoor-5m")
-    official = numpy.load(SHARED / "reference" / "official_signatures.npz")
+    official = np.load(SHARED / "reference" / "official_signatures.npz")
     encoder = Encoder(load_tokenizer(path), max_length=512)
     data, model, layers = load_from_disk(str(SHARED / "data" / "backdoor")), load_model(path), (2, 4, 6)
     rows = official["row"].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -84,18 +85,17 @@ def test_what_cannot_be_is_told(make, message: str) -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the official implementation's curve is not beside the project")
 def test_curve_equals_the_official_implementations() -> None:
-    numpy = pytest.importorskip("numpy")
     from datasets import load_from_disk
 
     from datamodules.samples import Encoder, Sample, collate
     from rept.models import load_model, load_tokenizer
 
     path = str(SHARED / "models" / "alpaca-backdoor-5m")
-    official = numpy.load(SHARED / "reference" / "official_signatures.npz")
+    official = np.load(SHARED / "reference" / "official_signatures.npz")
     data, encoder = load_from_disk(str(SHARED / "data" / "backdoor")), Encoder(load_tokenizer(path), max_length=512)
     rows = official["row"][:16].tolist()
     samples = [Sample(({"role": "user", "content": data[r]["prompts"]},), data[r]["response"]) for r in rows]
     encoded = [(row, sample, encoder(sample)) for row, sample in zip(rows, samples, strict=True)]
     choice = PhaseTransition()(load_model(path), [collate(encoded, "train", encoder.pad_id)])
-    numpy.testing.assert_allclose(choice.probes, official["adjacent_cosine"], atol=1e-5)
+    np.testing.assert_allclose(choice.probes, official["adjacent_cosine"], atol=1e-5)
     assert choice.layers == [5]
