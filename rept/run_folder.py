@@ -1,4 +1,4 @@
-"""RunFolder: every file of a run has its name and its writer here; the schema stands in the README."""
+"""RunFolder: the names of a run's files, and how they are written; what is in them stands in the README."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RunFolder:
     """The folder of one run.
 
     Only rank 0 writes the files named here; the store's shards are written by every rank. A file appears under its name
-    whole: it is written beside it and renamed.
+    whole: it is written beside it and renamed (the figures, which can be made anew, are not).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -40,6 +40,8 @@ class RunFolder:
         self.tokens = self.path / "tokens.jsonl"
         self.metrics = self.path / "metrics.json"
         self.report = self.path / "report.html"
+        self.figures = self.path / "figures"
+        self.approximate = self.path / "approximate.faiss"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -87,6 +87,6 @@ def test_the_call_from_python_works(material):
 
 def test_the_run_folder_is_described_file_by_file():
     block = next(text for _, text in BLOCKS if "provenance.json" in text)
-    described = set(re.findall(r"^([\w.]+?)/? {2,}", block, re.M))
+    described = set(re.findall(r"^([\w.-]+?)/? {2,}", block, re.M))
     named = {value.name for value in vars(RunFolder("x")).values() if hasattr(value, "name")} - {"x"}
-    assert described == named - {"opponents.jsonl"}
+    assert described == named | {RunFolder("x").alone("SITE", "LAYER").name}

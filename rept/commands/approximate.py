@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> None:
     datamodule.answers.update(known_answers(source))
     scoring = Scoring(source, out, config, datamodule, build(config.scorer))
     asked = scoring.query.read(scoring.queries, scoring.query.keys)
-    index = ApproximateIndex(source.path / "approximate.faiss", scoring.train, scoring.scorer, scoring.query.keys)
+    index = ApproximateIndex(source.approximate, scoring.train, scoring.scorer, scoring.query.keys)
     if not index.ready(config.top_k):
         rows = len(scoring.train.attributed)
         with source.lock(), progress("Building the index", total=rows, unit="rows") as advance:

@@ -41,7 +41,7 @@ def write_figures(trace: Trace) -> list[Path]:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise UsageError("The figures need matplotlib: pip install -e '.[figures]'.") from None
-    folder = trace.folder.path / "figures"
+    folder = trace.folder.figures
     folder.mkdir(exist_ok=True)
     written = []
     draws: dict[str, Callable[[Any, Trace], bool]] = {
