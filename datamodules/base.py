@@ -16,6 +16,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules.samples import Encoded, Encoder, Sample, collate
+from rept.batches import cut
 from rept.behaviours import Behaviour
 from rept.dealing import Deal
 from rept.errors import UsageError
@@ -175,14 +176,9 @@ class AttributionDataModule(LightningDataModule, ABC):
         set_aside = [(row, status) for row, _, status in together if isinstance(status, Status)]
         ordered = [entry for entry in together if isinstance(entry[2], Encoded)]
         ordered.sort(key=lambda entry: (len(entry[2].input_ids), entry[0]))
-        groups: list[list[Any]] = [[]]
-        for entry in ordered:
-            # Ascending lengths: the newcomer is the longest of its batch.
-            if groups[-1] and (len(groups[-1]) + 1) * len(entry[2].input_ids) > self.tokens_per_batch:
-                groups.append([])
-            groups[-1].append(entry)
+        groups = cut([len(encoded.input_ids) for _, _, encoded in ordered], self.tokens_per_batch)
         pad = self.encoder.pad_id
-        return [collate(group, side, pad, set_aside if i == 0 else ()) for i, group in enumerate(groups)]
+        return [collate(ordered[group], side, pad, () if i else set_aside) for i, group in enumerate(groups)]
 
 
 class _Stream(IterableDataset):

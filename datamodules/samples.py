@@ -21,8 +21,9 @@ import torch
 from datamodules.checks import content_of, is_text, prompt_problem, response_problem
 from datamodules.offsets import Tokens
 from datamodules.template import ChatTemplate, Rendered
+from rept.batches import padded
 from rept.errors import UsageError
-from rept.signature import IGNORE, Batch, Side, Status
+from rept.signature import Batch, Side, Status
 
 
 @dataclass(frozen=True)
@@ -199,13 +200,7 @@ def collate(
     set_aside: Iterable[tuple[int, Status]] = (),
 ) -> Batch:
     """A batch of encoded samples, padded on the right to the longest; B and T are 0 where there are none."""
-    longest = max((len(encoded.input_ids) for _, _, encoded in rows), default=0)
-    input_ids = torch.full((len(rows), longest), pad_id)  # (B T)
-    labels = torch.full((len(rows), longest), IGNORE)  # (B T)
-    for i, (_, _, encoded) in enumerate(rows):
-        ids = torch.tensor(encoded.input_ids)
-        input_ids[i, : len(ids)] = ids
-        labels[i, encoded.prompt_length : len(ids)] = ids[encoded.prompt_length :]
+    input_ids, labels = padded([(torch.tensor(e.input_ids), e.prompt_length) for _, _, e in rows], pad_id)
     return Batch(
         input_ids=input_ids,
         labels=labels,

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from rept.attribution import AttributionModule
+from rept.batches import cut
 from rept.budget import find_budget
 from rept.console import console, say
 from rept.placement import input_device
@@ -102,12 +103,9 @@ def padded_tokens(lengths: np.ndarray, datamodule: Any) -> float:
     tokens = 0
     for start in range(0, len(lengths), datamodule.window):
         window = np.sort(lengths[start : start + datamodule.window])
-        count = longest = 0
-        for length in window[window > 0].tolist():
-            if count and (count + 1) * length > datamodule.tokens_per_batch:
-                tokens, count = tokens + count * longest, 0
-            count, longest = count + 1, length
-        tokens += count * longest
+        attributed = window[window > 0].tolist()
+        for group in (attributed[rows] for rows in cut(attributed, datamodule.tokens_per_batch)):
+            tokens += len(group) * max(group, default=0)
     return tokens / len(lengths)
 
 

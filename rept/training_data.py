@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from rept.batches import padded
 from rept.errors import UsageError
 from rept.progress import progress
-from rept.signature import IGNORE, Batch, Status
+from rept.signature import Batch, Status
 
 _ROWS_AT_ONCE = 512  # rows that are tokenized by one call
 _BATCHES_SORTED_TOGETHER = 32
@@ -56,12 +57,9 @@ class TrainingRows:
     def batch(self, chosen: Sequence[int]) -> Batch:
         """A batch of the n rows' numbers ``chosen``, right padded to its longest."""
         chosen = np.asarray(chosen)
-        input_ids = torch.full((len(chosen), int(self.length[chosen].max())), self.pad_id)  # (B T)
-        labels = torch.full_like(input_ids, IGNORE)  # (B T)
-        for i, n in enumerate(chosen):
-            ids = torch.from_numpy(self._tokens[self._start[n] : self._start[n] + self.length[n]]).long()
-            input_ids[i, : len(ids)] = ids
-            labels[i, self.prompt_length[n] : len(ids)] = ids[self.prompt_length[n] :]
+        tokens = [self._tokens[self._start[n] : self._start[n] + self.length[n]] for n in chosen]
+        rows = zip(map(torch.from_numpy, tokens), self.prompt_length[chosen], strict=True)
+        input_ids, labels = padded(list(rows), self.pad_id)
         return Batch(
             input_ids=input_ids,
             labels=labels,
