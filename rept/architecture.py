@@ -13,6 +13,7 @@ from torch import nn
 
 from rept.errors import UsageError
 
+NAMES = ("blocks", "final_norm", "attention", "mlp")  # what `Architecture.of` can be told, and so can a model's config
 _ATTENTION = ("attn", "attention")
 _MLP = ("mlp", "feed_forward", "feedforward", "ffn", "moe", "ff")
 

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from rept import finetune, references
-from rept.architecture import Architecture
+from rept.architecture import NAMES, Architecture
 from rept.config import build, compose
 from rept.console import say
 from rept.errors import UsageError
@@ -136,7 +136,7 @@ def ensure_model(config: DictConfig, datamodule: Any, make: bool = True) -> str:
 def load_configured(config: DictConfig, path: str) -> tuple[Any, Any]:
     """(tokenizer, model) of ``config.model``, its parts named where structure does not tell them."""
     options = OmegaConf.to_container(config.model)
-    names = {part: options.pop(part) for part in ("blocks", "final_norm", "attention", "mlp")}
+    names = {part: options.pop(part) for part in NAMES}
     tokenizer = load_tokenizer(path, options["adapter"], options["trust_remote_code"])
     model = load_model(**options | {"path": path})
     Architecture.of(model, **names)

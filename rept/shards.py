@@ -181,9 +181,7 @@ def read_shard(path: Path, side: Side, fingerprint: str | None = None) -> Shard:
 def _read(file: h5py.File, data: mmap.mmap) -> Shard:
     if file.attrs["schema"] != SCHEMA:
         raise KeyError(f"schema {file.attrs['schema']}")
-    paths: list[str] = []
-    file["norm"].visititems(lambda path, item: paths.append(path) if isinstance(item, h5py.Dataset) else None)
-    keys = sorted(map(Key.parse, paths))
+    keys = keys_below(file["norm"])
     return Shard(
         side=file.attrs["side"].decode(),
         fingerprint=file.attrs["fingerprint"].decode(),
@@ -192,6 +190,13 @@ def _read(file: h5py.File, data: mmap.mmap) -> Shard:
         unit={key: _in_place(data, file[key.path]) for key in keys},
         norm={key: _in_place(data, file[f"norm/{key.path}"]) for key in keys},
     )
+
+
+def keys_below(group: h5py.Group) -> list[Key]:
+    """The keys of the data sets that a shard or an index holds in a group, in order."""
+    paths: list[str] = []
+    group.visititems(lambda path, item: paths.append(path) if isinstance(item, h5py.Dataset) else None)
+    return sorted(map(Key.parse, paths))
 
 
 def _map(path: Path) -> bytes | mmap.mmap:

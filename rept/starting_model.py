@@ -8,13 +8,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from rept.architecture import NAMES
 from rept.config import TARGET, build
 from rept.errors import UsageError
 from rept.models import load_model, load_tokenizer
 from rept.recipe import Recipe
 from rept.signature import Status
-
-_NAMES = ("blocks", "final_norm", "attention", "mlp")  # of interest to attribution alone
 
 
 def start(node: DictConfig, datamodule: Any) -> tuple[nn.Module, Any]:
@@ -26,7 +25,8 @@ def start(node: DictConfig, datamodule: Any) -> tuple[nn.Module, Any]:
     """
     if TARGET in node:
         return build(node)(_texts(datamodule))
-    options = {key: value for key, value in OmegaConf.to_container(node, resolve=True).items() if key not in _NAMES}
+    given = OmegaConf.to_container(node, resolve=True)
+    options = {key: value for key, value in given.items() if key not in NAMES}  # those are for attribution alone
     tokenizer = load_tokenizer(options["path"], options["adapter"], options["trust_remote_code"])
     return load_model(**options), tokenizer
 

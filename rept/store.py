@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rept.errors import UsageError
 from rept.index import Listing, check_listed, positions, scan, shard_paths, write_index
-from rept.shards import DamagedStore, Shard, read_shard
+from rept.shards import DamagedStore, Shard, keys_below, read_shard
 from rept.signature import Key, Side, Status
 
 
@@ -57,7 +57,7 @@ class AttributionStore:
         self.bytes = sum(shard.bytes for shard in entry.shards)  # on the disk
         self._end = np.cumsum([0, *(shard.rows for shard in entry.shards)])[1:]  # position after each shard's last row
         with self._index() as index:
-            self.keys = _keys(index)
+            self.keys = keys_below(index["norm"]) if "norm" in index else []
         if not self.keys:
             counts = Counter(Status(code).reason for code in self.status)
             told = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common()) or "there is none"
@@ -239,13 +239,6 @@ class AttributionStore:
             except DamagedStore as fault:  # whole, but with rows that are there twice or none of the data's
                 fault.path.unlink()
                 removed.append(fault.path)
-
-
-def _keys(index: h5py.File) -> list[Key]:
-    paths: list[str] = []
-    if "norm" in index:
-        index["norm"].visititems(lambda path, item: paths.append(path) if isinstance(item, h5py.Dataset) else None)
-    return sorted(map(Key.parse, paths))
 
 
 def _restore(shard: Shard, key: Key, index: slice | np.ndarray) -> Tensor:
