@@ -17,6 +17,7 @@ import datasets
 
 from rept.errors import UsageError
 from rept.fingerprint import digest
+from rept.quiet import silence
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 _ENDS = 1 << 16  # bytes at either end of a Parquet file that its cache's name depends on
@@ -89,20 +90,10 @@ def from_hub(name: str, split: str, setting: str) -> Table:
 
 @contextmanager
 def _quietly(complaint: str) -> Iterator[None]:
-    """Runs the `datasets` library without its bars and log lines; its errors become the user's, in one sentence."""
-    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    bars = datasets.are_progress_bars_disabled()
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    datasets.disable_progress_bars()
+    """Runs the `datasets` library without its own talk; its errors become the user's, in one sentence."""
     try:
-        yield
+        with silence("datasets", logging.ERROR):  # it logs what it raises, too
+            yield
     except Exception as error:  # the library lets through those of every format, file system and network below it
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UsageError(f"{complaint}: {reason}") from None
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if not bars:
-            datasets.enable_progress_bars()

@@ -6,8 +6,6 @@ Transformers and PEFT are imported when first needed: they take seconds, and a c
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,6 +17,7 @@ import torch
 from torch import nn
 
 from rept.errors import UsageError
+from rept.quiet import silence
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -66,7 +65,7 @@ def load_model(
         "quantization_config": _quantization(load_in_4bit, load_in_8bit, dtype),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    with _quiet(), _told(path, "causal language model"):
+    with silence("transformers"), _told(path, "causal language model"):
         model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **given)
     # Transformers fills what a checkpoint lacks with random numbers, and the warning that says so is not shown.
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
@@ -88,7 +87,7 @@ def load_tokenizer(path: str, adapter: str | None = None, trust_remote_code: boo
     path, adapter = _base_of(path, adapter)
     if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file():
         path = adapter
-    with _quiet(), _told(path, "tokenizer"):
+    with silence("transformers"), _told(path, "tokenizer"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
@@ -171,7 +170,7 @@ def _quantization(four: bool, eight: bool, dtype: str) -> object | None:
 def _with_adapter(model: nn.Module, adapter: str) -> nn.Module:
     from peft import PeftModel
 
-    with _quiet(), _told(adapter, "PEFT adapter for this model"):
+    with silence("transformers"), _told(adapter, "PEFT adapter for this model"):
         wrapped = PeftModel.from_pretrained(model, adapter)
     if wrapped.active_peft_config.is_prompt_learning:
         raise UsageError(
@@ -226,27 +225,6 @@ def _first_line(error: Exception) -> str:
     """Its first line, and the next where that one only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(" :.")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the libraries' log lines, warnings and progress bars off the screen."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    disabled = logging.root.manager.disable
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _few(names: list[str], most: int = 3) -> str:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+Library = Literal["transformers", "datasets"]
 
 _LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "transformers", "datasets", "peft")
 
@@ -20,14 +25,44 @@ _WARNINGS = (
 
 def quiet() -> None:
     """Silences the libraries' log lines below an error, their progress bars, and the warnings listed above."""
-    import datasets
     import lightning.pytorch  # noqa: F401  it sets its loggers' levels when it is imported
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    for _, hide, _ in map(_bars, get_args(Library)):
+        hide()
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def silence(library: Library, level: int = logging.WARNING) -> Iterator[None]:
+    """While a library loads something, nothing is logged up to ``level``, no warning shown and no progress bar drawn.
+
+    For a caller who has not asked for `quiet`: afterwards all of it is as it was.
+    """
+    shown, hide, show = _bars(library)
+    disabled = logging.root.manager.disable
+    logging.disable(level)
+    hide()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        if shown:
+            show()
+
+
+def _bars(library: Library) -> tuple[bool, Callable[[], None], Callable[[], None]]:
+    """Whether a library's progress bars are shown, what hides them, and what shows them."""
+    if library == "datasets":
+        import datasets  # here, for it takes seconds
+
+        return not datasets.are_progress_bars_disabled(), datasets.disable_progress_bars, datasets.enable_progress_bars
+    from transformers.utils import logging as bars
+
+    return bars.is_progress_bar_enabled(), bars.disable_progress_bar, bars.enable_progress_bar
