@@ -18,10 +18,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rept.config_faults import CONFIGS, TARGET, did_you_mean, misplaced, unknown
 from rept.errors import UsageError
-
-CONFIGS = Path(__file__).parent.parent / "configs"
-TARGET = "_target_"
 
 
 @dataclass
@@ -128,14 +126,14 @@ def compose(
     chosen |= words
     for group, word in chosen.items():
         if group not in schema:
-            faults.append(_unknown(group, schema.keys(), "There is no group of that name in this command"))
+            faults.append(unknown(group, schema.keys(), "There is no group of that name in this command"))
             continue
         # Values given for the group by the file itself or the experiment stand above the word's own.
         replaced = group in words and base is not None
         above = OmegaConf.create({}) if replaced else config.get(group) or OmegaConf.create({})
         config[group] = OmegaConf.merge(_word(group, word, faults), above)
     for key, value in values.items():
-        fault = _misplaced(key, schema, config, chosen, values) or _set(config, key, value, values)
+        fault = misplaced(key, schema, config, chosen, values) or _set(config, key, value, values)
         if fault:
             faults.append(fault)
     if faults:
@@ -165,7 +163,7 @@ def build(node: DictConfig | dict, **collaborators: Any) -> Any:
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for name in arguments:
             if name not in parameters:
-                raise UsageError(_unknown(name, parameters, f"{path} takes no argument of that name"))
+                raise UsageError(unknown(name, parameters, f"{path} takes no argument of that name"))
     missing = [
         name
         for name, p in parameters.items()
@@ -190,7 +188,7 @@ def locate(path: Any) -> Any:
         raise UsageError(f"{TARGET}={path}: there is no module {error.name!r}; is it installed?") from None
     except AttributeError:
         found = difflib.get_close_matches(name, dir(importlib.import_module(module)), n=1)
-        raise UsageError(f"{TARGET}={path}: {module} holds no {name!r}{_did_you_mean(found)}.") from None
+        raise UsageError(f"{TARGET}={path}: {module} holds no {name!r}{did_you_mean(found)}.") from None
 
 
 def _build_nested(value: Any) -> Any:
@@ -234,36 +232,8 @@ def _word(group: str, word: str, faults: list[str]) -> DictConfig:
     choices = sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
     if word in choices:
         return _load(CONFIGS / group / f"{word}.yaml")
-    faults.append(_unknown(f"{group}={word}", choices, "There is no such word", prefix=f"{group}="))
+    faults.append(unknown(f"{group}={word}", choices, "There is no such word", prefix=f"{group}="))
     return OmegaConf.create({})
-
-
-def _misplaced(key: str, schema: DictConfig, config: DictConfig, words: dict[str, str], values: dict) -> str | None:
-    """What is wrong with a dotted key, or None. Keys of a class named by the user are checked when it is built."""
-    group, _, rest = key.partition(".")
-    if group not in schema:
-        return _unknown(key, schema.keys(), "There is no such key")
-    name = rest.partition(".")[0]
-    if not rest:
-        is_group = OmegaConf.is_dict(schema[group])
-        return f"{key} is a group: set its keys as {key}.NAME=VALUE, or a word as {key}=WORD." if is_group else None
-    if not OmegaConf.is_dict(schema[group]):
-        return f"There is no key {key}: {group} holds one value; set it as {group}=VALUE."
-    if schema[group]:  # a dataclass: its fields are known
-        return (
-            None if name in schema[group] else _unknown(key, schema[group].keys(), "There is no such key", f"{group}.")
-        )
-    if group == "trainer" or name == TARGET or f"{group}.{TARGET}" in values or name in config.get(group, {}):
-        return None
-    if group in words and not (CONFIGS / group / f"{words[group]}.yaml").is_file():
-        return None  # the word itself is wrong, which is told already
-    known = {path.stem: _load(path) for path in sorted((CONFIGS / group).glob("*.yaml"))}
-    others = sorted((word for word in known if name in known[word]), key=lambda word: -len(known[word]))
-    if others:
-        given = f", but {group}={words[group]} was chosen" if group in words else ""
-        choice = " or ".join(f"{group}={word}" for word in others)  # the word with most keys, the general one, first
-        return f"{key} is a key of {' or '.join(others)}{given}; add the word {choice}."
-    return _unknown(key, config.get(group, {}).keys(), "There is no such key", f"{group}.")
 
 
 def _set(config: DictConfig, key: str, value: Any, values: dict[str, Any]) -> str | None:
@@ -283,13 +253,3 @@ def _set(config: DictConfig, key: str, value: Any, values: dict[str, Any]) -> st
     except (OmegaConfBaseException, ValueError) as error:
         return f"{name}={new} does not fit what is there: {next(iter(str(error).splitlines()), 'no such place')}."
     return None
-
-
-def _unknown(name: str, choices: Iterable[str], sentence: str, prefix: str = "") -> str:
-    choices = sorted(str(choice) for choice in choices if choice != TARGET)
-    found = difflib.get_close_matches(name.removeprefix(prefix), choices, n=1, cutoff=0.6)
-    return f"{sentence}: {name}{_did_you_mean([prefix + f for f in found])}. Choices: {', '.join(choices) or 'none'}."
-
-
-def _did_you_mean(found: Sequence[str]) -> str:
-    return f" (did you mean {found[0]}?)" if found else ""
