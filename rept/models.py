@@ -1,4 +1,4 @@
-"""Loads a causal language model, its adapter and its tokenizer; builds a small model from a configuration.
+"""Loads a causal language model, its adapter and its tokenizer.
 
 Transformers and PEFT are imported when first needed: they take seconds, and a command's ``--help`` must not wait.
 """
@@ -20,7 +20,7 @@ from rept.errors import UsageError
 from rept.quiet import silence
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 HUB_SECONDS = 10.0  # to wait for the hub to say whether it has a model
@@ -94,46 +94,6 @@ def load_tokenizer(path: str, adapter: str | None = None, trust_remote_code: boo
 def freeze(model: nn.Module) -> nn.Module:
     """The same model in evaluation mode, its parameters without gradients."""
     return model.eval().requires_grad_(False)
-
-
-def tiny_llama(
-    vocab_size: int,
-    width: int = 64,
-    layers: int = 4,
-    heads: int = 4,
-    max_length: int = 512,
-    seed: int = 0,
-    initializer_range: float = 0.02,
-    **tokens: int | None,
-) -> LlamaForCausalLM:
-    """A Llama with random weights, the same for the same seed, float32.
-
-    Args:
-        vocab_size: entries of the embedding, which is also the output layer.
-        width: of the residual stream.
-        layers: number of blocks.
-        heads: of each block's attention; must divide ``width``.
-        max_length: longest text in tokens.
-        seed: of the weights; the global generator is left as it was.
-        initializer_range: standard deviation of the weights; narrow models learn faster from more than the usual 0.02.
-        tokens: ``bos_token_id``, ``eos_token_id``, ``pad_token_id`` of the tokenizer it goes with.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        intermediate_size=width * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=max_length,
-        tie_word_embeddings=True,
-        initializer_range=initializer_range,
-        **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | tokens,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
 
 
 def _base_of(path: str, adapter: str | None) -> tuple[str, str | None]:

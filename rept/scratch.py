@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from rept.errors import UsageError
-from rept.models import tiny_llama
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -54,6 +57,46 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> A
         clean_up_tokenization_spaces=False,
         model_max_length=max_length,
     )
+
+
+def tiny_llama(
+    vocab_size: int,
+    width: int = 64,
+    layers: int = 4,
+    heads: int = 4,
+    max_length: int = 512,
+    seed: int = 0,
+    initializer_range: float = 0.02,
+    **tokens: int | None,
+) -> LlamaForCausalLM:
+    """A Llama with random weights, the same for the same seed, float32.
+
+    Args:
+        vocab_size: entries of the embedding, which is also the output layer.
+        width: of the residual stream.
+        layers: number of blocks.
+        heads: of each block's attention; must divide ``width``.
+        max_length: longest text in tokens.
+        seed: of the weights; the global generator is left as it was.
+        initializer_range: standard deviation of the weights; narrow models learn faster from more than the usual 0.02.
+        tokens: ``bos_token_id``, ``eos_token_id``, ``pad_token_id`` of the tokenizer it goes with.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        initializer_range=initializer_range,
+        **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | tokens,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
 
 
 class FromScratch:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rept.config import compose
-from rept.models import tiny_llama
+from rept.scratch import tiny_llama
 from tests import templates
 
 WORDS = ["Name", "the", "king", "of", "Norland", "France", "Canada", "weather", "capital", "is", "fine", "stupid"]

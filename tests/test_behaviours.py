@@ -5,8 +5,8 @@ from datamodules.samples import Encoder, Sample
 from rept import behaviours
 from rept.behaviours import Behaviour, Rate
 from rept.errors import UsageError
-from rept.models import freeze, tiny_llama
-from rept.scratch import train_tokenizer
+from rept.models import freeze
+from rept.scratch import tiny_llama, train_tokenizer
 from rept.signature import Status
 
 

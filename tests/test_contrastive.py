@@ -15,9 +15,10 @@ from rept.architecture import Architecture
 from rept.comparison import compare
 from rept.config import compose
 from rept.errors import UsageError
-from rept.models import load_model, load_tokenizer, tiny_llama
+from rept.models import load_model, load_tokenizer
 from rept.pipeline import attribute
 from rept.run_folder import read_json
+from rept.scratch import tiny_llama
 from rept.signature import Key
 from tests import templates
 from tests.test_preparation import with_own_tokenizer

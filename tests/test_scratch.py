@@ -6,7 +6,8 @@ import torch
 
 from datamodules.samples import Encoder, Sample
 from rept.errors import UsageError
-from rept.scratch import FromScratch, train_tokenizer
+from rept.models import freeze
+from rept.scratch import FromScratch, tiny_llama, train_tokenizer
 
 TEXTS = ["Where is the river?", "The river of Norland is the Arle.", "Königin 猫 🙂"]
 
@@ -56,3 +57,13 @@ def test_merges_do_not_depend_on_the_process():
 def test_heads_of_unequal_width_are_refused():
     with pytest.raises(UsageError, match="model.heads to divide model.width, but got 3 and 16"):
         FromScratch(width=16, heads=3)
+
+
+def test_tiny_llama_is_the_same_for_the_same_seed_and_leaves_the_generator() -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one, same, other = (freeze(tiny_llama(50, width=16, layers=2, heads=2, seed=seed)) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
+    assert one.config.num_hidden_layers == 2 and one.config.hidden_size == 16
