@@ -15,13 +15,13 @@ from rept.calibration import SAME_TOPIC
 from rept.config import TARGET, locate
 from rept.errors import UsageError
 from rept.overlap import WordOverlap
+from rept.resemblance import sampled
 from rept.run_folder import RunFolder
 from rept.signature import Key, Status
 from rept.store import AttributionStore
 
 # What two runs may differ in whose signatures are compared; all other fingerprints must be the same.
 MAY_DIFFER = {"training data", "query data", "answers", "max_new_tokens", "tokens_per_batch", "window", "store dtype"}
-SAMPLE = 4096  # training rows whose texts tell which words are common
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,8 @@ def drawn(train: AttributionStore, datamodule: Any, count: int, seed: int) -> Re
     """
     generator = np.random.default_rng(seed)
     rows = np.sort(generator.choice(train.attributed, min(count, len(train.attributed)), replace=False))
-    step = -(-len(train.attributed) // SAMPLE)
     texts = _Texts(datamodule)
-    overlap = WordOverlap(texts(rows), texts(train.attributed[::step]))
+    overlap = WordOverlap(texts(rows), texts(sampled(train)))
     own = torch.from_numpy(rows)
 
     def left_out(row: Tensor) -> Tensor:

@@ -17,9 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rept.scaling import unit
 from rept.signature import Key
 from rept.store import AttributionStore
 from rept.topk import Hits, TopK
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 LOOKED_AT = ("near", "standing", "excess")
 FEWEST = 10  # references with which a row must be compared for its standings to say something
 DEPTH = 5  # rows whose mean says how near a query comes, and how far its rows stand out
-SAMPLE = 4096  # training rows whose mean is taken away
+SAMPLE = 4096  # training rows that stand for all of them
 _ALIKE = 1e-6  # a deviation of cosines, or what is left of a row without the mean, is rounding below this
 
 
@@ -112,7 +114,7 @@ class _Part:
         return rows @ self._asked.T, rows @ self._known.T
 
     def _centred(self, block: Tensor) -> Tensor:
-        rows = _unit(block) - self._centre
+        rows = unit(block) - self._centre
         norm = rows.norm(dim=1, keepdim=True)
         return torch.where(block.any(1, keepdim=True) & (norm > _ALIKE), rows / norm, 0)
 
@@ -175,13 +177,11 @@ def _ratio(difference: Tensor, variance: Tensor) -> Tensor:
 
 
 def centres(train: AttributionStore, keys: Sequence[Key]) -> dict[Key, Tensor]:
-    """The mean (1 D) of each field's rows, scaled to norm 1 before; over rows evenly spread, at most so many."""
-    step = -(-len(train.attributed) // SAMPLE)
-    rows = train.read(train.attributed[::step], keys)
-    return {key: _unit(rows[key]).mean(0, keepdim=True) for key in keys}
+    """The mean (1 D) of each field's rows, scaled to norm 1 before, over `sampled` rows."""
+    rows = train.read(sampled(train), keys)
+    return {key: unit(rows[key]).mean(0, keepdim=True) for key in keys}
 
 
-def _unit(block: Tensor) -> Tensor:
-    """Rows scaled to norm 1; the norm in float64: squares of small gradients underflow."""
-    norm = torch.linalg.vector_norm(block, dim=1, keepdim=True, dtype=torch.float64)
-    return torch.where(norm > 0, block / norm, 0).float()
+def sampled(train: AttributionStore) -> np.ndarray:
+    """The numbers of at most `SAMPLE` attributed rows, evenly spread: they tell a mean, and which words are common."""
+    return train.attributed[:: -(-len(train.attributed) // SAMPLE)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rept.errors import UsageError
+from rept.scaling import unit
 from scorers.base import FIELDS, Scorer
 from scorers.cosine import cosine
 from scorers.row_sample import RowSample
@@ -32,7 +33,7 @@ def expanded(query: Tensor, rows: Tensor, sharpness: float, weight: float) -> Te
     """
     similarity = rows @ query.T  # (M Q)
     share = torch.softmax(sharpness * standardised(similarity, similarity), dim=0).to(rows.dtype)
-    return query + weight * _unit(share.T @ rows)
+    return query + weight * unit(share.T @ rows)
 
 
 class Standout(Scorer):
@@ -79,7 +80,7 @@ class Standout(Scorer):
         sample = RowSample(self.needs, self.memory, self.seed)
         for block in train:
             sample.add(block)
-        self._sample = {field: _unit(rows) for field, rows in sample.rows.items()}
+        self._sample = {field: unit(rows) for field, rows in sample.rows.items()}
 
     def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
         if self._asked is not query:  # every block of training rows comes with the same queries
@@ -94,13 +95,7 @@ class Standout(Scorer):
         return (torch.logsumexp(torch.stack(z), dim=0) - math.log(len(z))).float()
 
     def _meet(self, field: str, query: Tensor) -> tuple[Tensor, Tensor]:
-        rows, query = self._sample[field], _unit(query)
+        rows, query = self._sample[field], unit(query)
         moved = expanded(query, rows, self.sharpness, self.weight) if self.weight else query
         moved = torch.where(query.any(1, keepdim=True), moved, 0)
         return moved, cosine([rows], [moved])
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Rows scaled to norm 1; zero rows stay zero. In float64 on the way: squares of small gradients underflow."""
-    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
-    return torch.where(norm > 0, rows.double() / norm, 0).to(rows.dtype)
