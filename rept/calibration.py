@@ -108,8 +108,8 @@ def _of_query(found: Found, query: int, main: Tensor, known: Tensor, among: Tens
     same = main[:, None] == found[name][field].query.row[query]
     place = torch.where(same.any(1), same.int().argmax(1), same.shape[1])
     order = place.argsort(stable=True)
-    p, _ = p_values(_without(found, query, main[order]), known, among)
-    of_hits = torch.where(place[order] < same.shape[1], p[: len(main)].cummax(0).values, 1)
+    p, _ = p_values(_without(found, query, main[order[:-1]]), known, among)  # each without those before it
+    of_hits = torch.where(place[order] < same.shape[1], p.cummax(0).values, 1)
     return p[0], torch.empty_like(of_hits).scatter_(0, order, of_hits)
 
 
