@@ -5,12 +5,13 @@ Holds FinetuneModule, main.
 
 from __future__ import annotations
 
-import pickle
 import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from lightning import LightningModule, Trainer, seed_everything
@@ -176,10 +177,17 @@ def _train(config: DictConfig, recipe: Recipe, datamodule: Any, folder: ModelFol
 
 
 def _fit(trainer: Trainer, module: FinetuneModule, checkpoint: Path | None) -> float:
-    """Trains; the seconds that it took."""
+    """Trains; the seconds that it took.
+
+    Raises:
+        UsageError: the checkpoint would have to be unpickled.
+    """
     begin = time.perf_counter()
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except UnpicklingError as error:
+        assert checkpoint is not None
+        raise _unfit(checkpoint) from error
     except SystemExit as exit:  # what Lightning makes of a signal, with exit codes of its own
         if not trainer.interrupted:
             raise
@@ -223,23 +231,25 @@ def _checkpoint(config: DictConfig, folder: ModelFolder) -> Path | None:
     """The checkpoint to go on from: the one asked for, or the folder's own.
 
     Raises:
-        UsageError: it is not there, is damaged, or would have to be unpickled.
+        UsageError: it is not there, or is damaged.
     """
     path = Path(config.resume).expanduser() if config.resume else folder.last_checkpoint
     if not path.is_file():
         if not config.resume:
             return None
         raise UsageError(f"resume={config.resume} is no checkpoint file of Lightning; {path} does not exist.")
-    try:
-        torch.load(path, map_location="meta", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise UsageError(
-            f"Expected {path} to be a checkpoint of train.py, but it is damaged or holds more than tensors and "
-            "numbers; delete it to begin anew, or name another by resume=."
-        ) from error
+    if not is_zipfile(path):  # torch's format; a file cut short is none
+        raise _unfit(path)
     if not config.resume:
         say(f"Going on from {path}.")
     return path
+
+
+def _unfit(checkpoint: Path) -> UsageError:
+    return UsageError(
+        f"Expected {checkpoint} to be a checkpoint of train.py, but it is damaged or holds more than tensors and "
+        "numbers; delete it to begin anew, or name another by resume=."
+    )
 
 
 def _earlier_rates(config: DictConfig, datamodule: Any) -> dict[str, behaviours.Rate] | None:

@@ -14,8 +14,9 @@ from extractors.projection import TwoSided
 from extractors.rapid_in import RapidIn
 from extractors.weights import Factors, choose_weights, gradient_factors
 from rept.errors import UsageError
-from rept.models import freeze, tiny_llama
+from rept.models import freeze
 from rept.optimizer_state import save_optimizer_state
+from rept.scratch import tiny_llama
 from rept.signature import IGNORE, Key
 from tests.tiny import tiny_batch, tiny_model
 
