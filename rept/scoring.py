@@ -91,7 +91,7 @@ class Scoring:
         return measured
 
     @cached_property
-    def references(self) -> references.References | None:
+    def known(self) -> references.References | None:
         """What the calibration holds the queries against; None: the run is not calibrated."""
         return references.load(self.config, self.folder, self.train, self.datamodule)
 
@@ -100,7 +100,7 @@ class Scoring:
         scores, and the measures if there are labels."""
         part, parts = process()
         histogram = Histogram()
-        known = self.references
+        known = self.known
         watch = self._watch(known, asked) if known else None
         paths = [self.out.path / f".scores-{i}-of-{parts}" for i in range(parts)]
         with ExitStack() as stack:

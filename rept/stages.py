@@ -18,7 +18,6 @@ from rept.attribution import AttributionModule
 from rept.budget import known_budget
 from rept.console import say
 from rept.generation import greedy_answers
-from rept.index import shard_paths
 from rept.layer_choice import LayerSelector
 from rept.meeting import any_rank, joining, meet
 from rept.placement import place, splits
@@ -26,6 +25,7 @@ from rept.probe import choose_layers, probe_rows, training_batches
 from rept.progress import ShowProgress, progress
 from rept.ranks import started_outside
 from rept.run_folder import RunFolder, read_json, read_jsonl, write_jsonl
+from rept.scan import shard_paths
 from rept.signature import Side, Status
 from rept.store import AttributionStore
 from rept.writer import StoreWriter

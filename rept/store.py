@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from rept.errors import UsageError
-from rept.index import Listing, check_listed, positions, scan, shard_paths, write_index
+from rept.index import Listing, check_listed, write_index
+from rept.scan import positions, scan, shard_paths
 from rept.shards import DamagedStore, Shard, keys_below, read_shard
 from rept.signature import Key, Side, Status
 

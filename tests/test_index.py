@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rept import index
+from rept import scan
 from rept.errors import UsageError
 from rept.shards import DamagedStore
 from rept.signature import Status
@@ -90,11 +90,11 @@ def test_what_killed_runs_left_is_removed_at_the_end(tmp_path):
 
 def test_a_shard_that_another_rank_replaces_meanwhile_is_no_damage(tmp_path, monkeypatch):
     write(tmp_path, signatures(4))
-    real = index.read_shard
+    real = scan.read_shard
 
     def read_after_it_went(path, *args):
         path.unlink()
         return real(path, *args)
 
-    monkeypatch.setattr(index, "read_shard", read_after_it_went)
+    monkeypatch.setattr(scan, "read_shard", read_after_it_went)
     assert AttributionStore.stored_rows(tmp_path, "train") is None

@@ -12,8 +12,8 @@ from extractors.residual_stream import ResidualStream
 from rept import budget
 from rept.errors import UsageError
 from rept.estimate import estimate
-from rept.index import shard_paths
 from rept.pipeline import attribute
+from rept.scan import shard_paths
 from rept.signature import Batch, Signature
 
 LEARNING = "extractor._target_=tests.test_stages.Learning"
