@@ -1,7 +1,4 @@
-"""attribute.py with a pause before each training batch, so that a test can stop it.
-
-FAIL_RANK=n fails, and KILL_RANK=n kills, that rank.
-"""
+"""attribute.py with a pause before each training batch, so that a test can stop it; KILL_RANK=n kills that rank."""
 
 from __future__ import annotations
 
@@ -23,8 +20,6 @@ extract = AttributionModule.predict_step
 def predict_step(self, batch, *rest):
     if batch.side == "train":
         time.sleep(0.25)
-        if os.environ.get("FAIL_RANK") == str(self.trainer.global_rank):
-            raise RuntimeError(f"rank {self.trainer.global_rank} fails on purpose")
         if os.environ.get("KILL_RANK") == str(self.trainer.global_rank):
             os.kill(os.getpid(), signal.SIGKILL)
     return extract(self, batch, *rest)
