@@ -213,7 +213,16 @@ def _parse(arguments: Iterable[str]) -> tuple[dict[str, str], dict[str, Any], li
                 values[key] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
             except Exception:  # the YAML parser behind OmegaConf raises types of its own
                 faults.append(f"{key}: {text!r} is no YAML value; quote it.")
+                continue
+            if _is_missing(values[key]):  # OmegaConf would pass over it, and the default would stay
+                faults.append(f"{key}: expected a value, but got ???, which stands for none.")
     return words, values, faults
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, Mapping | list):
+        return any(map(_is_missing, value.values() if isinstance(value, Mapping) else value))
+    return value == "???"
 
 
 def is_group(key: str) -> bool:

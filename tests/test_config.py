@@ -226,6 +226,12 @@ def test_a_value_of_another_kind_takes_the_place_of_a_list():
     assert compose("attribute", ["scorer=standout", "scorer.fields={a: 1}"]).scorer.fields == {"a": 1}
 
 
+@pytest.mark.parametrize("argument", ["store.dtype=???", "top_k=???", "scorer.fields=[gradient, '???']"])
+def test_a_missing_value_does_not_leave_the_default_without_a_word(argument):
+    with pytest.raises(UsageError, match=r"^(store.dtype|top_k|scorer.fields): expected a value, but got \?\?\?"):
+        compose("attribute", [argument])
+
+
 def test_a_key_below_a_list_is_refused_in_a_sentence():
     with pytest.raises(UsageError, match="scorer.fields.x=1 does not fit what is there"):
         compose("attribute", ["scorer=standout", "scorer.fields.x=1"])
