@@ -43,16 +43,18 @@ class Lines(Watch):
         self._patience = patience
         self._others: dict[int, Connection] = {}  # by rank: of rank 0 all others, of these rank 0
         self._connected = threading.Event()
+        self._store: Any = None
 
     def _watch(self) -> None:
         try:
             place = f"tcp://{self._host}:{self._port}"
-            store, *_ = next(distributed.rendezvous(place, self._rank, self._ranks, timeout=self._patience))
+            # Kept: on SLURM it is rank 0 that serves it, and the process group, made later, shares that server.
+            self._store, *_ = next(distributed.rendezvous(place, self._rank, self._ranks, timeout=self._patience))
             if self._rank:
-                self._call(json.loads(store.get(ADDRESS)))
+                self._call(json.loads(self._store.get(ADDRESS)))
                 self._listen()
             else:
-                self._answer(store)
+                self._answer()
         except (distributed.DistError, OSError, EOFError):
             return  # the ranks have not come together: the main thread meets the same, and says so
 
@@ -61,11 +63,11 @@ class Lines(Watch):
         _send(self._others[0], token=rank_0["token"], rank=self._rank)
         self._connected.set()
 
-    def _answer(self, store: Any) -> None:
+    def _answer(self) -> None:
         """Rank 0: takes the others' calls, each with the token that only they know, and watches whoever has called."""
         token = secrets.token_hex(16)
         with Listener(("", 0), backlog=self._ranks) as listener:
-            store.set(ADDRESS, json.dumps({"port": listener.address[1], "token": token}))
+            self._store.set(ADDRESS, json.dumps({"port": listener.address[1], "token": token}))
             threading.Thread(target=self._listen, daemon=True).start()
             while len(self._others) < self._ranks - 1:
                 line = listener.accept()

@@ -38,27 +38,26 @@ def test_two_processes_give_what_one_gives(alone, material, tmp_path):
     assert ranks == {"r000", "r001"}
 
 
-def on_two_nodes(script: str, *arguments: str, **variables: str) -> list[tuple[int, str]]:
-    """Exit code and errors of each of two nodes of one process, by torchrun on loopback."""
+def test_two_nodes_by_torchrun_give_what_one_process_gives(alone, material, tmp_path):
     command = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
     command.append(f"--master_port={free_port()}")
-    run = [script, *arguments, "trainer.num_nodes=2", "trainer.strategy=ddp"]
-    nodes = [start(*command, f"--node_rank={rank}", *run, **variables) for rank in (0, 1)]
+    run = ["attribute.py", *material.arguments(tmp_path / "run", *SHARDS), "trainer.num_nodes=2", *DDP[1:]]
+    nodes = [start(*command, f"--node_rank={rank}", *run) for rank in (0, 1)]
     ended = [node.communicate(timeout=150) for node in nodes]
-    return [(node.returncode, err) for node, (_, err) in zip(nodes, ended, strict=True)]
-
-
-def test_two_nodes_by_torchrun_give_what_one_process_gives(alone, material, tmp_path):
-    ended = on_two_nodes("attribute.py", *material.arguments(tmp_path / "run", *SHARDS))
-    assert [code for code, _ in ended] == [0, 0], ended
+    assert [node.returncode for node in nodes] == [0, 0], ended
     assert_same(Trace(tmp_path / "run"), alone)
 
 
-def test_a_rank_that_dies_on_one_node_ends_the_other(material, tmp_path):
-    """The other has its own batches to do, and would only miss it at the end of them."""
-    ended = on_two_nodes("tests/slow.py", *material.arguments(tmp_path / "run", *SHARDS), KILL_RANK="1")
-    assert [code for code, _ in ended] == [1, 1], ended
-    assert f"Rank 1 has died. {GO_ON}" in ended[0][1].splitlines()
+def test_a_rank_that_dies_on_one_slurm_node_ends_the_other(material, tmp_path):
+    """Which has batches of its own, and would only miss it at the end of them. SLURM is but its variables here."""
+    run = ["tests/slow.py", *material.arguments(tmp_path / "run", *SHARDS), "trainer.num_nodes=2", *DDP[1:]]
+    slurm = {"JOB_NAME": "rept", "JOB_ID": str(free_port()), "NODELIST": "localhost", "JOB_NODELIST": "localhost"}
+    slurm |= {"NTASKS": "2", "NTASKS_PER_NODE": "1", "NNODES": "2", "LOCALID": "0"}
+    common = {f"SLURM_{name}": value for name, value in slurm.items()} | {"MASTER_PORT": str(free_port())}
+    nodes = [start(*run, SLURM_PROCID=rank, SLURM_NODEID=rank, KILL_RANK="1", **common) for rank in "01"]
+    err = [node.communicate(timeout=150)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [1, -signal.SIGKILL], err
+    assert err[0].splitlines()[-1] == f"Rank 1 has died. {GO_ON}"
     assert not (tmp_path / "run/store/train/index.h5").exists()
 
 

@@ -102,6 +102,17 @@ def test_a_rank_that_dies_is_known_by_its_line(dead):
     assert str(ended[1 - dead]) == f"Rank {dead} has died. {GO_ON}"
 
 
+def test_where_the_ranks_found_one_another_is_there_until_the_end():
+    """On SLURM rank 0 serves it, and the process group is made there later."""
+    ranks = Ranks(2)
+
+    def count(rank: int) -> None:
+        time.sleep(0.2)
+        assert ranks.lines[rank]._store.add("ranks", 1) <= 2
+
+    assert ranks.run(count, count) == [None, None]
+
+
 def test_ranks_may_be_through_at_different_times():
     ranks = Ranks(3)
     ended = ranks.run(*[lambda rank, pause=pause: time.sleep(pause) for pause in (0.4, 0, 0.8)])
