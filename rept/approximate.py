@@ -8,7 +8,6 @@ float16, as large as the store, and mapped from the disk when it is searched.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rept.durable import digest_file, not_written
+from rept.durable import beside, digest_file
 from rept.errors import UsageError
 from rept.fingerprint import digest
 from rept.ranking import rank
@@ -101,26 +100,14 @@ class ApproximateIndex:
             index.add_with_ids(self.vectors(block.fields), block.row.numpy())
             if on_block is not None:
                 on_block(len(block.row))
-        self._write(index)
+        with beside(self.path, "wb") as stream:  # FAISS's own writer is silent where closing the file fails
+            self._faiss.write_index(index, self._faiss.PyCallbackIOWriter(stream.write))
         index.nprobe, found = self._judge(index, queries, k, recall)
         made = Description(
             self._made_of, digest_file(self.path), self.path.stat().st_size, lists, index.nprobe, found, k
         )
         write_json(self._note, asdict(made))
         return made
-
-    def _write(self, index: Any) -> None:
-        """Raises UsageError: the disk is full, or the folder cannot be written; the file before is left as it was."""
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        try:
-            with partial.open("wb") as stream:  # FAISS's own writer is silent where closing the file fails
-                self._faiss.write_index(index, self._faiss.PyCallbackIOWriter(stream.write))
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(self.path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UsageError(not_written(self.path, error)) from error
 
     def search(self, queries: Mapping[Key, Tensor], k: int) -> Hits:
         """The best rows of each query (k of them, or all there are), nearly: ``recall`` of them, with scores to about

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import xxhash
 
@@ -38,17 +41,36 @@ def publish(path: Path, data: bytes | memoryview) -> None:
     Raises:
         UsageError: the disk is full, or the folder cannot be written; nothing is left behind.
     """
+    with beside(path, "wb", what=f"{len(data):,} bytes to ") as stream:
+        stream.write(data)
+
+
+@contextmanager
+def beside(path: Path, mode: str, what: str = "", **encoding: str) -> Iterator[IO[Any]]:
+    """A stream whose file takes the name ``path`` only when all of it is on the disk.
+
+    What a killed run leaves behind has a name that the next one writes over.
+
+    Args:
+        mode, encoding: as for `Path.open`.
+        what: how much is written, for `not_written`.
+
+    Raises:
+        UsageError: the disk is full, or the folder cannot be written; nothing is left behind.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as stream:
-            stream.write(data)
+        with partial.open(mode, **encoding) as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
         sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
-        raise UsageError(not_written(path, error, f"{len(data):,} bytes to ")) from error
+        if isinstance(error, OSError):
+            raise UsageError(not_written(path, error, what)) from error
+        raise
 
 
 def not_written(path: Path, error: OSError, what: str = "") -> str:

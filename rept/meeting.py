@@ -20,6 +20,11 @@ STARTING = 60.0  # seconds at least in which ranks must have joined: loading a m
 GO_ON = "What whole shards hold is kept; give the same command again to go on."
 
 
+def to_join(max_wait: float) -> float:
+    """Seconds in which ranks must have joined."""
+    return max(max_wait, STARTING)
+
+
 class Lost(UsageError):
     """A rank waited for the others in vain."""
 
@@ -77,7 +82,7 @@ def joining(seconds: float) -> Iterator[None]:
         yield
     except distributed.DistError as error:
         raise Lost(
-            f"Rank {rank_zero_only.rank} waited up to {max(seconds, STARTING):,g} s (max_wait) for all nodes to join, "
+            f"Rank {rank_zero_only.rank} waited up to {to_join(seconds):,g} s (max_wait) for all nodes to join, "
             f"but one did not, or ended: its own last words tell why. {GO_ON}"
         ) from error
 

@@ -12,7 +12,7 @@ from lightning import Trainer
 
 from rept.children import PARENT, watched_children
 from rept.lines import Lines
-from rept.meeting import STARTING, MeetFirst
+from rept.meeting import MeetFirst, to_join
 from rept.stopping import StopBetweenBatches
 
 
@@ -29,7 +29,7 @@ def over_nodes(trainer: Trainer, stop: StopBetweenBatches, max_wait: float) -> A
     Entered before all that could fail on one rank alone. Arguments and what is raised: as for `end_together`.
     """
     if trainer.world_size > 1 and started_outside(trainer):
-        return Lines(trainer, stop, timedelta(seconds=max(max_wait, STARTING))).watched()
+        return Lines(trainer, stop, timedelta(seconds=to_join(max_wait))).watched()
     return nullcontext()
 
 
@@ -48,7 +48,7 @@ def end_together(trainer: Trainer, notes: Path, stop: StopBetweenBatches, max_wa
     """
     trainer.callbacks.append(MeetFirst(max_wait))
     if hasattr(trainer.strategy, "_timeout"):  # of Lightning's start, and of what its backend waits for later
-        trainer.strategy._timeout = timedelta(seconds=max(max_wait, STARTING))
+        trainer.strategy._timeout = timedelta(seconds=to_join(max_wait))
     if trainer.num_devices > 1 and hasattr(trainer.strategy.launcher, "procs") and not started_outside(trainer):
         with watched_children(trainer, notes, stop):
             yield

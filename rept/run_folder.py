@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from rept.durable import make_folder, not_written, sync_folder
+from rept.durable import beside, make_folder
 from rept.errors import UsageError
 
 SCHEMA = 1
@@ -215,25 +214,6 @@ def _write(path: Path, text: str) -> None:
         stream.write(text)
 
 
-@contextmanager
-def _beside(path: Path) -> Iterator[Any]:
-    """A text stream whose file takes the name ``path`` only when all of it is on the disk.
-
-    What a killed run leaves behind has a name that the next one writes over.
-
-    Raises:
-        UsageError: the disk is full, or the folder cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        # Lone surrogates, which JSON input may carry, have no UTF-8; they are kept as escapes.
-        with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise UsageError(not_written(path, error)) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _beside(path: Path) -> AbstractContextManager[IO[str]]:
+    """`rept.durable.beside` for text. Lone surrogates, which JSON input may carry, have no UTF-8: kept as escapes."""
+    return beside(path, "w", encoding="utf-8", errors="backslashreplace")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -20,6 +22,7 @@ from rept.preparation import prepare
 from rept.results import Trace
 from rept.run_folder import read_json, read_jsonl
 from rept.signature import Key, Status
+from rept.stopping import Stopped
 from rept.store import AttributionStore
 from scorers.cosine import Cosine
 
@@ -290,6 +293,13 @@ def test_a_trace_that_cannot_be_made_leaves_no_temporary_folder(material, tmp_pa
     with pytest.raises(UsageError, match=r"out= to name a folder that all 2 processes share|top_k to be at least 1"):
         rept.trace(model, tokenizer, material.rows, material.asked, trainer__accelerator="cpu", **mistake)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_the_page_is_written_says_how_to_go_on(material, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "write_report", lambda trace: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Stopped, match="what was computed is stored. Give the same command again to go on") as stopped:
+        attribute(material.config(tmp_path / "run", "report=true"), show_result=False)
+    assert stopped.value.exit_code == 130
 
 
 def test_trace_from_python_with_objects_and_words(material):
