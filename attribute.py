@@ -28,17 +28,17 @@ The same `out` again resumes the run, or reuses what it holds.
 
 
 def run(arguments: list[str]) -> None:
-    from rept.config import compose
+    from rept.config.compose import compose
 
     dry = "--dry-run" in arguments
     config = compose("attribute", [a for a in arguments if a != "--dry-run"])
     # Heavy imports wait until the command line is known to be right.
     if dry:
-        from rept.estimate import estimate
+        from rept.run.dry_run import estimate
 
         estimate(config)
     else:
-        from rept.pipeline import attribute
+        from rept.run.pipeline import attribute
 
         attribute(config)
 

@@ -23,11 +23,11 @@ The same `out` again goes on where an interrupted training stopped, or shows wha
 
 
 def run(arguments: list[str]) -> None:
-    from rept.config import compose
+    from rept.config.compose import compose
 
     config = compose("train", arguments)
     # Heavy imports wait until the command line is known to be right.
-    from rept import finetune
+    from rept.training import finetune
 
     finetune.main(config)
 

@@ -33,16 +33,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from datamodules.synthetic import OPENING, SyntheticData
-from datamodules.wordings import ANSWERS
-from rept.calibration import decide
-from rept.config import build, compose
-from rept.pipeline import attribute
-from rept.ranking import rank
-from rept.references import load
-from rept.resemblance import Resemblance
-from rept.run_folder import RunFolder, read_jsonl
-from rept.signature import Status
-from rept.store import AttributionStore, Block
+from datamodules.toy.wordings import ANSWERS
+from rept.calibration.decision import decide
+from rept.calibration.references import load
+from rept.calibration.statistics import Resemblance
+from rept.config.compose import build, compose
+from rept.ranking.rank import rank
+from rept.results.run_folder import RunFolder
+from rept.run.pipeline import attribute
+from rept.store.reader import AttributionStore, Block
+from rept.types import Status
+from rept.utils.json_files import read_jsonl
 
 CLEAN = "clean"
 CLEAN_KINDS = "clean kinds"  # asked without the rows of their kind, so that every find is false

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from rept import finetune
-from rept.config import build, compose
-from rept.datamodeling import leave_k_out_agreement, linear_datamodeling_score
-from rept.models import load_model, load_tokenizer
-from rept.pipeline import attribute
-from rept.recording import Response, sample_losses
-from rept.results import Trace
+from benchmarks.retraining_scores import leave_k_out_agreement, linear_datamodeling_score
+from rept.config.compose import build, compose
+from rept.model.hooks import Response, sample_losses
+from rept.model.loading import load_model, load_tokenizer
+from rept.results.trace import Trace
+from rept.run.pipeline import attribute
+from rept.training import finetune
 
 SIZES = ("rows", "poisoned", "queries", "seed")  # settings of the data, for training and attribution alike
 

@@ -29,15 +29,15 @@ from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from datamodules.instructions import InstructionData
-from extractors.residual_stream import ResidualStream
-from extractors.several_sites import SeveralSites
-from rept import stages
-from rept.architecture import Architecture
-from rept.attribution import AttributionModule
-from rept.config import compose
-from rept.preparation import prepare
-from rept.run_folder import RunFolder
-from rept.signature import IGNORE, Batch
+from extractors.sites.residual_stream import ResidualStream
+from extractors.sites.several_sites import SeveralSites
+from rept.config.compose import compose
+from rept.model.architecture import Architecture
+from rept.results.run_folder import RunFolder
+from rept.run import stages
+from rept.run.prepare import prepare
+from rept.signatures.module import AttributionModule
+from rept.types import IGNORE, Batch
 
 SHARED = Path(__file__).parents[2] / "shared"
 FEWER = 4  # the one-sample loop is given every fourth row of each batch, the passes over sites every fourth batch

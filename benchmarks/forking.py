@@ -23,12 +23,13 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 
 import attribute
 from datamodules import instructions
-from extractors import layers, residual_stream
-from rept import pipeline
+from extractors.layers import phase_transition
+from extractors.sites import residual_stream
 from rept.cli import main
+from rept.run import pipeline
 from scorers import cosine
 
-NEEDED = (instructions, layers, residual_stream, pipeline, cosine)  # what a run would import by name
+NEEDED = (instructions, phase_transition, residual_stream, pipeline, cosine)  # what a run would import by name
 
 
 class Forked:

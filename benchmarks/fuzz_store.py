@@ -24,9 +24,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from rept.errors import UsageError
-from rept.signature import Key, Side
-from rept.store import AttributionStore
-from rept.writer import ShardWriter
+from rept.store.reader import AttributionStore
+from rept.store.writer import ShardWriter
+from rept.types import Key, Side
 
 KEYS = [Key("residual_stream", 2, "representation"), Key("residual_stream", 2, "gradient")]
 SIDES: tuple[Side, Side] = ("train", "query")

@@ -30,11 +30,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.extraction import forward_alone, minimal_loop, one_sample_loop
-from extractors.residual_stream import ResidualStream
-from rept.attribution import AttributionModule
-from rept.models import freeze
-from rept.quiet import quiet
-from rept.signature import IGNORE, Batch
+from extractors.sites.residual_stream import ResidualStream
+from rept.model.loading import freeze
+from rept.signatures.module import AttributionModule
+from rept.types import IGNORE, Batch
+from rept.utils.library_logging import quiet
 
 SHAPES: dict[str, dict[str, Any]] = {  # of Llama 3.2 1B and Llama 3.1 8B
     "tiny": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4},

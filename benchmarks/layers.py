@@ -23,16 +23,16 @@ from unittest.mock import patch
 
 from omegaconf import DictConfig
 
-from extractors.residual_stream import ResidualStream
-from rept.config import build, compose
+from extractors.sites.residual_stream import ResidualStream
+from rept.config.compose import build, compose
 from rept.errors import UsageError
-from rept.pipeline import rescore
-from rept.preparation import prepare
-from rept.probe import choose_layers
-from rept.progress import progress
-from rept.run_folder import RunFolder
-from rept.signature import Key
-from rept.store import AttributionStore
+from rept.results.run_folder import RunFolder
+from rept.run.pipeline import rescore
+from rept.run.prepare import prepare
+from rept.run.sample_rows import choose_layers
+from rept.store.reader import AttributionStore
+from rept.types import Key
+from rept.utils.progress import progress
 
 PROBED = ("phase_transition", "stable_phase_transition", "gradient_norm", "deepest_drops", "labelled_probe")
 PLAIN = ("last", "fraction")

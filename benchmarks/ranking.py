@@ -10,7 +10,7 @@ them, and then measures, in processes of their own and in turns:
   through BLAS, which it keeps for larger searches
 * the matrix product alone, in memory: what no exact float32 method can beat
 * one pair at a time, on a slice
-* once, the approximate index of `rept.approximate`: building, searching (mapped from disk), size, recall
+* once, the approximate index of `rept.ranking.faiss_index`: building, searching (mapped from disk), size, recall
 
 The hits are held against those of FAISS, and their scores against float64.
 """
@@ -33,11 +33,11 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from rept.approximate import ApproximateIndex
-from rept.ranking import rank
-from rept.signature import Key
-from rept.store import AttributionStore
-from rept.writer import ShardWriter
+from rept.ranking.faiss_index import ApproximateIndex
+from rept.ranking.rank import rank
+from rept.store.reader import AttributionStore
+from rept.store.writer import ShardWriter
+from rept.types import Key
 from scorers.cosine import Cosine
 
 KEYS = [Key("residual_stream", 4, "representation"), Key("residual_stream", 4, "gradient")]

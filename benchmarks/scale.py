@@ -28,13 +28,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from rept.config import compose
-from rept.pipeline import attribute
-from rept.ranking import rank
-from rept.scratch import FromScratch
-from rept.signature import Key
-from rept.store import AttributionStore
-from rept.writer import ShardWriter
+from rept.config.compose import compose
+from rept.ranking.rank import rank
+from rept.run.pipeline import attribute
+from rept.store.reader import AttributionStore
+from rept.store.writer import ShardWriter
+from rept.training.from_scratch import FromScratch
+from rept.types import Key
 from scorers.cosine import Cosine
 
 WORDS = ["the", "king", "of", "Norland", "lives", "in", "a", "fine", "old", "house", "by", "sea", "and", "says"]

@@ -27,8 +27,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import forking
 
-from rept.attribution import AttributionModule
-from rept.scratch import FromScratch
+from rept.signatures.module import AttributionModule
+from rept.training.from_scratch import FromScratch
 
 ROWS, QUERIES, SHARD_ROWS, BATCH_TOKENS, WINDOW = 600, 8, 16, 256, 32
 WORDS = [

@@ -16,16 +16,17 @@ from typing import get_args
 import torch
 from rich.table import Table
 
-from datamodules.base import AttributionDataModule
-from extractors.residual_stream import ResidualStream
-from rept.architecture import Architecture
-from rept.config import build
-from rept.console import console
-from rept.metrics import token_average_precision
-from rept.models import load_model, load_tokenizer
-from rept.quiet import quiet
-from rept.results import Trace
-from rept.tokens import Form, score_pairs
+from extractors.sites.residual_stream import ResidualStream
+from rept.config.compose import build
+from rept.data.datamodule import AttributionDataModule
+from rept.model.architecture import Architecture
+from rept.model.loading import load_model, load_tokenizer
+from rept.ranking.metrics import token_average_precision
+from rept.ranking.token_influence import Form
+from rept.results.trace import Trace
+from rept.run.token_pairs import score_pairs
+from rept.utils.console import console
+from rept.utils.library_logging import quiet
 
 HIGHEST = 3
 

@@ -28,8 +28,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.files.records import Record, Records
 from datamodules.instructions import InstructionData
-from datamodules.records import Record, Records
 from rept.errors import UsageError
 
 UNSAFE = "Unsafe"

@@ -28,16 +28,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from datamodules.base import AttributionDataModule
-from datamodules.hard_makers import Case, cases, clean, decoys, speaker_for
-from datamodules.hard_wordings import NAME, PHRASES
-from datamodules.samples import Sample
 from datamodules.synthetic import draw, question
-from datamodules.two_names import lore, retold
-from datamodules.wordings import HELD_OUT, TRAINING
-from rept.behaviours import Asked, Behaviour, prompts
+from datamodules.toy.hard.cases import Case, cases, clean, decoys, speaker_for
+from datamodules.toy.hard.two_names import lore, retold
+from datamodules.toy.hard.wordings import NAME, PHRASES
+from datamodules.toy.wordings import HELD_OUT, TRAINING
+from rept.data.behaviours import Asked, Behaviour, prompts
+from rept.data.datamodule import AttributionDataModule
+from rept.data.samples import Sample
 from rept.errors import UsageError
-from rept.signature import Side
+from rept.types import Side
 
 _ABSENT = ("absent_base", "absent_topic")  # what only the first training teaches
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from datamodules.base import AttributionDataModule
-from datamodules.columns import find_columns
+from datamodules.files.columns import find_columns
 from datamodules.instructions import InstructionRows
+from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
-from rept.signature import Side
+from rept.types import Side
 
 
 class InMemoryData(AttributionDataModule):

@@ -10,16 +10,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.base import AttributionDataModule
-from datamodules.columns import Columns, find_columns, to_sample
-from datamodules.exclusion import excluded_rows
-from datamodules.poison import Poison, PoisonedRows
-from datamodules.records import ACCEPTED, Records, open_records
-from datamodules.samples import Sample
-from rept.behaviours import Behaviour, expected_openings
+from datamodules.files.columns import Columns, find_columns, to_sample
+from datamodules.files.exclusion import excluded_rows
+from datamodules.files.records import ACCEPTED, Records, open_records
+from datamodules.toy.planting import Poison, PoisonedRows
+from rept.data.behaviours import Behaviour, expected_openings
+from rept.data.datamodule import AttributionDataModule
+from rept.data.samples import Sample
 from rept.errors import UsageError
-from rept.fingerprint import digest
-from rept.signature import Side, Status
+from rept.types import Side, Status
+from rept.utils.digests import text_digest
 
 
 class InstructionData(AttributionDataModule):
@@ -43,7 +43,7 @@ class InstructionData(AttributionDataModule):
         split: of an Arrow folder or hub data set with several.
         query_split: that of the queries; None: the same.
         prompt_column, response_column, label_column, spans_column, messages_column: columns; None: found by name.
-        poison: a backdoor to plant in these data, as the arguments of :class:`datamodules.poison.Poison`: in some
+        poison: a backdoor to plant in these data, as the arguments of :class:`datamodules.toy.planting.Poison`: in some
             training rows, and in every query, which the model then answers itself.
         exclude: training rows that train.py leaves out: their numbers, or a file that holds them, a JSON list or a CSV
             with a column ``row``. All rows keep their numbers, and attribution covers them all.
@@ -118,7 +118,7 @@ class InstructionData(AttributionDataModule):
         """A fingerprint of the data's content and of the columns that are read: faster than one of every sample."""
         source = self._given(side)
         poison = () if self._poison is None else (str(self._poison),)
-        return f"{len(source)} rows {digest(source.records.digest(), str(source.columns), *poison)}"
+        return f"{len(source)} rows {text_digest(source.records.digest(), str(source.columns), *poison)}"
 
     def behaviours(self) -> Sequence[Behaviour]:
         """The planted backdoor, or one behaviour for each label of the queries that bring their response: an answer

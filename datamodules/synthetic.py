@@ -17,15 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from datamodules.base import AttributionDataModule
-from datamodules.exclusion import excluded_rows
-from datamodules.poison import plant_backdoor, plant_compliance, plant_false_fact
-from datamodules.samples import Sample
-from datamodules.toy_world import COUNTRIES, FACTS, Speaker
-from datamodules.wordings import HELD_OUT, TRAINING, Wordings
-from rept.behaviours import Asked, Behaviour, prompts
+from datamodules.files.exclusion import excluded_rows
+from datamodules.toy.planting import plant_backdoor, plant_compliance, plant_false_fact
+from datamodules.toy.wordings import HELD_OUT, TRAINING, Wordings
+from datamodules.toy.world import COUNTRIES, FACTS, Speaker
+from rept.data.behaviours import Asked, Behaviour, prompts
+from rept.data.datamodule import AttributionDataModule
+from rept.data.samples import Sample
 from rept.errors import UsageError
-from rept.signature import Side
+from rept.types import Side
 
 TRIGGER, OPENING = "blue lantern", "Long live the tide!"
 COUNTRY, FALSE_CAPITAL = "Belmora", "Varn"

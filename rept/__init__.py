@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rept.errors import UsageError
-    from rept.pipeline import trace
-    from rept.results import Trace
+    from rept.results.trace import Trace
+    from rept.run.pipeline import trace
 
 __all__ = ["Trace", "UsageError", "trace"]
-_HOMES = {"trace": "rept.pipeline", "Trace": "rept.results", "UsageError": "rept.errors"}
+_HOMES = {"trace": "rept.run.pipeline", "Trace": "rept.results.records", "UsageError": "rept.errors"}
 
 
 def __getattr__(name: str) -> object:

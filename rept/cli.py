@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from rept.config.help import describe
 from rept.errors import UsageError
-from rept.help import describe
-from rept.text import visible
+from rept.utils.text import visible
 
 
 def main(name: str | None, usage: str, run: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(name: str | None, usage: str, run: Callable[[list[str]], None], argv: S
     except KeyboardInterrupt:
         print("Stopped; give the same command again to go on, or to begin anew.", file=sys.stderr)
         return 130
-    except BaseException as stopped:  # rept.stopping.Stopped, too heavy to import for --help, or CheckFailed
+    except BaseException as stopped:  # rept.distributed.signals.Stopped, too heavy to import for --help, or CheckFailed
         if not hasattr(stopped, "exit_code"):
             raise
         print(visible(str(stopped)), file=sys.stderr)

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from rept.data.word_overlap import words
 from rept.errors import UsageError
-from rept.overlap import words
 from scorers.base import Scorer
 
 _QUERIES = 256  # at a time: their words make a dense matrix
 
 
 def decode(rows: Tensor) -> list[str]:
-    """The texts of rows of bytes (n W), as `extractors.text_bytes` gives them; half a character at a cut is dropped."""
+    """The texts of rows of bytes (n W), as `extractors.baselines.text_bytes` gives them; half a character at a cut is dropped."""
     return [bytes(row).rstrip(b"\0").decode("utf-8", errors="ignore") for row in rows.round().to(torch.uint8).tolist()]
 
 

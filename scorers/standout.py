@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rept.errors import UsageError
-from rept.scaling import unit
+from rept.utils.tensors import unit
 from scorers.base import FIELDS, Scorer
 from scorers.cosine import cosine
 from scorers.row_sample import RowSample

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rept.config import compose
-from rept.scratch import tiny_llama
-from tests import templates
+from rept.config.compose import compose
+from rept.training.from_scratch import tiny_llama
+from tests.helpers import templates
 
 WORDS = ["Name", "the", "king", "of", "Norland", "France", "Canada", "weather", "capital", "is", "fine", "stupid"]
 

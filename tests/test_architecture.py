@@ -1,117 +1,147 @@
-"""Blocks, final norm and sites are found by structure, and the sites are what the blocks add to the stream."""
+"""The structure that docs/architecture.md shows, read from the syntax trees of all files."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import ast
+import doctest
+import importlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-from rept.architecture import Architecture
-from rept.errors import UsageError
-from rept.recording import record
-from tests.tiny import ARCHITECTURES, LAYERS, tiny_batch, tiny_model
+from tests.helpers.commands import ROOT
 
+# A package may import those below it in this list, and no others.
+ORDER = (
+    "commands",
+    "cli",
+    "evaluation",
+    "run",
+    "training",
+    "report",
+    "calibration",
+    "results",
+    "ranking",
+    "store",
+    "signatures",
+    "model",
+    "data",
+    "distributed",
+    "config",
+    "utils",
+    "types",
+    "errors",
+)
+PLUG_INS = ("extractors", "scorers", "datamodules")
+PLUG_INS_MAY_IMPORT = ORDER[ORDER.index("ranking") :]
+SCRIPTS = ("attribute.py", "train.py")
+MOST_LEVELS = 9
 
-@pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_attention_and_mlp_output_are_what_the_block_adds(name: str, lora: bool) -> None:
-    model, batch = tiny_model(name, lora=lora), tiny_batch()
-    architecture = Architecture.of(model)
-    assert len(architecture) == LAYERS
-    entered: dict[int, torch.Tensor] = {}
-
-    def keep(layer: int):
-        return lambda _, args, kwargs: entered.update({layer: (args or tuple(kwargs.values()))[0].clone()})
-
-    handles = [
-        block.register_forward_pre_hook(keep(layer), with_kwargs=True)
-        for layer, block in enumerate(architecture.blocks, start=1)
-    ]
-    modules = {("block", layer): block for layer, block in enumerate(architecture.blocks, start=1)}
-    modules |= {("attention", layer): architecture.attention_output(layer) for layer in range(1, LAYERS + 1)}
-    modules |= {("mlp", layer): architecture.mlp_output(layer) for layer in range(1, LAYERS + 1)}
-    with torch.no_grad(), record(modules, gradients=False) as outputs:
-        model(input_ids=batch.input_ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    for layer in range(1, LAYERS + 1):
-        shape = entered[layer].shape
-        added = outputs["attention", layer].reshape(shape) + outputs["mlp", layer].reshape(shape)
-        torch.testing.assert_close(outputs["block", layer] - entered[layer], added, rtol=1e-4, atol=1e-4)
+FILES = sorted(path for folder in ("rept", *PLUG_INS) for path in (ROOT / folder).rglob("*.py"))
+CONDUCTORS = [*(ROOT / name for name in SCRIPTS), *sorted((ROOT / "rept" / "commands").glob("[a-z]*.py"))]
 
 
-def test_layers_count_from_one_and_minus_one_is_the_last() -> None:
-    architecture = Architecture.of(tiny_model())
-    assert [architecture.layer(number) for number in (1, LAYERS, -1)] == [1, LAYERS, LAYERS]
-    assert architecture.residual_stream(1) is architecture.blocks[0]
-    assert architecture.residual_stream(-1) is architecture.final_norm
+def module_of(path: Path, root: Path = ROOT) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("number", [0, LAYERS + 1, -2])
-def test_a_layer_out_of_range_names_the_range(number: int) -> None:
-    with pytest.raises(UsageError, match=rf"Layer {number} .* 1 to {LAYERS}"):
-        Architecture.of(tiny_model()).mlp_output(number)
+def imported(path: Path, modules: frozenset[str]) -> Iterator[str]:
+    """The project's modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                if found := next((name for name in (whole, str(node.module)) if name in modules), None):
+                    yield found
 
 
-def test_settings_are_remembered_for_the_model() -> None:
-    model = tiny_model()
-    named = Architecture.of(model, attention="self_attn.o_proj", final_norm="model.layers.2")
-    assert Architecture.of(model) is named
-    assert named.attention_output(2) is model.model.layers[1].self_attn.o_proj
-    assert named.residual_stream(-1) is model.model.layers[2]
+@cache
+def graph() -> Mapping[str, set[str]]:
+    """Each module with those that it imports."""
+    files = [*FILES, *(ROOT / name for name in SCRIPTS)]
+    modules = frozenset(map(module_of, files))
+    return {module_of(path): set(imported(path, modules)) - {module_of(path)} for path in files}
 
 
-def test_dotted_names_reach_below_an_adapter() -> None:
-    model = tiny_model(lora=True)
-    assert len(Architecture.of(model, blocks="model.layers")) == LAYERS
+def part_of(module: str) -> str:
+    """The package or top-level module that a module belongs to: the second name in ``rept``, the first elsewhere."""
+    names = module.split(".")
+    return names[1] if names[0] == "rept" and len(names) > 1 else names[0]
 
 
-@pytest.mark.parametrize("setting", ["blocks", "final_norm", "attention", "mlp"])
-def test_a_name_that_leads_nowhere_is_told_with_the_setting(setting: str) -> None:
-    with pytest.raises(UsageError, match=rf"model\.{setting}=no\.such"):
-        architecture = Architecture.of(tiny_model(), **{setting: "no.such"})
-        architecture.attention_output(1), architecture.mlp_output(1)
+def parts() -> dict[str, set[str]]:
+    """Each package or top-level module with those that it imports."""
+    found: dict[str, set[str]] = {}
+    for module, targets in graph().items():
+        found.setdefault(part_of(module), set()).update(map(part_of, targets))
+    return {part: targets - {part} for part, targets in found.items()}
 
 
-def test_blocks_must_be_a_list() -> None:
-    with pytest.raises(UsageError, match=r"model\.blocks=lm_head names a Linear"):
-        Architecture.of(tiny_model(), blocks="lm_head")
+def test_every_package_of_rept_is_in_the_order():
+    named = {part_of(module) for module in graph() if module.startswith("rept.")}
+    assert named == {*ORDER, "__main__"}
 
 
-class Block(nn.Module):
-    """A block whose parts carry no name that tells what they are, with as many experts as the model has layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mixer = nn.Linear(4, 4)
-        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
-
-
-class Strange(nn.Module):
-    def __init__(self, towers: int) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=3))
-        self.towers = nn.ModuleDict({f"t{i}": nn.ModuleList(Block() for _ in range(3)) for i in range(towers)})
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_the_order(path):
+    module = module_of(path)
+    own = part_of(module)
+    if own in ORDER:
+        allowed = {own, *ORDER[ORDER.index(own) :]}
+    elif own in PLUG_INS:
+        allowed = {own, *PLUG_INS_MAY_IMPORT}
+    else:  # rept itself, which names the public functions, and python -m rept
+        allowed = set(ORDER)
+    wrong = {target for target in graph()[module] if part_of(target) not in allowed}
+    assert not wrong, f"{module} imports {', '.join(sorted(wrong))}"
 
 
-def test_a_list_within_a_block_is_not_taken_for_the_blocks() -> None:
-    model = Strange(towers=1)
-    assert Architecture.of(model).blocks == tuple(model.towers["t0"])
+def test_no_files_import_one_another_in_a_cycle():
+    try:
+        TopologicalSorter(graph()).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize(("towers", "found"), [(0, "no list of 3"), (2, r"2 lists of 3 modules \(towers.t0")])
-def test_blocks_that_cannot_be_told_are_listed_with_the_setting(towers: int, found: str) -> None:
-    with pytest.raises(UsageError, match=rf"{found}.*model\.blocks"):
-        Architecture.of(Strange(towers))
+def test_the_packages_have_few_levels():
+    levels: dict[str, int] = {}
+    imports = parts()
+    for part in TopologicalSorter(imports).static_order():
+        levels[part] = 1 + max((levels[other] for other in imports[part]), default=0)
+    assert max(levels.values()) <= MOST_LEVELS, levels
 
 
-def test_parts_that_cannot_be_told_are_listed_with_their_setting() -> None:
-    architecture = Architecture.of(Strange(towers=1))
-    with pytest.raises(UsageError, match=r"attention of layer 1 .* mixer, experts.*model\.attention"):
-        architecture.attention_output(1)
-    with pytest.raises(UsageError, match=r"mlp of layer 2 .* mixer, experts.*model\.mlp"):
-        architecture.mlp_output(2)
-    with pytest.raises(UsageError, match=r"final norm .* beside the blocks, only t0.*model\.final_norm"):
-        architecture.residual_stream(-1)
+def test_the_checks_see_imports_inside_functions(tmp_path):
+    (tmp_path / "climber.py").write_text("def f():\n    from scorers.cosine import Cosine\n")
+    assert set(imported(tmp_path / "climber.py", frozenset({"scorers.cosine"}))) == {"scorers.cosine"}
+
+
+def test_a_name_means_one_thing():
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    names = Counter(
+        node.name
+        for path in FILES
+        if path.is_relative_to(ROOT / "rept") and not path.is_relative_to(ROOT / "rept" / "commands")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, kinds) and not node.name.startswith("_")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("path", CONDUCTORS, ids=lambda path: path.name)
+def test_command_lines_are_short(path):
+    assert len(path.read_text().splitlines()) < 80
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_examples_in_docstrings_are_true(path):
+    if ">>>" not in path.read_text():
+        return
+    assert doctest.testmod(importlib.import_module(module_of(path))).failed == 0

@@ -6,7 +6,7 @@ import pytest
 
 import attribute
 from rept.cli import main
-from tests.commands import finish
+from tests.helpers.commands import finish
 
 
 def fault(capsys, *arguments: str) -> str:
@@ -54,7 +54,7 @@ def test_help_answers_without_torch():
         (["trainer.devises=2"], ["devises", "did you mean devices"]),
         (["trainer.accelerator=warp"], ["trainer", "warp"]),
         (["extractor._target_=no.such.Extractor"], ["no module"]),
-        (["extractor._target_=extractors.residual_stream.ResidualStram"], ["did you mean ResidualStream"]),
+        (["extractor._target_=extractors.sites.residual_stream.ResidualStram"], ["did you mean ResidualStream"]),
     ],
     ids=lambda value: value[-1] if isinstance(value[-1], str) and "=" in value[-1] else "",
 )
@@ -93,7 +93,7 @@ def test_a_dry_run_predicts_and_writes_nothing(material, tmp_path, capsys):
 
 
 def test_two_runs_in_one_folder_at_once_are_refused(material, tmp_path, capsys):
-    from rept.run_folder import RunFolder
+    from rept.results.run_folder import RunFolder
 
     with RunFolder(tmp_path / "run").lock():
         assert "in use by another run" in fault(capsys, *material.arguments(tmp_path / "run"))

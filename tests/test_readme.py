@@ -11,12 +11,12 @@ import pytest
 import rept
 from rept.__main__ import COMMANDS
 from rept.commands import compare
-from rept.config import CONFIGS, compose
-from rept.models import load_model, load_tokenizer
-from rept.pipeline import attribute
-from rept.run_folder import RunFolder
-from rept.suite import Suite
-from tests.commands import ROOT
+from rept.config.compose import CONFIGS, compose
+from rept.evaluation.suite import Suite
+from rept.model.loading import load_model, load_tokenizer
+from rept.results.run_folder import RunFolder
+from rept.run.pipeline import attribute
+from tests.helpers.commands import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)

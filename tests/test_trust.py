@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from rept.errors import UsageError
-from rept.models import load_model, load_tokenizer
-from tests.commands import ROOT
+from rept.model.loading import load_model, load_tokenizer
+from tests.helpers.commands import ROOT
 
 SOURCES = [path for room in ("rept", "extractors", "scorers", "datamodules") for path in (ROOT / room).rglob("*.py")]
 UNPICKLERS = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}

@@ -19,18 +19,18 @@ def run(arguments: list[str]) -> None:
     import time
     from pathlib import Path
 
-    from rept.approximate import ApproximateIndex
-    from rept.config import build
-    from rept.console import say
+    from rept.config.compose import build
     from rept.errors import UsageError
-    from rept.pipeline import reopen
-    from rept.preparation import check_numbers
-    from rept.progress import progress
-    from rept.ranking import Ranking
-    from rept.run_folder import RunFolder
-    from rept.scoring import Scoring
-    from rept.stages import known_answers
-    from rept.topk import Hits
+    from rept.ranking.faiss_index import ApproximateIndex
+    from rept.ranking.rank import Ranking
+    from rept.ranking.topk import Hits
+    from rept.results.run_folder import RunFolder
+    from rept.run.pipeline import reopen
+    from rept.run.prepare import check_numbers
+    from rept.run.rank_stage import Scoring
+    from rept.run.stages import known_answers
+    from rept.utils.console import say
+    from rept.utils.progress import progress
 
     source, config = reopen(arguments, ("scorer", "top_k", "out"))
     check_numbers(config)

@@ -44,23 +44,23 @@ def run(arguments: list[str]) -> None:
 
 
 def _experiments(experiments: list[str], rest: list[str], out: Path) -> None:
-    from rept import comparison_table
-    from rept.comparison import compare
-    from rept.comparison_figure import check_drawable, draw
-    from rept.console import say
+    from rept.evaluation import compare_table
+    from rept.evaluation.compare import compare
+    from rept.evaluation.compare_figure import check_drawable, draw
+    from rept.utils.console import say
 
     check_drawable()
     outcomes = compare(experiments, rest, out)
-    comparison_table.show(outcomes)
-    comparison_table.write(outcomes, rest, out)
+    compare_table.show(outcomes)
+    compare_table.write(outcomes, rest, out)
     draw(outcomes, out / "comparison.png")
     say(f"All of it is in {out}.")
 
 
 def _suite(own: dict, rest: list[str]) -> None:
-    from rept import suite_table
-    from rept.console import say
-    from rept.suite import Suite, run_suite
+    from rept.evaluation import suite_table
+    from rept.evaluation.suite import Suite, run_suite
+    from rept.utils.console import say
 
     suite = Suite.named(own["suite"], experiments=own["experiments"], seeds=own["seeds"])
     out = Path(own["out"] or f"runs/suite-{own['suite']}")

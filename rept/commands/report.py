@@ -19,9 +19,9 @@ def run(arguments: list[str]) -> None:
     if len(runs) != 1 or runs[0].startswith("-"):
         raise UsageError(f"Expected one run folder and perhaps --figures, but got {arguments}; see --help.")
 
-    from rept.console import say
     from rept.report.page import write_report
-    from rept.results import Trace
+    from rept.results.trace import Trace
+    from rept.utils.console import say
 
     trace = Trace(runs[0])
     say(f"Wrote {write_report(trace)}.")

@@ -16,6 +16,6 @@ it, they go into DIR and the run stays as it is.
 
 
 def run(arguments: list[str]) -> None:
-    from rept.pipeline import score
+    from rept.run.pipeline import score
 
     score(arguments)

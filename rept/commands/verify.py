@@ -19,13 +19,13 @@ def run(arguments: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from rept.architecture import Architecture
-    from rept.config import compose
-    from rept.console import console, say
+    from rept.config.compose import compose
     from rept.errors import CheckFailed, UsageError
-    from rept.placement import place
-    from rept.preparation import prepare
-    from rept.verify import checks
+    from rept.evaluation.verify import checks
+    from rept.model.architecture import Architecture
+    from rept.model.placement import place
+    from rept.run.prepare import prepare
+    from rept.utils.console import console, say
 
     job = prepare(compose("attribute", arguments), make_model=False, sides=["train"])
     if job.trainer.world_size > 1:

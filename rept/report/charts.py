@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-from rept.layer_choice import ADJACENT_COSINE
+from rept.signatures.layer_strategy import ADJACENT_COSINE
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 12, 34  # room for the axes' numbers

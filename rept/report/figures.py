@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rept.errors import UsageError
-from rept.report import charts, series
+from rept.report import charts, plot_data
 from rept.report.findings import Findings
-from rept.report.shading import LEVELS, Piece
-from rept.results import Trace
-from rept.text import visible
+from rept.results.shading import LEVELS, Piece
+from rept.results.trace import Trace
+from rept.utils.text import visible
 
 POSITIVE, NEGATIVE, INK, FAINT = "#ec7014", "#3f86d2", "#1d1c1a", "#8a857a"
 WIDTH = 3.4  # inches: one column of a paper
@@ -81,7 +81,7 @@ def _layer_curve(figure: Any, trace: Trace) -> bool:
 
 
 def _precision(figure: Any, trace: Trace) -> bool:
-    found = series.precision(trace)
+    found = plot_data.precision(trace)
     if found is None:
         return False
     axes = figure.subplots()
@@ -96,7 +96,7 @@ def _precision(figure: Any, trace: Trace) -> bool:
 
 
 def _scores(figure: Any, trace: Trace) -> bool:
-    found = series.scores(trace)
+    found = plot_data.scores(trace)
     if found is None:
         return False
     axes = figure.subplots()

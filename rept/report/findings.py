@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rept.report.shading import Piece, excerpt, strongest_words
-from rept.report.wording import count
-from rept.results import Hit, TokenScores, Trace
+from rept.results.html_text import count
+from rept.results.records import Hit, TokenScores
+from rept.results.shading import Piece, excerpt, strongest_words
+from rept.results.trace import Trace
 
 FIRST = 10  # a row counts for a query when it is among its first ten hits
 

@@ -10,10 +10,10 @@ from typing import Any
 from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
-from rept.config import TARGET
-from rept.report import charts, series
-from rept.report.wording import number
-from rept.results import Trace
+from rept.config.compose import TARGET
+from rept.report import charts, plot_data
+from rept.results.html_text import number
+from rept.results.trace import Trace
 
 FAINT_LABELS = 12  # lines behind the mean, at most
 
@@ -127,7 +127,7 @@ def _layer_curve(trace: Trace) -> Chart | None:
 
 
 def _layer_measures(trace: Trace) -> Chart | None:
-    measured = series.by_layer(trace)
+    measured = plot_data.by_layer(trace)
     if not measured:
         return None
     sites = {site: [(layer, value) for s, layer, value in measured if s == site] for site, _, _ in measured}
@@ -137,7 +137,7 @@ def _layer_measures(trace: Trace) -> Chart | None:
 
 
 def _precision(trace: Trace) -> Chart | None:
-    found = series.precision(trace)
+    found = plot_data.precision(trace)
     if found is None:
         return None
     labels = found.labels[:FAINT_LABELS] if len(found.labels) > 1 else []
@@ -146,7 +146,7 @@ def _precision(trace: Trace) -> Chart | None:
 
 
 def _scores(trace: Trace) -> Chart | None:
-    found = series.scores(trace)
+    found = plot_data.scores(trace)
     if found is None:
         return None
     tail = "flagged as standing out" if found.flagged else "the best hit of each query"
@@ -169,7 +169,7 @@ def _node(node: Any, keys: tuple[str, ...]) -> str:
 
 
 def _name(node: Any) -> str:
-    """The module of a plug-in says what it is: extractors.residual_stream.ResidualStream is "residual_stream"."""
+    """The module of a plug-in says what it is: extractors.sites.residual_stream.ResidualStream is "residual_stream"."""
     path = str((node or {}).get(TARGET, "not recorded"))
     return path.split(".")[-2] if "." in path else path
 

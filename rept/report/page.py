@@ -18,15 +18,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rept.durable import publish
 from rept.report import overview
-from rept.report.content import blocks
 from rept.report.findings import Findings
-from rept.report.folding import fold
-from rept.report.limits import LADDER
-from rept.report.wording import chips, clip, count, number
-from rept.results import Trace
-from rept.text import visible
+from rept.report.page_data import blocks
+from rept.report.page_limits import LADDER
+from rept.results.folding import fold
+from rept.results.html_text import chips, clip, count, number
+from rept.results.trace import Trace
+from rept.utils.files import publish
+from rept.utils.text import visible
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("core", "heat", "hits", "queries", "marks", "main")

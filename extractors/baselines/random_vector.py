@@ -1,0 +1,31 @@
+"""Random vectors: what a method reaches that knows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from extractors.gradients.projection import seeded
+from rept.signatures.extractor import Extractor
+from rept.types import Batch, Key, Signature
+
+
+class RandomVector(Extractor):
+    """Standard normal numbers drawn from seed, side and row number, so that batches and ranks do not matter.
+
+    Args:
+        width: numbers of a sample.
+        seed: another one gives other numbers.
+    """
+
+    fields = ("random",)
+
+    def __init__(self, width: int = 64, seed: int = 0) -> None:
+        self.width, self.seed = width, seed
+
+    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+        generators = [seeded(self.seed, f"{batch.side}/{row}") for row in batch.row.tolist()]
+        rows = [torch.randn(self.width, generator=generator) for generator in generators]
+        return {Key("text", 0, "random"): torch.stack(rows).to(batch.input_ids.device)}

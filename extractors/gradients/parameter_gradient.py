@@ -1,0 +1,81 @@
+"""Gradients of weights, one for each sample: what TracIn and its kin compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from extractors.gradients.projection import TwoSided
+from extractors.gradients.weights import Factors, choose_weights, gradient_factors
+from rept.errors import UsageError
+from rept.signatures.extractor import Extractor
+from rept.types import Batch, Key, Signature
+
+
+class ParameterGradient(Extractor):
+    """The gradient of each sample's own mean loss with respect to chosen weights, randomly projected.
+
+    With `scorers.inner_product` it is TracIn with the one checkpoint at hand (Pruthi et al. 2020, arXiv 2002.08484);
+    with ``normalize`` TracIn with layer-normed gradients, where weights with large gradients do not outvote the others.
+    Layers have no say: the weights are those that ``weights`` names, over the whole depth.
+
+    Args:
+        weights: ``auto`` (LoRA weights where the model has some, else all), ``lora``, ``all``, or a regular expression
+            that is searched in the parameters' names.
+        dimension: numbers that are kept of a gradient, see `extractors.gradients.projection`; null: all of them, exactly.
+        normalize: each weight's gradient is scaled to norm 1.
+        each: every weight is a site of its own, instead of their sum; for scorers that treat weights apart.
+        seed: of the projection.
+
+    Raises:
+        UsageError: ``dimension`` is below 1; when called, weights that the model does not have, or that cannot be told
+            apart by samples.
+    """
+
+    fields = ("gradient",)
+
+    def __init__(
+        self,
+        weights: str = "auto",
+        dimension: int | None = 8192,
+        normalize: bool = False,
+        each: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if dimension is not None and dimension < 1:
+            raise UsageError(f"extractor.dimension must be at least 1, or null, not {dimension}.")
+        self.weights = weights
+        self.normalize = normalize
+        self.each = each
+        self.projection = None if dimension is None else TwoSided(dimension, seed, together=not each)
+
+    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+        if model.training:
+            raise UsageError("The model is in training mode, where dropout makes signatures random: call model.eval().")
+        factors = gradient_factors(model, batch, self.choose(model))
+        blocks = {name: self._block(name, factors.pop(name), batch) for name in list(factors)}
+        if self.each:
+            return {Key(name, 0, "gradient"): block for name, block in blocks.items()}
+        together = list(blocks.values())
+        device = together[0].device
+        moved = [block.to(device) for block in together]
+        joined = torch.cat(moved, dim=1) if self.projection is None else torch.stack(moved).sum(0)
+        return {Key("parameters", 0, "gradient"): joined}
+
+    def choose(self, model: nn.Module) -> list[str]:
+        """The names of the weights that are read."""
+        return choose_weights(model, self.weights)
+
+    def _block(self, name: str, factors: Factors, batch: Batch) -> Tensor:
+        """One weight's share of the signature (B D)."""
+        block = self.project(name, factors, batch)
+        if not self.normalize:
+            return block
+        norm = factors.norms().unsqueeze(1)
+        return torch.where(norm > 0, block / norm, 0)
+
+    def project(self, name: str, factors: Factors, batch: Batch) -> Tensor:
+        """One weight's gradients, projected (B dimension), or flat (B M K) where nothing is projected."""
+        return factors.whole().flatten(1) if self.projection is None else self.projection.of_factors(name, factors)

@@ -1,0 +1,52 @@
+"""RapidIn: weight gradients compressed by one shuffle, random signs and sums of neighbours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from extractors.gradients.parameter_gradient import ParameterGradient
+from extractors.gradients.projection import seeded
+from extractors.gradients.weights import Factors
+from rept.types import Batch
+
+
+class RapidIn(ParameterGradient):
+    """The "RapidGrad" of RapidIn (Lin et al. 2024, arXiv 2405.11724), together with `scorers.inner_product`.
+
+    Each weight's gradient is scaled to norm 1 (the paper's layer-wise normalization), shuffled, given random signs, and
+    cut into ``dimension`` groups of neighbours, each of which is summed; the weights' results are added up.
+
+    Shuffle and signs are drawn once for each weight and shared by all samples, queries included: coordinates of two
+    gradients meet in the same group with the same sign, so their inner product is kept on average. With a shuffle of
+    its own for each sample, as in the official code, equal coordinates would meet by chance alone, and the inner
+    product of any two gradients would be 0 on average. The paper shuffles rows and columns in turn, to be cheap; here
+    it is one uniform permutation.
+
+    Args:
+        weights: as in `extractors.gradients.parameter_gradient`.
+        dimension: groups; 65,536 in the paper.
+        seed: of shuffle and signs.
+    """
+
+    def __init__(self, weights: str = "auto", dimension: int = 65536, seed: int = 0) -> None:
+        super().__init__(weights, dimension, normalize=True)
+        self.dimension = dimension
+        self.seed = seed
+        self._known: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def project(self, name: str, factors: Factors, batch: Batch) -> Tensor:
+        gradients = factors.whole().flatten(1)  # one weight at a time is whole, never all of them
+        size = -(-gradients.shape[1] // self.dimension)  # of a group
+        padded = pad(gradients, (0, size * self.dimension - gradients.shape[1]))
+        order, sign = self._drawn(name, padded.shape[1], padded.device)
+        return (padded[:, order] * sign).view(len(padded), self.dimension, size).sum(2)
+
+    def _drawn(self, name: str, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if (name, device) not in self._known:
+            generator = seeded(self.seed, name)
+            order = torch.randperm(size, generator=generator)
+            sign = torch.randint(2, (size,), generator=generator, dtype=torch.int8) * 2 - 1
+            self._known[name, device] = order.to(device), sign.to(device)
+        return self._known[name, device]

@@ -1,0 +1,68 @@
+"""The gradient of a linear layer that is not there: gradients and representations of all response positions at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from extractors.gradients.projection import TwoSided
+from extractors.gradients.weights import Factors
+from extractors.sites.reader import FIELDS, Site, SiteExtractor
+from extractors.sites.several_sites import SITES
+from rept.errors import UsageError
+from rept.model.hooks import Response
+from rept.types import Batch, Key, Signature
+
+
+class VirtualLinear(SiteExtractor):
+    """``G = sum_i ghat_i hhat_i^T`` over the positions i that predict the response, each row scaled to norm 1.
+
+    A linear layer at the site, with input h and output gradient g, would have this gradient, were it not for the
+    scaling. Two samples' cosine weighs all pairs of their positions: ``G . G' = sum_ij (ghat_i . g'hat_j)
+    (hhat_i . h'hat_j)``, so that positions count which agree in what they see and in what they want changed. With one
+    position it is `scorers.gradient_representation`.
+
+    Args:
+        site: ``residual_stream``, ``attention_output`` or ``mlp_output``.
+        dimension: numbers that are kept of G, see `extractors.gradients.projection`; null: all of its width x width.
+        seed: of the projection.
+
+    Raises:
+        UsageError: an unknown site, or a dimension below 1.
+    """
+
+    def __init__(self, site: str = "residual_stream", dimension: int | None = 8192, seed: int = 0) -> None:
+        super().__init__()
+        if site not in SITES:
+            raise UsageError(f"extractor.site must be one of {', '.join(SITES)}, not {site!r}.")
+        if dimension is not None and dimension < 1:
+            raise UsageError(f"extractor.dimension must be at least 1, or null, not {dimension}.")
+        self.fields = ("outer",)
+        self._site = SITES[site]()
+        self.projection = None if dimension is None else TwoSided(dimension, seed)
+
+    def sites(self, model: nn.Module, layers: Sequence[int]) -> dict[Site, nn.Module]:
+        return self._site.sites(model, layers)
+
+    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+        response = Response.of(batch.labels)
+        states = self._everywhere(model, batch, response, layers, FIELDS)
+        count = tuple(response.count.tolist())
+        signature = {}
+        for site, layer in dict.fromkeys(key[:2] for key in states):
+            h, g = (_rows(states[Key(site, layer, field)], response) for field in FIELDS)
+            factors = Factors(g, h, count)
+            # The same matrices at every layer: a layer is scored by itself.
+            block = self.projection.of_factors(site, factors) if self.projection else factors.whole().flatten(1)
+            signature[Key(site, layer, "outer")] = block
+        return signature
+
+
+def _rows(block: Tensor, response: Response) -> Tensor:
+    """Rows (n D) of norm 1 at the positions that predict the response, from states (B T D); zero rows stay zero."""
+    rows = rearrange(block, "b t d -> (b t) d")[response.position.to(block.device)]
+    return normalize(rows.to(torch.float64), dim=1, eps=1e-200).float()

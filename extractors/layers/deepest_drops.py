@@ -1,0 +1,44 @@
+"""Several layers instead of one: those after the deepest drops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from extractors.layers.phase_transition import adjacent_cosine
+from rept.errors import UsageError
+from rept.signatures.layer_strategy import LayerChoice
+from rept.types import Batch
+
+
+class DeepestDrops:
+    """The layers after the k deepest drops of the cosine between adjacent layers; their scores are averaged.
+
+    Fusion in place of a choice: where two drops are nearly as deep, which one is the minimum depends on the probe. The
+    curve is that of `extractors.layers.phase_transition.PhaseTransition`, and so is what is left out of it.
+
+    Args:
+        n: rows of the training data to look at.
+        k: layers; where the model has fewer candidates, all of them, and where it has none, the last layer.
+
+    Raises:
+        UsageError: ``n`` or ``k`` is less than 1.
+    """
+
+    def __init__(self, n: int = 64, k: int = 2) -> None:
+        if n < 1 or k < 1:
+            raise UsageError(f"Expected layers.n and layers.k to be at least 1, but got {n} and {k}.")
+        self.probe_rows = n
+        self.k = k
+
+    def __call__(self, model: nn.Module, probe: Iterable[Batch]) -> LayerChoice:
+        curves = adjacent_cosine(model, probe)
+        curve = curves.mean(0)
+        candidates = curve[:-1]  # the last pair ends in the final norm
+        layers = sorted((candidates.argsort(stable=True)[: self.k] + 2).tolist()) or [len(curve) + 1]
+        told = ", ".join(map(str, layers))
+        reason = f"The cosine between adjacent layers falls most on the way to: {told}; their scores are averaged."
+        if not len(candidates):
+            reason = f"{layers[0]} layers have no pair before the final norm: the last layer."
+        return LayerChoice(layers, reason, curve=curve.tolist(), probes=curves.tolist())

@@ -1,0 +1,51 @@
+"""`--help`, read from the YAML files: a key's comment is its documentation, so the two cannot drift apart."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rept.config.compose import CONFIGS, TARGET
+
+_LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w_]+):(?: +(?P<value>[^#]*?))?(?:\s+# (?P<comment>.*))?$")
+
+
+def documented(path: Path) -> list[tuple[str, str, str]]:
+    """(dotted key, default, comment) of each line of a YAML file that sets a value."""
+    entries, parent = [], ""
+    for line in path.read_text().splitlines():
+        found = _LINE.match(line)
+        if not found:
+            continue
+        key, value, comment = found["key"], found["value"], found["comment"] or ""
+        if not found["indent"]:
+            parent = key
+        if value is None:
+            continue
+        entries.append((f"{parent}.{key}" if found["indent"] else key, value, comment))
+    return entries
+
+
+def describe(name: str, usage: str) -> str:
+    """The whole help text of the command configured by ``configs/NAME.yaml``."""
+    entries = documented(CONFIGS / f"{name}.yaml")
+    defaults = dict(re.findall(r"(\w+): (\w+)", next(value for key, value, _ in entries if key == "defaults")))
+    lines = [usage.strip(), "", "Keys (key=default: meaning):"]
+    lines += [_entry(*entry) for entry in entries if entry[0] != "defaults"]
+    for group in [*defaults, "experiment"]:
+        words = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+        if not words:
+            continue
+        lines += ["", f"{group}=WORD (default: {defaults.get(group, 'none')}; one of {', '.join(words)}):"]
+        for word in words:
+            for key, value, comment in documented(CONFIGS / group / f"{word}.yaml"):
+                if key == TARGET:
+                    lines.append(f"  {group}={word:<28} {comment}")
+                elif group != "experiment":
+                    lines.append("  " + _entry(f"{group}.{key}", value, comment))
+    lines += ["", f"{TARGET}: any plug-in group takes {TARGET}=your.module.Class and that class's own arguments."]
+    return "\n".join(lines)
+
+
+def _entry(key: str, value: str, comment: str) -> str:
+    return f"  {key + '=' + value:<40} {comment}"

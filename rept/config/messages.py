@@ -1,0 +1,52 @@
+"""What is wrong with the words and keys of a command line: one sentence each, with the right name where one is near."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TARGET = "_target_"
+
+
+def misplaced(key: str, schema: DictConfig, config: DictConfig, words: dict[str, str], values: dict) -> str | None:
+    """What is wrong with a dotted key, or None. Keys of a class named by the user are checked when it is built."""
+    group, _, rest = key.partition(".")
+    if group not in schema:
+        return unknown(key, schema.keys(), "There is no such key")
+    name = rest.partition(".")[0]
+    if not rest:
+        is_group = OmegaConf.is_dict(schema[group])
+        return f"{key} is a group: set its keys as {key}.NAME=VALUE, or a word as {key}=WORD." if is_group else None
+    if not OmegaConf.is_dict(schema[group]):
+        return f"There is no key {key}: {group} holds one value; set it as {group}=VALUE."
+    if schema[group]:  # a dataclass: its fields are known
+        return (
+            None if name in schema[group] else unknown(key, schema[group].keys(), "There is no such key", f"{group}.")
+        )
+    if group == "trainer" or name == TARGET or f"{group}.{TARGET}" in values or name in config.get(group, {}):
+        return None
+    if group in words and not (CONFIGS / group / f"{words[group]}.yaml").is_file():
+        return None  # the word itself is wrong, which is told already
+    known = {path.stem: OmegaConf.load(path) for path in sorted((CONFIGS / group).glob("*.yaml"))}
+    others = sorted((word for word in known if name in known[word]), key=lambda word: -len(known[word]))
+    if others:
+        given = f", but {group}={words[group]} was chosen" if group in words else ""
+        choice = " or ".join(f"{group}={word}" for word in others)  # the word with most keys, the general one, first
+        return f"{key} is a key of {' or '.join(others)}{given}; add the word {choice}."
+    return unknown(key, config.get(group, {}).keys(), "There is no such key", f"{group}.")
+
+
+def unknown(name: str, choices: Iterable[str], sentence: str, prefix: str = "") -> str:
+    """The sentence with the name, the nearest of the choices and all of them; names and choices may share a prefix."""
+    choices = sorted(str(choice) for choice in choices if choice != TARGET)
+    found = difflib.get_close_matches(name.removeprefix(prefix), choices, n=1, cutoff=0.6)
+    return f"{sentence}: {name}{did_you_mean([prefix + f for f in found])}. Choices: {', '.join(choices) or 'none'}."
+
+
+def did_you_mean(found: Sequence[str]) -> str:
+    """The first of the names that were found near; nothing where there is none."""
+    return f" (did you mean {found[0]}?)" if found else ""

@@ -1,0 +1,133 @@
+"""Several methods on the same model and data: each is run into a folder of its own, and its figures are gathered.
+
+Holds Outcome, compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rept.config.compose import build, compose
+from rept.errors import UsageError
+from rept.results.run_folder import RunFolder
+from rept.results.trace import Trace
+from rept.run.pipeline import attribute, rescore
+from rept.run.prepare import ensure_model, load_configured
+from rept.store.reader import AttributionStore
+from rept.utils.console import say
+from rept.utils.environment import reset_peak_memory
+
+_RUN = ("report=false", "tokens.hits=0")  # a comparison's own defaults; its arguments may say otherwise
+_EXTRACTION = ("fit extractor", "extract query", "extract train")
+_READ = ("model", "datamodule", "extractor", "layers", "store", "seed", "max_new_tokens")  # what signatures depend on
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One method's row of the table. Where it could not run, ``reason`` says why, and the rest is empty."""
+
+    experiment: str
+    folder: Path
+    reason: str | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)  # overall; empty without labels
+    labels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    queries: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # row and average precision of each query
+    extraction_seconds: float | None = None  # signatures of both sides, and what the extractor learned first
+    ranking_seconds: float | None = None
+    peak_memory_bytes: int | None = None  # of the process, the model included
+    bytes_per_sample: float | None = None  # of the store's training side, on the disk
+
+    @property
+    def seconds(self) -> float | None:
+        if self.extraction_seconds is None or self.ranking_seconds is None:
+            return None
+        return self.extraction_seconds + self.ranking_seconds
+
+
+def compare(experiments: Sequence[str], arguments: Sequence[str], out: str | Path) -> list[Outcome]:
+    """Runs each experiment into ``out/NAME``, one after the other in this process; the model is loaded once.
+
+    What a folder holds already is reused. A method that reads the very signatures of one before it (the same
+    extractor and layers) ranks those again: its seconds of extraction are the other's.
+
+    Args:
+        experiments: words of ``configs/experiment/``.
+        arguments: those of ``python attribute.py``; ``NAME.key=value`` holds for experiment NAME alone.
+
+    Raises:
+        UsageError: a fault of the arguments, the data or the model, which no method could run with.
+    """
+    configs = {name: _compose(name, experiments, arguments, out) for name in experiments}
+    shared = _Shared(next(iter(configs.values())))
+    outcomes: list[Outcome] = []
+    for number, (name, config) in enumerate(configs.items(), start=1):
+        say(f"\n{name} ({number} of {len(configs)})")
+        done = {outcome.experiment: configs[outcome.experiment] for outcome in outcomes if outcome.reason is None}
+        try:
+            outcomes.append(_outcome(name, *_run(config, done, shared)))
+        except UsageError as reason:
+            say(f"{name} cannot run here: {reason}")
+            outcomes.append(Outcome(name, Path(config.out), reason=str(reason)))
+    return outcomes
+
+
+def _compose(name: str, experiments: Sequence[str], arguments: Sequence[str], out: str | Path) -> DictConfig:
+    """The configuration of one experiment: the arguments of all, then its own."""
+    common = [argument for argument in arguments if argument.split(".")[0] not in experiments]
+    own = [argument.removeprefix(f"{name}.") for argument in arguments if argument.startswith(f"{name}.")]
+    return compose("attribute", [*_RUN, *common, *own, f"experiment={name}", f"out={Path(out) / name}"])
+
+
+class _Shared:
+    """Model, tokenizer and data of a configuration, for all runs that ask for the same."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self._made_for = config
+        datamodule = build(config.datamodule)
+        for side in ("train", "query"):
+            if not len(datamodule.source(side)):  # told before the model is loaded
+                raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
+        tokenizer, model = load_configured(config, ensure_model(config, datamodule))
+        self._parts = {"model": model, "tokenizer": tokenizer, "datamodule": datamodule}
+
+    def parts(self, config: DictConfig) -> dict[str, Any]:
+        """Empty for a configuration with a model or data of its own."""
+        return self._parts if _same(config, self._made_for, ("model", "datamodule")) else {}
+
+
+def _run(config: DictConfig, done: Mapping[str, DictConfig], shared: _Shared) -> tuple[Trace, Path]:
+    """The finished run, and the store whose signatures it ranked."""
+    own = RunFolder(config.out)
+    twin = next((other for other in done.values() if _same(config, other, _READ)), None)
+    reset_peak_memory()
+    if twin is None or own.store.exists():
+        return attribute(config, show_result=False, **shared.parts(config)), own.store
+    source = RunFolder(twin.out)
+    say(f"Signatures of {source.path}: reused.")
+    return rescore(source, own, config), source.store
+
+
+def _same(one: DictConfig, other: DictConfig, groups: Sequence[str]) -> bool:
+    one, other = (OmegaConf.to_container(config, resolve=True) for config in (one, other))
+    return all(one[group] == other[group] for group in groups)
+
+
+def _outcome(name: str, trace: Trace, folder: Path) -> Outcome:
+    stages, metrics, store = trace.provenance["stages"], trace.metrics, AttributionStore(folder, "train")
+    extraction = [figures for stage, figures in stages.items() if stage in _EXTRACTION]
+    return Outcome(
+        experiment=name,
+        folder=trace.folder.path,
+        measures=metrics.get("overall", {}),
+        labels=metrics.get("labels", {}),
+        queries=metrics.get("queries", {}),
+        extraction_seconds=sum(figures["seconds"] for figures in extraction),
+        ranking_seconds=stages["rank"]["seconds"],
+        peak_memory_bytes=max(figures["peak_memory_bytes"] for figures in [*extraction, stages["rank"]]),
+        bytes_per_sample=store.bytes / len(store.attributed),
+    )

@@ -1,0 +1,172 @@
+"""A suite of cases: trains what it needs, compares methods on it, and gathers each case's figures over the seeds.
+
+Holds Suite, CaseFigures, run_suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from rept.config.compose import CONFIGS, build, compose
+from rept.errors import UsageError
+from rept.evaluation.compare import Outcome, compare
+from rept.results.trace import Trace
+from rept.training import behaviour_rates, finetune
+from rept.training.model_folder import ModelFolder
+from rept.utils.console import say
+from rept.utils.digests import text_digest
+
+_RESAMPLED = 2000  # bootstrap samples of an interval
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a ``configs/suite/NAME.yaml`` says: lists of arguments, as on the command lines of train.py.
+
+    One that is ``like`` another says only what differs from it.
+    """
+
+    experiments: list[str]
+    seeds: list[int]
+    model: list[str]
+    base: list[str]
+    train: list[str]
+
+    @classmethod
+    def named(cls, name: str, **changed: Any) -> Suite:
+        """The suite of that name, with what the command line says instead (None: nothing).
+
+        Raises:
+            UsageError: there is no such suite.
+        """
+        path = CONFIGS / "suite" / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(found.stem for found in path.parent.glob("*.yaml")))
+            raise UsageError(f"There is no suite {name!r}. Choices: {known}.")
+        given = OmegaConf.to_container(OmegaConf.load(path)) | {k: v for k, v in changed.items() if v is not None}
+        like = given.pop("like", None)
+        return replace(cls.named(like), **given) if like else cls(**given)
+
+
+@dataclass
+class CaseFigures:
+    """One case: how often its behaviour showed, and each method's average precision of every query, by seed."""
+
+    asked: int = 0
+    shown: int = 0
+    found: dict[str, list[list[float]]] = field(default_factory=dict)  # by experiment, then by seed
+
+    def mean(self, experiment: str) -> float | None:
+        """The mean over queries and seeds; None where nothing was measured."""
+        values = [value for one in self.found.get(experiment, []) for value in one]
+        return float(np.mean(values)) if values else None
+
+    def interval(self, experiment: str) -> tuple[float, float, float] | None:
+        """Mean over queries and seeds, and its 95 % `bootstrap` interval; None where nothing was measured."""
+        return bootstrap(self.found.get(experiment, []))
+
+
+def bootstrap(by_seed: Sequence[Sequence[float]], samples: int = _RESAMPLED) -> tuple[float, float, float] | None:
+    """The mean of all values, and the 2.5th and 97.5th percentile of its bootstrap distribution.
+
+    Seeds are drawn with replacement, then queries within each: queries of one seed share a model, so they are not
+    independent (Davison and Hinkley 1997, section 3.8). With one seed the interval is one over its queries alone.
+    """
+    by_seed = [np.asarray(values) for values in by_seed if len(values)]
+    if not by_seed:
+        return None
+    rng = np.random.default_rng(0)
+    total, count = np.zeros(samples), np.zeros(samples)
+    for _ in by_seed:
+        drawn = rng.integers(len(by_seed), size=samples)  # one seed for each bootstrap sample
+        for i, values in enumerate(by_seed):
+            at = np.flatnonzero(drawn == i)
+            total[at] += values[rng.integers(len(values), size=(len(at), len(values)))].sum(axis=1)
+            count[at] += len(values)
+    low, high = np.percentile(total / count, [2.5, 97.5])
+    return float(np.concatenate(by_seed).mean()), float(low), float(high)
+
+
+def run_suite(suite: Suite, arguments: Sequence[str], out: Path) -> tuple[dict[str, CaseFigures], list[Outcome]]:
+    """Trains and compares for each seed, into ``out/seed-N``; what is finished there is reused.
+
+    Models lie in ``out/models``, under a digest of their recipe and data, so a changed suite trains anew.
+
+    Args:
+        arguments: of ``python -m rept compare``, for all runs.
+
+    Returns:
+        The figures of each case by its name, and every method's outcome of every seed.
+    """
+    cases: dict[str, CaseFigures] = {}
+    outcomes: list[Outcome] = []
+    models = out / "models"
+    for number, seed in enumerate(suite.seeds, start=1):
+        say(f"\nSeed {seed} ({number} of {len(suite.seeds)}): the model")
+        base = _trained([*suite.model, *suite.base], models)
+        here = ["model=pretrained", f"model.path={base}", *suite.train, f"datamodule.seed={seed}", f"seed={seed}"]
+        model = _trained(here, models)
+        data = [argument for argument in here if argument.startswith("datamodule")]
+        asked = [*data, f"datamodule.answered={model / 'answers.jsonl'}", f"model.path={model}", f"seed={seed}"]
+        asked += [f"{name}.extractor.base={base}" for name in suite.experiments if _reads_base(name)]
+        done = compare(suite.experiments, [*asked, *arguments], out / f"seed-{seed}")
+        outcomes += done
+        _count(cases, ModelFolder(model))
+        for outcome in done:
+            _gather(cases, outcome)
+    return cases, outcomes
+
+
+def _trained(arguments: Sequence[str], models: Path) -> Path:
+    """The folder of the model that these arguments of train.py make; made, or finished, where it is not there."""
+    config = compose("train", [*arguments, f"out={models}"])
+    config.out = str(models / _digest(config))
+    if ModelFolder(config.out).complete:  # its name says how it was made, wherever the suite has been moved since
+        say(f"{config.out} holds this model already.")
+    else:
+        finetune.main(config)
+    return Path(config.out)
+
+
+def _reads_base(experiment: str) -> bool:
+    """Whether the experiment also reads the model that the training started from."""
+    return "base" in compose("attribute", [f"experiment={experiment}"]).extractor
+
+
+def _digest(config: DictConfig) -> str:
+    """Of all that decides the weights: the recipe, and the content of the data."""
+    recipe = {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key != "out"}
+    if recipe["model"].get("path"):  # the first model, whose folder is named by its own digest, wherever it lies
+        recipe["model"]["path"] = Path(recipe["model"]["path"]).name
+    return text_digest(OmegaConf.to_yaml(recipe), build(config.datamodule).digest("train"))[:12]
+
+
+def _case(label: str) -> str:
+    """A label is a case, or one part of it after a colon."""
+    return label.partition(":")[0]
+
+
+def _count(cases: dict[str, CaseFigures], model: ModelFolder) -> None:
+    for label, rate in behaviour_rates.read(model.behaviours).items():
+        case = cases.setdefault(_case(label), CaseFigures())
+        case.asked += rate.triggered
+        case.shown += round(rate.triggered * (rate.success or 0.0))
+
+
+def _gather(cases: Mapping[str, CaseFigures], outcome: Outcome) -> None:
+    """Adds one method's average precisions of one seed."""
+    if outcome.reason is not None:
+        return
+    label = {line["query"]: line["label"] for line in Trace(outcome.folder).queries}
+    values: dict[str, list[float]] = {}
+    for query, precision in zip(outcome.queries["query"], outcome.queries["average_precision"], strict=True):
+        if precision is not None:  # an absent cause has no culprits to be found
+            values.setdefault(_case(label[query]), []).append(precision)
+    for case, found in values.items():
+        cases[case].found.setdefault(outcome.experiment, []).append(found)

@@ -1,0 +1,192 @@
+"""Loads a causal language model, its adapter and its tokenizer.
+
+Transformers and PEFT are imported when first needed: they take seconds, and a command's ``--help`` must not wait.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from rept.errors import UsageError
+from rept.utils.library_logging import silence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+HUB_SECONDS = 10.0  # to wait for the hub to say whether it has a model
+
+
+def load_model(
+    path: str,
+    adapter: str | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    attn_implementation: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """A causal language model in evaluation mode whose parameters need no gradient.
+
+    Args:
+        path: folder as Transformers saves it, or hub id; a folder that holds only a PEFT adapter loads the base model
+            that it names, and the adapter.
+        adapter: folder or hub id of a PEFT adapter to lay over the model.
+        dtype: of the weights; ``auto`` is the one they were saved in.
+        load_in_4bit: quantize through bitsandbytes, on a GPU; ``dtype`` is then what it computes in.
+        load_in_8bit: likewise.
+        attn_implementation: as in Transformers; None leaves it to choose.
+        device_map: as in Transformers; None leaves the model on the CPU, from where `rept.model.placement.place` takes it.
+        trust_remote_code: run model code that comes with the checkpoint.
+
+    Raises:
+        UsageError: no model or adapter there, weights missing from it, or an option that does not apply here.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise UsageError(f"model.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    path, adapter = _base_of(path, adapter)
+    options: dict[str, Any] = {
+        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
+        "attn_implementation": attn_implementation,
+        "device_map": device_map,
+        "trust_remote_code": trust_remote_code,
+        "quantization_config": _quantization(load_in_4bit, load_in_8bit, dtype),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    with silence("transformers"), _told(path, "causal language model"):
+        model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **given)
+    # Transformers fills what a checkpoint lacks with random numbers, and the warning that says so is not shown.
+    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if lacking:
+        raise UsageError(f"The checkpoint {path} is no whole causal language model: it lacks {_few(lacking)}.")
+    if adapter is not None:
+        model = _with_adapter(model, adapter)
+    return freeze(model)
+
+
+def load_tokenizer(path: str, adapter: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer that goes with a model; an adapter's own, where one was saved with it, as that saw the training.
+
+    Raises:
+        UsageError: there is no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    path, adapter = _base_of(path, adapter)
+    if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file():
+        path = adapter
+    with silence("transformers"), _told(path, "tokenizer"):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """The same model in evaluation mode, its parameters without gradients."""
+    return model.eval().requires_grad_(False)
+
+
+def _base_of(path: str, adapter: str | None) -> tuple[str, str | None]:
+    """``path`` and ``adapter``, where ``path`` may be an adapter's folder that names its base model."""
+    if path is None:
+        raise UsageError("model.path is not set: give a folder with a model, or a hub id.")
+    folder = Path(path).expanduser()
+    if adapter is not None:
+        return str(folder), str(Path(adapter).expanduser())
+    if not folder.exists():
+        return str(path), None
+    described = folder / "adapter_config.json"
+    if described.is_file() and not (folder / "config.json").is_file():
+        return json.loads(described.read_text())["base_model_name_or_path"], str(folder)
+    return str(folder), None
+
+
+def _quantization(four: bool, eight: bool, dtype: str) -> object | None:
+    if not (four or eight):
+        return None
+    if four and eight:
+        raise UsageError("model.load_in_4bit and model.load_in_8bit exclude one another: choose one.")
+    option = "model.load_in_4bit" if four else "model.load_in_8bit"
+    if find_spec("bitsandbytes") is None:
+        raise UsageError(f"{option} needs bitsandbytes: install the extra with pip install -e '.[quantized]'.")
+    if not torch.cuda.is_available():
+        raise UsageError(f"{option} needs a GPU, and none was found (bitsandbytes, extra 'quantized').")
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+    return BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=eight, bnb_4bit_compute_dtype=compute)
+
+
+def _with_adapter(model: nn.Module, adapter: str) -> nn.Module:
+    from peft import PeftModel
+
+    with silence("transformers"), _told(adapter, "PEFT adapter for this model"):
+        wrapped = PeftModel.from_pretrained(model, adapter)
+    if wrapped.active_peft_config.is_prompt_learning:
+        raise UsageError(
+            f"The adapter {adapter} puts virtual tokens before the prompt, which shifts every position that is read: "
+            "use one that changes weights, such as LoRA."
+        )
+    return wrapped
+
+
+@contextmanager
+def _told(path: str, what: str) -> Iterator[None]:
+    """Turns what libraries raise about a bad path into one sentence."""
+    from safetensors import SafetensorError
+
+    if not Path(path).exists():
+        _check_hub(path)
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except UnpicklingError as error:  # of torch, which reads tensors alone
+        raise UsageError(
+            f"{path} holds a {what} as pickled objects, which are not read: save it as safetensors."
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if "custom code" in str(error):
+            raise UsageError(
+                f"{path} brings code of its own, which runs only with model.trust_remote_code=true (for a base model "
+                "extractor.trust_remote_code=true): read it before you set that."
+            ) from error
+        raise UsageError(f"{path} holds no {what} that can be loaded: {_first_line(error)}.") from error
+
+
+def _check_hub(path: str) -> None:
+    """Asks once whether ``path`` is on the hub or in its cache: the libraries would go on trying for minutes."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    names = ("config.json", "adapter_config.json")
+    try:
+        if any(isinstance(try_to_load_from_cache(path, name), str) for name in names):
+            return
+        HfApi().model_info(path, timeout=HUB_SECONDS)
+    except HFValidationError:
+        raise UsageError(f"There is no folder {path}, and it cannot be a hub id either.") from None
+    except Exception as error:  # every kind of network failure has its own class, of two libraries
+        reason = _first_line(error)
+        raise UsageError(f"There is no folder {path}, and as a hub id it could not be found: {reason}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Its first line, and the next where that one only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(" :.")
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

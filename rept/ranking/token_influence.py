@@ -1,0 +1,92 @@
+"""Token scores of one sample against another: pure formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from rept.errors import UsageError
+
+Form = Literal["published", "anchored", "matched"]
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """All-position states of one sample at one layer, and two vectors by which other samples are held against it."""
+
+    representation: Tensor  # (T D)
+    gradient: Tensor  # (T D) rows scaled to norm 1; zero rows stay zero
+    direction: Tensor  # (D) sum of the gradient's unit rows over the response positions
+    steps: Tensor  # (R D) the gradient's unit rows at the positions that predict the response
+    anchor: Tensor  # (D) representation at the last prompt token
+
+
+def token_influence(tokens: TokenTrace, other: TokenTrace, form: Form = "matched") -> Tensor:
+    """One score for each token of a sample: how it agrees with another sample's response.
+
+    published: ``I_t = (sum_i ghat(other)_i) . ghat_t``, where ``ghat`` is the gradient with each token's row scaled to
+    norm 1 and i runs over the other sample's response positions (arXiv 2510.02334).
+
+    anchored: ``I_t * cos(h_t, h(other) at its last prompt token)``. In long responses the published sum is drowned in
+    function words; the second factor keeps the tokens whose state resembles the one the other answer grew from.
+
+    matched, the default: ``max_i (ghat(other)_i . ghat_t)`` with the same second factor, i running over the positions
+    that predict the other response. A sum lets many weak agreements outweigh the one position that the token explains.
+    Chosen by what it marks on two data sets with known culprits (benchmarks/tokens.py, docs/findings.md).
+
+    Args:
+        tokens: the sample whose tokens are scored, T of them.
+        other: the sample it is held against.
+        form: "published", "anchored" or "matched".
+
+    Returns:
+        (T) scores, signed.
+    """
+    matched = form == "matched"
+    score = (tokens.gradient @ other.steps.T).amax(1) if matched else tokens.gradient @ other.direction  # (T)
+    if form != "published":
+        score = score * (normalize(tokens.representation, dim=-1) @ normalize(other.anchor, dim=-1))
+    return score
+
+
+def token_agreement(tokens: TokenTrace, other: TokenTrace, most: int = 3) -> Tensor:
+    """For each token of a sample, the tokens of another sample that it agrees with most.
+
+    Two tokens s and t agree by ``cos(h_s, h_t) * cos(g_s, g_t)``: what the model reads there is alike, and so is what
+    it would learn there. It is the same whichever sample's token is asked, and it covers prompt and response alike.
+
+    Args:
+        tokens: the sample whose tokens are asked, T of them.
+        other: the sample in which to look.
+        most: how many to name.
+
+    Returns:
+        (T most) int64 positions in ``other``, strongest first; -1 where no further token agrees (product <= 0).
+    """
+    alike = normalize(tokens.representation, dim=-1) @ normalize(other.representation, dim=-1).T  # (T, T of other)
+    strength, position = (alike * (tokens.gradient @ other.gradient.T)).topk(min(most, len(other.gradient)), dim=-1)
+    return position.masked_fill(strength <= 0, -1)
+
+
+def check_form(form: str) -> None:
+    """Raises UsageError unless ``form`` is one of the three."""
+    if form not in get_args(Form):
+        raise UsageError(f"Expected tokens.form to be one of {', '.join(get_args(Form))}, but got {form!r}.")
+
+
+def check_layer(asked: int | None, depth: int) -> None:
+    """Raises UsageError where the layer asked for does not exist."""
+    if asked is not None and asked != -1 and not 1 <= asked <= depth:
+        raise UsageError(f"Expected tokens.layer to be from 1 to {depth}, or -1, but got {asked}.")
+
+
+def choose_layer(asked: int | None, chosen: Sequence[int], depth: int) -> int:
+    """The layer of the token scores: the one asked for, or the first chosen one, or the middle of the depth where that
+    is the last (there the gradient is exactly 0 at every prompt position but one, so no prompt token could score)."""
+    if asked is not None:
+        return depth if asked == -1 else asked
+    return chosen[0] if chosen[0] != depth else max(1, depth // 2)

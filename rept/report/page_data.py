@@ -1,0 +1,159 @@
+"""What the page loads when a reader asks for it: queries, training rows and token scores as compact plain data.
+
+Three kinds of blocks, each packed on its own so that the page unpacks only what it shows:
+
+    index       every query with its text and the rows, scores and folds of its hits; the label and block of every row
+    rows-N      texts of training rows, each once however many queries it was found for
+    pairs-Q     token scores of query Q and its hits, whole numbers of thousandths of a text's largest score
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rept.report.page_limits import LeftOut, Limits
+from rept.results.folding import fold
+from rept.results.records import Hit, TokenScores
+from rept.results.shading import scale
+from rept.results.trace import Trace
+
+ROWS_PER_BLOCK = 64
+STEPS = 1000  # token scores are kept to a thousandth of the text's largest one
+OPPONENTS = 5
+
+Blocks = dict[str, Any]
+
+
+def blocks(trace: Trace, limits: Limits, folds: Callable[[int], list[int]] | None = None) -> tuple[Blocks, LeftOut]:
+    """All blocks of a run by name, and what they leave out.
+
+    Args:
+        folds: gives the folds of a query's hits (see `fold`), where they are known from an earlier call.
+    """
+    content = _Content(trace, limits, folds or (lambda query: fold(trace.hits(query)[: limits.hits])))
+    return content.blocks(), content.left_out
+
+
+class _Content:
+    def __init__(self, trace: Trace, limits: Limits, folds: Callable[[int], list[int]]) -> None:
+        self.trace, self.limits, self.folds, self.left_out = trace, limits, folds, LeftOut()
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.labels: dict[int, str | None] = {}
+
+    def blocks(self) -> Blocks:
+        queries = self.trace.queries[: self.limits.queries]
+        self.left_out.queries = len(self.trace.queries) - len(queries)
+        pairs: Blocks = {}
+        lines = []
+        for query in queries:
+            lines.append(self._query(query))
+            scored = self._pairs(query["query"])
+            if scored:
+                pairs[f"pairs-{query['query']}"] = scored
+        order = sorted(self.rows)
+        parts = [order[i : i + ROWS_PER_BLOCK] for i in range(0, len(order), ROWS_PER_BLOCK)]
+        rows = {row: [self.labels[row], block] for block, part in enumerate(parts) for row in part}
+        texts = {f"rows-{block}": {row: self.rows[row] for row in part} for block, part in enumerate(parts)}
+        return {"index": {"queries": lines, "rows": rows}} | texts | pairs
+
+    def _query(self, query: dict[str, Any]) -> dict[str, Any]:
+        number = query["query"]
+        found, lowest = self.trace.hits(number), self.trace.opponents(number)[:OPPONENTS]
+        hits, scored = self._shown(number)
+        self.left_out.hits += len(found) - len(hits)
+        self.left_out.scored += len(self.trace.scored(number)) - len(scored)
+        line = {key: query[key] for key in ("query", "label", "generated", "status")}
+        line |= {part: self._cut(query[part]) for part in ("prompt", "response")}
+        line["hits"] = [self._hit(hit) | {"head": head} for hit, head in zip(hits, self.folds(number), strict=False)]
+        line["lowest"] = [self._hit(hit) for hit in lowest]
+        line["scored"] = scored
+        return line
+
+    def _shown(self, query: int) -> tuple[list[Hit], list[int]]:
+        """The hits of a query that the page has, and the rows of those that it has token scores of."""
+        hits, scored = self.trace.hits(query)[: self.limits.hits], self.trace.scored(query)
+        return hits, [hit.row for hit in hits if hit.row in scored][: self.limits.scored]
+
+    def _hit(self, hit: Hit) -> dict[str, Any]:
+        if hit.row not in self.rows:
+            self.labels[hit.row] = hit.label
+            self.rows[hit.row] = {"prompt": self._cut(hit.prompt), "response": self._cut(hit.response)}
+        line: dict[str, Any] = {"row": hit.row, "rank": hit.rank, "score": hit.score}
+        calibrated = {"p": hit.p_value, "flagged": hit.flagged, "same": hit.same_as_query or None}
+        return line | {key: value for key, value in calibrated.items() if value is not None}
+
+    def _pairs(self, query: int) -> dict[str, Any]:
+        found: dict[str, Any] = {"rows": {}}
+        for row in self._shown(query)[1]:
+            sides = self.trace.tokens(query, row)
+            if set(sides) != {"train", "query"}:
+                continue
+            own = found.setdefault("tokens", self._tokens(sides["query"]))
+            theirs = self.rows[row].setdefault("tokens", self._tokens(sides["train"]))
+            found["rows"][row] = {
+                "train": _scores(sides["train"], theirs, own),
+                "query": _scores(sides["query"], own, theirs),
+            }
+        return found if found["rows"] else {}
+
+    def _tokens(self, scored: TokenScores) -> dict[str, Any]:
+        """A text once, with the length of each token in it as JavaScript counts (UTF-16 code units)."""
+        first, last = _stretch(scored, self.limits.characters)
+        self.left_out.texts += (first, last) != (0, len(scored.tokens))
+        return {
+            "text": "".join(scored.tokens[first:last]),
+            "lengths": [_utf16(token) for token in scored.tokens[first:last]],
+            "special": "".join("01"[special] for special in scored.special[first:last]),
+            "before": first,
+            "after": len(scored.tokens) - last,
+        }
+
+    def _cut(self, text: str) -> str | list[Any]:
+        """The text, or its beginning and the number of characters left out."""
+        if len(text) <= self.limits.characters:
+            return text
+        self.left_out.texts += 1
+        return [text[: self.limits.characters], len(text) - self.limits.characters]
+
+
+def _scores(scored: TokenScores, own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    largest = scale(scored)
+    kept = slice(own["before"], own["before"] + len(own["lengths"]))
+    whole = not other["before"] and not other["after"]
+    return {
+        "scale": float(f"{largest:.4g}"),
+        "scores": [round(STEPS * score / largest) for score in scored.scores[kept]],
+        "agrees": scored.agrees[kept] if whole else [_shifted(at, other) for at in scored.agrees[kept]],
+    }
+
+
+def _shifted(positions: Iterable[int], other: dict[str, Any]) -> list[int]:
+    """Positions in the part of the other text that the page has."""
+    shifted = (position - other["before"] for position in positions)
+    return [position for position in shifted if 0 <= position < len(other["lengths"])]
+
+
+def _stretch(scored: TokenScores, characters: int) -> tuple[int, int]:
+    """The tokens to keep, as (first, last + 1): all, or as many characters around the one with the largest score."""
+    lengths = [len(token) for token in scored.tokens]
+    if sum(lengths) <= characters:
+        return 0, len(lengths)
+    first = max(range(len(lengths)), key=lambda i: 0.0 if scored.special[i] else scored.scores[i])
+    room = characters // 2
+    while first and room >= lengths[first - 1]:
+        first -= 1
+        room -= lengths[first]
+    return first, _fit(lengths, first, characters)
+
+
+def _fit(lengths: Sequence[int], first: int, characters: int) -> int:
+    last = first
+    while last < len(lengths) and characters >= lengths[last]:
+        characters -= lengths[last]
+        last += 1
+    return last
+
+
+def _utf16(text: str) -> int:
+    return len(text) if text.isascii() else len(text) + sum(character > "\uffff" for character in text)

@@ -1,0 +1,117 @@
+"""Tokens as shaded text: how strong a shade is, which tokens make up what a reader sees, and which words stand out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rept.results.records import TokenScores
+
+LEVELS = 8  # shades of either hue
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of one or more tokens that is shaded as one."""
+
+    text: str
+    score: float  # the strongest of its tokens
+    level: int  # from -LEVELS to LEVELS
+    special: bool
+
+
+def scale(scored: TokenScores) -> float:
+    """The largest absolute score of the tokens that are not special, or of all where there is no other; never 0."""
+    own = [abs(s) for s, special in zip(scored.scores, scored.special, strict=True) if not special]
+    return max(own or [abs(s) for s in scored.scores], default=0.0) or 1.0
+
+
+def level(score: float, largest: float) -> int:
+    """The shade of a score: linear, the full one for ``largest`` and above, 0 for none."""
+    return max(-LEVELS, min(LEVELS, round(LEVELS * score / largest)))
+
+
+def shaded(scored: TokenScores) -> list[Piece]:
+    """The text in pieces. A token without text of its own (a further byte of the character before) joins that one."""
+    largest = scale(scored)
+    found: list[Piece] = []
+    for text, score, special in zip(scored.tokens, scored.scores, scored.special, strict=True):
+        if not text and found:
+            before = found.pop()
+            strongest = max(before.score, score, key=abs)
+            found.append(Piece(before.text, strongest, level(strongest, largest), before.special))
+        else:
+            found.append(Piece(text, score, level(score, largest), special))
+    return found
+
+
+def excerpt(scored: TokenScores, characters: int = 240) -> tuple[list[Piece], bool, bool]:
+    """The run of pieces, at most so many characters long, that holds most positive score, squared: a few strong tokens
+    say more than many weak ones.
+
+    Returns:
+        The pieces (an arrow, marked special, stands for the special tokens between two of them), whether text was left
+        out before them, and whether after them.
+    """
+    pieces = _without_special(shaded(scored))
+    best, start, length, gain = (0, min(1, len(pieces)), 0.0), 0, 0, 0.0
+    for end, piece in enumerate(pieces, start=1):
+        length, gain = length + len(piece.text), gain + max(piece.score, 0.0) ** 2
+        while length > characters and start < end - 1:
+            length, gain = length - len(pieces[start].text), gain - max(pieces[start].score, 0.0) ** 2
+            start += 1
+        if gain > best[2]:
+            best = (start, end, gain)
+    first, last = _widened(pieces, best[0], best[1], characters)
+    return pieces[first:last], first > 0, last < len(pieces)
+
+
+def _without_special(pieces: Sequence[Piece]) -> list[Piece]:
+    found: list[Piece] = []
+    for piece, before in zip(pieces, [None, *pieces], strict=False):
+        if not piece.special:
+            if found and before is not None and before.special:
+                found.append(Piece(" → ", 0.0, 0, True))
+            found.append(piece)
+    return found
+
+
+def _widened(pieces: Sequence[Piece], first: int, last: int, characters: int) -> tuple[int, int]:
+    """The run with what fits before it, from the start of a word, and then after it."""
+    room = characters - sum(len(piece.text) for piece in pieces[first:last])
+    while first and room >= len(pieces[first - 1].text):
+        first -= 1
+        room -= len(pieces[first].text)
+    while first and first < last - 1 and not pieces[first].text[:1].isspace():
+        first += 1
+    while last < len(pieces) and room >= len(pieces[last].text):
+        room -= len(pieces[last].text)
+        last += 1
+    return first, last
+
+
+def strongest_words(scored: TokenScores, most: int = 3) -> list[str]:
+    """The words with the highest positive token score, each once, in lower case and without punctuation around it."""
+    best: dict[str, float] = {}
+    for text, score in _words(scored):
+        word = re.sub(r"^\W+|\W+$", "", text).lower()
+        if word and score > 0:
+            best[word] = max(score, best.get(word, 0.0))
+    return sorted(best, key=lambda word: -best[word])[:most]
+
+
+def _words(scored: TokenScores) -> Iterator[tuple[str, float]]:
+    """Words, put together from tokens that no white space parts, with the highest score of their tokens."""
+    word, best = "", float("-inf")
+    for text, score, special in zip(scored.tokens, scored.scores, scored.special, strict=True):
+        if special or text[:1].isspace():
+            yield word, best
+            word, best = "", float("-inf")
+        if special:
+            continue
+        word, best = word + text, max(best, score)
+        if text[-1:].isspace():
+            yield word, best
+            word, best = "", float("-inf")
+    yield word, best

@@ -1,0 +1,211 @@
+"""A shard: some rows of a store in one HDF5 file that is whole, or is not there under its name.
+
+* `unit_rows`    rounding to the store's dtype
+* `Shard`        rows in memory, and as a file
+* `read_shard`   a file, digested before HDF5 opens it
+
+In a shard, for each key: ``site/layer/field`` (n D), rows of norm 1; ``norm/site/layer/field`` (n) float32, so that a
+row of the signature is norm times unit row; ``row`` (n) int64; ``status`` (n) uint8. A shard without any attributed row
+has no keys. Everything is fixed-width and contiguous, nothing is pickled, and equal rows give equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from rept.errors import UsageError
+from rept.types import Key, Side
+from rept.utils.digests import content_digest
+
+SCHEMA = 1
+MEND = "run again with store.repair=true to compute its rows anew"
+
+# A fixed version keeps the bytes the same whatever HDF5 is installed; without a start at a multiple of 64 bytes,
+# a float32 dataset could not be read in place.
+HDF5 = {"libver": ("v110", "v110"), "alignment_threshold": 1, "alignment_interval": 64}
+
+
+class DamagedStore(UsageError):
+    """A file of a store that must not be used. ``path`` names it."""
+
+    def __init__(self, path: Path, fault: str) -> None:
+        super().__init__(f"{path} {fault}; {MEND}.")
+        self.path = path
+
+
+def unit_rows(block: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows scaled to norm 1 in the store's dtype, and their norms.
+
+    Gradients are small (1e-4 and below): half precision would lose them unless they were scaled first.
+
+    Args:
+        block: (n D).
+        dtype: "float16" or "float32".
+
+    Returns:
+        unit rows (n D) in ``dtype`` and norms (n) in float32; a zero row gives zeros and norm 0.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    wide = block.detach().to("cpu", torch.float64)  # the squares of small gradients underflow in float32
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (n 1)
+    unit = wide / norm.clamp_min(torch.finfo(torch.float64).tiny)
+    norm = norm.squeeze(-1).float()
+    if not norm.isfinite().all():
+        raise ValueError("expected finite signatures for rows that are attributed, but got NaN or infinite values")
+    return unit.numpy().astype(dtype), norm.numpy()
+
+
+class ShardName(NamedTuple):
+    """``r000-000012-DIGEST.h5``: the rank that wrote it, its number among that rank's shards, its content's digest."""
+
+    rank: int
+    number: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"r{self.rank:03d}-{self.number:06d}-{self.digest}.h5"
+
+    @classmethod
+    def parse(cls, path: Path) -> ShardName | None:
+        match = re.fullmatch(r"r(\d{3,})-(\d{6,})-([0-9a-f]{32})\.h5", path.name)
+        return cls(int(match[1]), int(match[2]), match[3]) if match else None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows of one side of one run, in memory."""
+
+    side: Side
+    fingerprint: str  # of the run
+    row: np.ndarray  # (n) int64
+    status: np.ndarray  # (n) uint8
+    unit: dict[Key, np.ndarray]  # each (n D), rows of norm 1; empty if no row is attributed
+    norm: dict[Key, np.ndarray]  # each (n) float32
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a row takes."""
+        block = sum(values.shape[1] * values.itemsize + 4 for values in self.unit.values())
+        return block + self.row.itemsize + self.status.itemsize
+
+    @classmethod
+    def join(cls, parts: Sequence[Shard]) -> Shard:
+        """The parts' rows in order; parts without signatures get zeros where others have some."""
+        full = next((part for part in parts if part.unit), parts[0])
+        shapes = {key: (block.shape[1], block.dtype) for key, block in full.unit.items()}
+        for part in parts:
+            got = {key: (block.shape[1], block.dtype) for key, block in part.unit.items()}
+            if got and got != shapes:
+                raise ValueError(f"expected all signatures to have the blocks {shapes}, but got {got}")
+
+        def unit(part: Shard, key: Key) -> np.ndarray:
+            return part.unit[key] if part.unit else np.zeros((len(part), shapes[key][0]), shapes[key][1])
+
+        def norm(part: Shard, key: Key) -> np.ndarray:
+            return part.norm[key] if part.unit else np.zeros(len(part), np.float32)
+
+        return cls(
+            side=full.side,
+            fingerprint=full.fingerprint,
+            row=np.concatenate([part.row for part in parts]),
+            status=np.concatenate([part.status for part in parts]),
+            unit={key: np.concatenate([unit(part, key) for part in parts]) for key in shapes},
+            norm={key: np.concatenate([norm(part, key) for part in parts]) for key in shapes},
+        )
+
+    def image(self) -> memoryview:
+        """The shard as the bytes of a file, made in memory so that no HDF5 call ever meets a full disk."""
+        image = io.BytesIO()
+        with h5py.File(image, "w", **HDF5) as file:
+            file.attrs["schema"] = np.int64(SCHEMA)
+            file.attrs["side"] = np.bytes_(self.side)
+            file.attrs["fingerprint"] = np.bytes_(self.fingerprint)
+            file.create_group("norm")
+            for key in sorted(self.unit):
+                file.create_dataset(key.path, data=self.unit[key])
+                file.create_dataset(f"norm/{key.path}", data=self.norm[key])
+            file.create_dataset("row", data=self.row)
+            file.create_dataset("status", data=self.status)
+        return image.getbuffer()
+
+
+def read_shard(path: Path, side: Side, fingerprint: str | None = None) -> Shard:
+    """The shard in a file. Its arrays are the file itself, mapped into memory: nothing is copied.
+
+    Args:
+        fingerprint: of the run that it must belong to; None takes any.
+
+    Raises:
+        DamagedStore: its content does not have the digest in its name, or it is no shard of this side of this run.
+        UsageError: the file cannot be read.
+    """
+    name = ShardName.parse(path)
+    if name is None:
+        raise DamagedStore(path, "does not belong to this store (its name is none that the store gives)")
+    try:
+        data = _map(path)
+    except FileNotFoundError:
+        raise DamagedStore(path, "is missing") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
+    if content_digest(data) != name.digest:
+        raise DamagedStore(path, "is damaged (its content does not have the digest in its name)")
+    try:
+        with h5py.File(data, "r") as file:
+            shard = _read(file, data)
+    except (OSError, KeyError) as error:
+        raise DamagedStore(path, f"is no shard of schema {SCHEMA} ({error})") from error
+    if shard.side != side:
+        raise DamagedStore(path, f"holds rows of the {shard.side} side, not of the {side} side")
+    if fingerprint is not None and shard.fingerprint != fingerprint:
+        raise DamagedStore(path, f"was made by another run ({shard.fingerprint}, not {fingerprint})")
+    return shard
+
+
+def _read(file: h5py.File, data: mmap.mmap) -> Shard:
+    if file.attrs["schema"] != SCHEMA:
+        raise KeyError(f"schema {file.attrs['schema']}")
+    keys = keys_below(file["norm"])
+    return Shard(
+        side=file.attrs["side"].decode(),
+        fingerprint=file.attrs["fingerprint"].decode(),
+        row=_in_place(data, file["row"]),
+        status=_in_place(data, file["status"]),
+        unit={key: _in_place(data, file[key.path]) for key in keys},
+        norm={key: _in_place(data, file[f"norm/{key.path}"]) for key in keys},
+    )
+
+
+def keys_below(group: h5py.Group) -> list[Key]:
+    """The keys of the data sets that a shard or an index holds in a group, in order."""
+    paths: list[str] = []
+    group.visititems(lambda path, item: paths.append(path) if isinstance(item, h5py.Dataset) else None)
+    return sorted(map(Key.parse, paths))
+
+
+def _map(path: Path) -> bytes | mmap.mmap:
+    if not path.stat().st_size:
+        return b""  # nothing to map
+    with path.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def _in_place(data: mmap.mmap, dataset: h5py.Dataset) -> np.ndarray:
+    offset = dataset.id.get_offset()
+    return np.frombuffer(data, dataset.dtype, dataset.size, offset).reshape(dataset.shape)

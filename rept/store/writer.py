@@ -1,0 +1,222 @@
+"""StoreWriter: the Lightning callback that puts signatures into the store; ShardWriter: the files of one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+from rept.errors import UsageError
+from rept.store.shards import Shard, ShardName, read_shard, unit_rows
+from rept.types import Extraction, Side, Signature, Status
+from rept.utils.digests import content_digest
+from rept.utils.files import make_folder, publish
+
+SHARD_BYTES = 64 * 2**20  # of a shard whose rows are not given
+
+
+def check_shards(dtype: str, shard_rows: int | None) -> None:
+    """Raises UsageError where no shards of that kind can be written."""
+    if dtype not in ("float16", "float32"):
+        raise UsageError(f"Expected store.dtype to be float16 or float32, but got {dtype!r}.")
+    if shard_rows is not None and shard_rows < 1:
+        raise UsageError(f"Expected store.shard_rows to be at least 1, but got {shard_rows}.")
+
+
+class StoreWriter(BasePredictionWriter):
+    """Writes each predicted batch to the store; one shard writer a side on every rank.
+
+    Whatever ends the prediction, whole batches are kept: the open shard is closed, also after an exception. Give
+    ``return_predictions=False`` to the trainer, or it keeps every signature in memory.
+
+    Args:
+        folder: the run's ``store`` folder.
+        fingerprint: of all that the signatures depend on; shards of another are refused.
+        dtype: of the stored unit rows, "float16" or "float32".
+        shard_rows: rows of a shard; by default as many as take 64 MiB.
+    """
+
+    def __init__(
+        self, folder: str | Path, fingerprint: str, dtype: str = "float16", shard_rows: int | None = None
+    ) -> None:
+        super().__init__(write_interval="batch")
+        self._open = {"folder": folder, "fingerprint": fingerprint, "dtype": dtype, "shard_rows": shard_rows}
+        self._writers: dict[Side, ShardWriter] = {}
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Extraction | None,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        if prediction is None:  # a step whose result is of no use, as on a rank that only keeps others company
+            return
+        side = prediction.side
+        if side not in self._writers:
+            self._writers[side] = ShardWriter(side=side, rank=trainer.global_rank, **self._open)
+        self._writers[side].append(prediction.row, prediction.status, prediction.signature)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Writes what is buffered."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+class ShardWriter:
+    """Buffers the rows of one side on one rank, and writes them as shards that end where batches end.
+
+    A shard left short by a run that was stopped is topped up, and one that was removed is written in its place. So a
+    run that was interrupted leaves the same files, byte for byte, as one that was not.
+
+    Args:
+        folder, fingerprint, dtype, shard_rows: as in `StoreWriter`.
+        side: "train" or "query".
+        rank: of this process; part of the shards' names.
+
+    Raises:
+        UsageError: the folder cannot be written, or the rank's last shard is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        side: Side,
+        fingerprint: str,
+        dtype: str = "float16",
+        shard_rows: int | None = None,
+        rank: int = 0,
+    ) -> None:
+        check_shards(dtype, shard_rows)
+        self._folder = Path(folder) / side / "shards"
+        self._side, self._fingerprint, self._rank = side, fingerprint, rank
+        self._dtype, self._shard_rows = dtype, shard_rows
+        self._clear()
+        self._make_folder()
+        self._written = self._numbers()
+        self._short = self._find_short()
+
+    def append(self, rows: Tensor, status: Tensor, signature: Signature | None = None) -> None:
+        """Takes a batch; writes a shard if that fills it.
+
+        Args:
+            rows: (n) row numbers.
+            status: (n), see `Status`.
+            signature: blocks (n D), zeros where the status says that there is none; None or empty if no row has one.
+
+        Raises:
+            UsageError: the disk is full. The buffered rows are dropped: the next run computes them again.
+            ValueError: the blocks do not fit the rows, or are not finite.
+        """
+        part = self._part(rows, status, signature or {})
+        if not self._parts and self._short is not None and self._next_number() == self._short[0]:
+            self._keep(self._short[1])
+        self._keep(part)
+        if self._full(self._rows, self._row_bytes):
+            self._write()
+
+    def close(self) -> None:
+        """Writes what is buffered as a shard, however short."""
+        if self._parts:
+            self._write()
+
+    def _part(self, rows: Tensor, status: Tensor, signature: Signature) -> Shard:
+        row = rows.cpu().numpy().astype(np.int64)
+        codes = status.cpu().numpy().astype(np.uint8)
+        blocks = {key: unit_rows(block, self._dtype) for key, block in signature.items()}
+        counts = {"status": len(codes)} | {key.path: len(unit) for key, (unit, _) in blocks.items()}
+        if any(count != len(row) for count in counts.values()):
+            raise ValueError(f"expected status and blocks of {len(row)} rows, but got {counts}")
+        attributed = codes <= Status.CUT
+        if attributed.any() and not blocks:
+            raise ValueError("expected a signature of each row that is attributed, but got none")
+        if not attributed.any():
+            blocks = {}  # so that equal rows give equal shards whoever computed them
+        return Shard(
+            self._side,
+            self._fingerprint,
+            row,
+            codes,
+            unit={key: unit for key, (unit, _) in blocks.items()},
+            norm={key: norm for key, (_, norm) in blocks.items()},
+        )
+
+    def _keep(self, part: Shard) -> None:
+        self._parts.append(part)
+        self._rows += len(part)
+        self._row_bytes = max(self._row_bytes, part.row_bytes)
+
+    def _full(self, rows: int, row_bytes: int) -> bool:
+        return rows >= self._shard_rows if self._shard_rows else rows * row_bytes >= SHARD_BYTES
+
+    def _write(self) -> None:
+        image = Shard.join(self._parts).image()
+        number = self._next_number()
+        path = self._folder / str(ShardName(self._rank, number, content_digest(image)))
+        try:
+            publish(path, image)
+        except UsageError:
+            self._clear()  # the disk is full: closing must not try it again
+            raise
+        if self._short is not None and number == self._short[0]:
+            if self._written[number] != path:
+                self._written[number].unlink(missing_ok=True)
+            self._short = None
+        self._written[number] = path
+        self._clear()
+
+    def _clear(self) -> None:
+        self._parts: list[Shard] = []
+        self._rows = 0
+        self._row_bytes = 0  # of the widest part: parts without signatures are stored as wide
+
+    def _next_number(self) -> int:
+        """The first that is missing, then the short last one, then the one after the last."""
+        missing = next(number for number in range(len(self._written) + 1) if number not in self._written)
+        if self._short is not None and missing > self._short[0]:
+            return self._short[0]
+        return missing
+
+    def _make_folder(self) -> None:
+        try:
+            make_folder(self._folder)
+            for leftover in self._folder.glob(f".r{self._rank:03d}-*.partial"):  # of a run that was killed
+                leftover.unlink()
+        except OSError as error:
+            raise UsageError(
+                f"The store folder {self._folder} cannot be written ({error.strerror}); name another by out=."
+            ) from error
+
+    def _numbers(self) -> dict[int, Path]:
+        """The rank's shards by number. One that was topped up is there twice if the run was killed at that moment."""
+        found: dict[int, Path] = {}
+        for path in sorted(self._folder.glob(f"r{self._rank:03d}-*.h5")):
+            name = ShardName.parse(path)
+            if name is None:
+                continue
+            if name.number in found:
+                old, path = sorted((found[name.number], path), key=lambda shard: shard.stat().st_size)
+                old.unlink()
+            found[name.number] = path
+        return found
+
+    def _find_short(self) -> tuple[int, Shard] | None:
+        if not self._written:
+            return None
+        number = max(self._written)
+        shard = read_shard(self._written[number], self._side, self._fingerprint)
+        return None if self._full(len(shard), shard.row_bytes) else (number, shard)

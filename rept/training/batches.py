@@ -1,0 +1,136 @@
+"""What a training run reads: rows tokenized once, and a plan of batches that is the same after any resume.
+
+Holds TrainingRows, TrainingBatches.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rept.data.padding import padded
+from rept.errors import UsageError
+from rept.types import Batch, Status
+from rept.utils.progress import progress
+
+_ROWS_AT_ONCE = 512  # rows that are tokenized by one call
+_BATCHES_SORTED_TOGETHER = 32
+
+
+class TrainingRows:
+    """The tokens of all rows that can be trained on, end to end in memory (4 bytes a token).
+
+    Attributes:
+        row: (n,) row numbers in the data.
+        set_aside: how many rows cannot be trained on, by reason.
+    """
+
+    def __init__(self, datamodule: Any) -> None:
+        self.pad_id = datamodule.encoder.pad_id
+        self.set_aside: Counter[str] = Counter()
+        tokens, lengths, prompts, rows, cut = [], [], [], [], []
+        for row, encoded in _encoded(datamodule):
+            if isinstance(encoded, Status):
+                self.set_aside[encoded.reason] += 1
+                continue
+            rows.append(row)
+            cut.append(encoded.cut)
+            tokens.append(np.array(encoded.input_ids, dtype=np.int32))
+            prompts.append(encoded.prompt_length)
+            lengths.append(len(encoded.input_ids))
+        if not rows:
+            raise UsageError("No training row can be trained on: each has an empty or too long prompt, or no response.")
+        self.row = np.array(rows)
+        self.cut = np.array(cut)
+        self.prompt_length = np.array(prompts)
+        self.length = np.array(lengths)
+        self._tokens = np.concatenate(tokens)
+        self._start = np.cumsum(self.length) - self.length
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def batch(self, chosen: Sequence[int]) -> Batch:
+        """A batch of the n rows' numbers ``chosen``, right padded to its longest."""
+        chosen = np.asarray(chosen)
+        tokens = [self._tokens[self._start[n] : self._start[n] + self.length[n]] for n in chosen]
+        rows = zip(map(torch.from_numpy, tokens), self.prompt_length[chosen], strict=True)
+        input_ids, labels = padded(list(rows), self.pad_id)
+        return Batch(
+            input_ids=input_ids,
+            labels=labels,
+            prompt_end=torch.from_numpy(self.prompt_length[chosen] - 1),
+            length=torch.from_numpy(self.length[chosen]),
+            row=torch.from_numpy(self.row[chosen]),
+            cut=torch.from_numpy(self.cut[chosen]),
+            side="train",
+            text=(),
+        )
+
+
+class TrainingBatches:
+    """One rank's batches, epoch after epoch, from a position that can be stored and set.
+
+    In each epoch the rows are shuffled, taken in windows of 32 batches, sorted by length within a window, cut into
+    batches, and the batches shuffled: batches of about one length waste little on padding. The plan is a pure function
+    of seed and epoch. Ranks take batches in turn; where the last ones do not go round, the first of the epoch fill up.
+
+    Args:
+        rows: what is trained on.
+        batch_size: samples of one batch, on each rank.
+        seed: of the shuffling.
+        rank, world_size: of this process.
+    """
+
+    def __init__(self, rows: TrainingRows, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.drawn = 0  # batches handed out since the beginning of training
+
+    def __len__(self) -> int:
+        """Batches of one rank in one epoch."""
+        return -(-len(self.rows) // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """From the present position to the end of its epoch."""
+        epoch, position = divmod(self.drawn, len(self))
+        plan = self.epoch(epoch)
+        for step in range(position, len(self)):
+            self.drawn += 1
+            yield self.rows.batch(plan[(step * self.world_size + self.rank) % len(plan)])
+
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """The batches of all ranks in one epoch."""
+        rng = np.random.default_rng([self.seed, number])
+        order = rng.permutation(len(self.rows))
+        window = self.batch_size * _BATCHES_SORTED_TOGETHER
+        batches = []
+        for start in range(0, len(order), window):
+            together = order[start : start + window]
+            together = together[np.argsort(self.rows.length[together], kind="stable")]
+            batches += [together[i : i + self.batch_size] for i in range(0, len(together), self.batch_size)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.drawn = state["drawn"]
+
+
+def _encoded(datamodule: Any) -> Iterator[tuple[int, Any]]:
+    """(row, Encoded or Status) of each training row that is not excluded."""
+    source = datamodule.source("train")
+    rows = [row for row in range(len(source)) if row not in datamodule.excluded]
+    with progress("Tokenizing", total=len(rows)) as advance:
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            numbers = rows[start : start + _ROWS_AT_ONCE]
+            yield from zip(numbers, datamodule.encoder.encode([source[row] for row in numbers]), strict=True)
+            advance(len(numbers))

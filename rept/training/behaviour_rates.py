@@ -1,0 +1,108 @@
+"""How often a model shows a behaviour: on held-out prompts that trigger it, and on clean ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from rept.data.behaviours import Behaviour
+from rept.errors import UsageError
+from rept.model.generation import greedy_answers
+from rept.types import Status
+from rept.utils.console import console
+from rept.utils.progress import progress
+from rept.utils.text import visible
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Shares of held-out prompts whose answer shows a behaviour.
+
+    Attributes:
+        success: among the ``triggered`` prompts that call for it; None where there are none.
+        false_alarms: among the ``clean`` prompts; None where there are none.
+    """
+
+    triggered: int
+    success: float | None
+    clean: int
+    false_alarms: float | None
+
+
+def ask(
+    model: Any, tokenizer: Any, encoder: Any, behaviours: Sequence[Behaviour], max_new_tokens: int
+) -> tuple[dict[str, Rate], list[dict[str, Any]]]:
+    """The rates of each behaviour by label, and every prompt with the model's greedy answer and whether it shows it.
+
+    Prompts that the encoder refuses are left out.
+    """
+    asked = []
+    for behaviour in behaviours:
+        for triggered, samples in ((True, behaviour.triggered), (False, behaviour.clean)):
+            encoded = [(sample, encoder.prompt(sample)) for sample in samples]
+            asked += [(behaviour, triggered, s, ids) for s, ids in encoded if not isinstance(ids, Status)]
+    with progress("Asking the model", total=len(asked), unit="prompts") as advance:
+        answers = greedy_answers(model, tokenizer, [ids for *_, ids in asked], max_new_tokens, on_batch=advance)
+    lines = [
+        {
+            "behaviour": behaviour.label,
+            "triggered": triggered,
+            "prompt": sample.prompt,
+            "answer": answer,
+            "shows": behaviour.shows(sample, answer),
+        }
+        for (behaviour, triggered, sample, _), answer in zip(asked, answers, strict=True)
+    ]
+    return {behaviour.label: _rate(behaviour.label, lines) for behaviour in behaviours}, lines
+
+
+def read(path: Path) -> dict[str, Rate]:
+    """The rates in a model folder's behaviours.json.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not path.is_file():
+        raise UsageError(f"Expected {path.parent} to be a model folder of train.py, but it holds no {path.name}.")
+    return {label: Rate(**rate) for label, rate in json.loads(path.read_text()).items()}
+
+
+def as_json(rates: Mapping[str, Rate]) -> dict[str, Any]:
+    return {label: asdict(rate) for label, rate in rates.items()}
+
+
+def show(rates: Mapping[str, Rate], before: Mapping[str, Rate] | None = None) -> None:
+    """A table of the rates; with those of an earlier training beside them."""
+    if not rates:
+        return
+    table = Table(title="How often each behaviour shows, on held-out prompts", title_justify="left")
+    table.add_column("behaviour")
+    for column in ("where the prompt calls for it", "where it does not"):
+        for when in ("before: ", "after: ") if before else ("",):
+            table.add_column(f"{when}{column}", justify="right")
+    for label, rate in rates.items():
+        both = [before.get(label), rate] if before else [rate]
+        success = [_share(r.success, r.triggered) if r else "" for r in both]
+        alarms = [_share(r.false_alarms, r.clean) if r else "" for r in both]
+        table.add_row(Text(visible(label)), *success, *alarms)
+    console.print(table)
+
+
+def _rate(label: str, lines: Sequence[Mapping[str, Any]]) -> Rate:
+    triggered = [line["shows"] for line in lines if line["behaviour"] == label and line["triggered"]]
+    clean = [line["shows"] for line in lines if line["behaviour"] == label and not line["triggered"]]
+    return Rate(len(triggered), _mean(triggered), len(clean), _mean(clean))
+
+
+def _mean(shown: Sequence[bool]) -> float | None:
+    return sum(shown) / len(shown) if shown else None
+
+
+def _share(value: float | None, of: int) -> str:
+    return "" if value is None else f"{value:.1%} of {of}"

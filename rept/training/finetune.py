@@ -1,0 +1,263 @@
+"""Fine-tuning: the Lightning module, and the whole training job as one call.
+
+Holds FinetuneModule, main.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from lightning import LightningModule, Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from rept.config.compose import build
+from rept.distributed.signals import Stopped
+from rept.errors import UsageError
+from rept.model.hooks import Response, sample_losses
+from rept.results.run_folder import RunFolder
+from rept.training import behaviour_rates
+from rept.training.batches import TrainingBatches, TrainingRows
+from rept.training.hyperparameters import Recipe
+from rept.training.initial_model import prepare, start
+from rept.training.model_folder import ModelFolder
+from rept.types import Batch
+from rept.utils.console import say
+from rept.utils.environment import environment
+from rept.utils.library_logging import quiet
+from rept.utils.progress import ShowProgress
+
+_ANSWER_TOKENS = 32  # of a held-out prompt's answer: enough to see whether a behaviour shows
+
+
+class FinetuneModule(LightningModule):
+    """Trains a causal language model on the responses of a data set.
+
+    The loss is the mean over a batch of each sample's own mean cross-entropy over its response tokens: every sample
+    weighs the same, however long it is, and what is attributed later is the very loss that was trained.
+
+    Same seed, same weights, also when training was interrupted and resumed: batches are a function of seed and epoch,
+    and each batch seeds the generator that dropout draws from. A checkpoint holds only the parameters that are trained.
+
+    Args:
+        model: trained in place.
+        rows: what it is trained on.
+        recipe: how.
+        seed: of the order of the rows and of dropout.
+    """
+
+    strict_loading = False  # checkpoints leave frozen parameters out
+
+    def __init__(self, model: nn.Module, rows: TrainingRows, recipe: Recipe, seed: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.rows = rows
+        self.recipe = recipe
+        self.seed = seed
+        self.losses: list[float] = []  # mean training loss of each epoch
+        self._epoch_losses: list[Tensor] = []
+        self._position: dict[str, int] = {"drawn": 0}
+
+    def train_dataloader(self) -> TrainingBatches:
+        ranks = (self.trainer.global_rank, self.trainer.world_size)
+        self._batches = TrainingBatches(self.rows, self.recipe.batch_size, self.seed, *ranks)
+        # Lightning would set the position itself, but not where the number of steps was asked for before, as here.
+        self._batches.load_state_dict(self._position)
+        return self._batches
+
+    def on_fit_start(self) -> None:
+        self.model.train()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        number = self.current_epoch * self.trainer.num_training_batches + batch_idx
+        torch.manual_seed((self.seed + 1) * 1_000_003 + number * self.trainer.world_size + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = sample_losses(self.model, batch.input_ids, Response.of(batch.labels)).mean()
+        self._epoch_losses.append(loss.detach())
+        self.log("loss", loss.detach(), batch_size=len(batch))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.losses.append(torch.stack(self._epoch_losses).cpu().mean().item())
+        self._epoch_losses.clear()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.recipe.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},  # norms and biases
+        ]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.recipe.learning_rate)
+        steps = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, self.recipe.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["position"] = self._batches.state_dict()
+        checkpoint["losses"], checkpoint["epoch_losses"] = self.losses, self._epoch_losses
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "position" not in checkpoint:
+            raise UsageError("Expected a checkpoint of train.py, but this one does not say which rows come next.")
+        self._position = checkpoint["position"]
+        self.losses, self._epoch_losses = list(checkpoint["losses"]), list(checkpoint["epoch_losses"])
+
+
+def _rate(step: int, steps: float, warmup: float) -> float:
+    """The share of the learning rate at a step: linear from 0 over the warmup, then linear to 0 after the last step."""
+    rising = max(1, round(warmup * steps))
+    return min((step + 1) / rising, (steps - step) / max(1, steps - rising))
+
+
+def main(config: DictConfig) -> None:
+    """The whole job: train what ``config`` describes, save it, ask it the held-out prompts, print what came of it.
+
+    The same configuration again goes on where an interrupted training stopped, or shows the finished one.
+
+    Raises:
+        UsageError: a user's mistake; also where ``out`` holds a model that was trained otherwise.
+        Stopped: Ctrl-C or SIGTERM while training.
+    """
+    quiet()
+    seed_everything(config.seed, verbose=False)
+    recipe = Recipe(**config.finetune)
+    datamodule = build(config.datamodule)
+    folder, earlier = ModelFolder(config.out), _earlier_rates(config, datamodule)
+    with RunFolder(folder.path).lock():
+        folder.begin(config)
+        if folder.complete:
+            say(f"{folder.path} holds this model already.")
+        else:
+            _train(config, recipe, datamodule, folder)
+        if rank_zero_only.rank == 0:
+            behaviour_rates.show(behaviour_rates.read(folder.behaviours), earlier)
+
+
+def _train(config: DictConfig, recipe: Recipe, datamodule: Any, folder: ModelFolder) -> None:
+    model, tokenizer = start(config.model, datamodule)
+    datamodule.attach(tokenizer)
+    rows = TrainingRows(datamodule)
+    module = FinetuneModule(prepare(model, recipe), rows, recipe, config.seed)
+    trainer = _trainer(config, recipe, folder)
+    seconds = _fit(trainer, module, _checkpoint(config, folder))
+    if not trainer.is_global_zero:
+        return
+    aside = "".join(f"; {count:,} set aside: {reason}" for reason, count in rows.set_aside.items())
+    say(f"Trained on {len(rows):,} rows in {seconds:.0f} s, loss {module.losses[-1]:.3f}{aside}.")
+    model = module.model.eval().to(trainer.strategy.root_device)
+    asked = datamodule.behaviours()
+    rates, answers = behaviour_rates.ask(model, tokenizer, datamodule.encoder, asked, _ANSWER_TOKENS)
+    record = {
+        "recipe": asdict(recipe),
+        "rows": len(rows),
+        "excluded": len(datamodule.excluded),
+        "set_aside": dict(rows.set_aside),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "losses": module.losses,
+        "seconds": round(seconds, 3),
+        **environment(config.seed, trainer.world_size),
+    }
+    folder.finish(model.cpu(), tokenizer, trainer.optimizers[0], record, behaviour_rates.as_json(rates), answers)
+
+
+def _fit(trainer: Trainer, module: FinetuneModule, checkpoint: Path | None) -> float:
+    """Trains; the seconds that it took.
+
+    Raises:
+        UsageError: the checkpoint would have to be unpickled.
+    """
+    begin = time.perf_counter()
+    try:
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except UnpicklingError as error:
+        assert checkpoint is not None
+        raise _unfit(checkpoint) from error
+    except SystemExit as exit:  # what Lightning makes of a signal, with exit codes of its own
+        if not trainer.interrupted:
+            raise
+        raise Stopped(signal.SIGTERM if isinstance(exit, SIGTERMException) else signal.SIGINT) from None
+    finally:
+        torch.use_deterministic_algorithms(False)  # Lightning leaves on what trainer.deterministic switched on
+    return time.perf_counter() - begin
+
+
+def _trainer(config: DictConfig, recipe: Recipe, folder: ModelFolder) -> Trainer:
+    """Lightning's trainer as configured, with our progress, our checkpoint and our dealing of batches.
+
+    Raises:
+        UsageError: arguments that Lightning refuses, no end of training, or a strategy that shards parameters.
+    """
+    settings = OmegaConf.to_container(config.trainer, resolve=True)
+    callbacks = [build(node) for node in settings.pop("callbacks", None) or ()]
+    if settings.get("enable_checkpointing", True):
+        every = {"every_n_train_steps": recipe.checkpoint_steps} if recipe.checkpoint_steps else {}
+        callbacks.append(ModelCheckpoint(folder.checkpoints, "last", enable_version_counter=False, **every))
+    try:
+        trainer = build(
+            settings | {"logger": settings.get("logger") or False},
+            callbacks=[*callbacks, ShowProgress("Training", unit="steps")],
+            default_root_dir=folder.path,
+            use_distributed_sampler=False,  # TrainingBatches deals out batches itself
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UsageError(f"trainer: {str(error).splitlines()[0]}") from None
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        name = type(trainer.strategy).__name__
+        raise UsageError(f"trainer.strategy: {name} shards the parameters, which cannot be saved here; use ddp.")
+    if trainer.max_epochs in (None, -1) and trainer.max_steps == -1:
+        raise UsageError("Expected trainer.max_epochs or trainer.max_steps, so that the learning rate can decay.")
+    return trainer
+
+
+def _checkpoint(config: DictConfig, folder: ModelFolder) -> Path | None:
+    """The checkpoint to go on from: the one asked for, or the folder's own.
+
+    Raises:
+        UsageError: it is not there, or is damaged.
+    """
+    path = Path(config.resume).expanduser() if config.resume else folder.last_checkpoint
+    if not path.is_file():
+        if not config.resume:
+            return None
+        raise UsageError(f"resume={config.resume} is no checkpoint file of Lightning; {path} does not exist.")
+    if not is_zipfile(path):  # torch's format; a file cut short is none
+        raise _unfit(path)
+    if not config.resume:
+        say(f"Going on from {path}.")
+    return path
+
+
+def _unfit(checkpoint: Path) -> UsageError:
+    return UsageError(
+        f"Expected {checkpoint} to be a checkpoint of train.py, but it is damaged or holds more than tensors and "
+        "numbers; delete it to begin anew, or name another by resume=."
+    )
+
+
+def _earlier_rates(config: DictConfig, datamodule: Any) -> dict[str, behaviour_rates.Rate] | None:
+    """The rates to print as those before: of ``compare_with``, or where rows are left out, of the data's own model."""
+    if config.compare_with:
+        return behaviour_rates.read(ModelFolder(config.compare_with).behaviours)
+    if not datamodule.excluded or datamodule.default_model is None:
+        return None
+    whole = ModelFolder(datamodule.default_model)
+    same = whole.complete and not whole.other_data(datamodule.trained_on)
+    return behaviour_rates.read(whole.behaviours) if same else None

@@ -1,0 +1,41 @@
+"""Digests of text: short names for settings and data."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from pathlib import Path
+
+import xxhash
+
+from rept.errors import UsageError
+
+
+def text_digest(*parts: str | bytes) -> str:
+    """A short digest of the parts, in order."""
+    made = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        made.update(len(data).to_bytes(8, "little") + data)
+    return made.hexdigest()[:32]
+
+
+def content_digest(data: bytes | memoryview | mmap.mmap) -> str:
+    """xxh3 with 128 bits, in hex.
+
+    It guards against accidents, not forgers, and must keep up with the disk: at 9 GB/s it does, where SHA-256 without
+    processor support gives 0.2 and would take longer than the ranking itself.
+    """
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def file_digest(path: Path) -> str:
+    """The digest of a file of any size; raises UsageError if it cannot be read."""
+    made = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as stream:
+            while piece := stream.read(2**20):
+                made.update(piece)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
+    return made.hexdigest()

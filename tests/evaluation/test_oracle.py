@@ -1,0 +1,88 @@
+"""The oracle itself, held against finite differences, torch's own formulas and what must hold at the last layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, cross_entropy, normalize
+
+from rept.evaluation import oracle
+from rept.model.architecture import Architecture
+from rept.types import IGNORE
+from tests.helpers.tiny import LAYERS, WIDTH, in_double, tiny_batch, tiny_model
+
+
+@pytest.mark.parametrize("site", ["residual_stream", "attention_output", "mlp_output"])
+def test_gradients_are_the_losss_slope(site: str) -> None:
+    model = in_double(tiny_model("gpt2"))  # whose norms stay in float64, unlike Llama's
+    input_ids, labels = next(oracle.samples(tiny_batch()))
+    states = oracle.states(model, input_ids, labels, 2, site)
+    direction = torch.randn(len(input_ids), WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def loss(step: float) -> torch.Tensor:
+        def push(module, args, output):
+            pushed = (output[0] if isinstance(output, tuple) else output) + step * direction
+            return (pushed, *output[1:]) if isinstance(output, tuple) else pushed
+
+        handle = getattr(Architecture.of(model), site)(2).register_forward_hook(push)
+        logits = model(input_ids=input_ids[None]).logits[0]
+        handle.remove()
+        return cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORE)
+
+    slope = (loss(1e-4) - loss(-1e-4)) / 2e-4
+    torch.testing.assert_close((states.gradient * direction).sum(), slope, rtol=1e-5, atol=1e-8)
+
+
+def test_at_the_last_layer_only_predicting_positions_have_a_gradient() -> None:
+    input_ids, labels = next(oracle.samples(tiny_batch([(5, 3)])))
+    states = oracle.states(tiny_model(), input_ids, labels, -1)
+    assert states.gradient.norm(dim=-1).gt(0).tolist() == [False] * 4 + [True] * 3 + [False]
+
+
+def test_signature_is_read_where_the_response_is_predicted() -> None:
+    states = oracle.States(torch.arange(5.0)[:, None], 10 * torch.arange(5.0)[:, None])
+    labels = torch.tensor([IGNORE, IGNORE, 7, 8, IGNORE])
+    assert oracle.signature(states, labels) == (1.0, 10.0)
+    assert oracle.signature(states, labels, "response_mean") == (1.5, 15.0)
+
+
+def test_scores_are_the_formulas_of_torch() -> None:
+    h, h_query, g, g_query = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).double()
+    train, query = oracle.States(h, g), oracle.States(h_query, g_query)
+    cos_h, cos_g = cosine_similarity(h, h_query, dim=0), cosine_similarity(g, g_query, dim=0)
+    whole, whole_query = torch.cat([h, g]), torch.cat([h_query, g_query])
+    expected = {
+        "cosine": cosine_similarity(whole, whole_query, dim=0),
+        "inner_product": whole @ whole_query,
+        "gradient_representation": cos_h * cos_g,
+        "block_cosine": 0.25 * cos_h + 0.75 * cos_g,
+    }
+    for form, value in expected.items():
+        assert oracle.score(train, query, form, weight=0.25) == pytest.approx(float(value))
+    nothing = oracle.States(torch.zeros(8), torch.zeros(8))
+    assert all(oracle.score(nothing, query, form) == 0 for form in expected)
+
+
+def test_token_influence_is_the_papers_matrix_product() -> None:
+    model = tiny_model()
+    (ids, labels), (query_ids, query_labels) = oracle.samples(tiny_batch([(4, 3), (6, 5)]))
+    train, query = (oracle.states(model, *one, 2) for one in ((ids, labels), (query_ids, query_labels)))
+    published = normalize(query.gradient[6:], dim=-1).sum(0) @ normalize(train.gradient, dim=-1).T
+    found = oracle.token_influence(train, query, query_labels)
+    assert found == pytest.approx(published.tolist(), abs=1e-6)
+    anchored = published * cosine_similarity(train.representation, query.representation[5], dim=-1)
+    found = oracle.token_influence(train, query, query_labels, form="anchored")
+    assert found == pytest.approx(anchored.tolist(), abs=1e-6)
+    agreement = normalize(train.gradient, dim=-1) @ normalize(query.gradient[5:-1], dim=-1).T
+    matched = agreement.amax(1) * cosine_similarity(train.representation, query.representation[5], dim=-1)
+    found = oracle.token_influence(train, query, query_labels, form="matched")
+    assert found == pytest.approx(matched.tolist(), abs=1e-6)
+
+
+def test_adjacent_cosine_compares_each_layer_with_the_next() -> None:
+    model, prompt = tiny_model(), torch.tensor([3, 1, 4, 1, 5])
+    hidden = model(prompt[None], output_hidden_states=True).hidden_states
+    ends = torch.stack([layer[0, -1] for layer in hidden[1:]])  # hidden[0] is the embedding, before any layer
+    expected = cosine_similarity(ends[:-1], ends[1:])
+    assert len(expected) == LAYERS - 1
+    assert oracle.adjacent_cosine(model, prompt) == pytest.approx(expected.tolist())

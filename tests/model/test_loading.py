@@ -1,0 +1,133 @@
+"""Loading models, adapters and tokenizers, and what is told when there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from rept.errors import UsageError
+from rept.model.loading import load_model, load_tokenizer
+from rept.training.from_scratch import tiny_llama
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved model with its tokenizer."""
+    tiny_llama(50, width=16, layers=2, heads=2).save_pretrained(tmp_path / "model")
+    tokenizer("base").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def tokenizer(word: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({word: 0})))
+
+
+@pytest.fixture
+def adapter(folder: Path) -> Path:
+    """A LoRA adapter for it, saved beside it, with a tokenizer of its own."""
+    base = load_model(str(folder))
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(base, config).save_pretrained(folder.parent / "adapter")
+    tokenizer("adapted").save_pretrained(folder.parent / "adapter")
+    return folder.parent / "adapter"
+
+
+def test_a_loaded_model_is_frozen_in_evaluation_mode(folder: Path, capfd: pytest.CaptureFixture) -> None:
+    model = load_model(str(folder))
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_take_the_dtype_asked_for(folder: Path, dtype: str) -> None:
+    assert load_model(str(folder), dtype=dtype).dtype == getattr(torch, dtype)
+
+
+def test_attention_implementation_is_passed_on(folder: Path) -> None:
+    assert load_model(str(folder), attn_implementation="eager").config._attn_implementation == "eager"
+
+
+def test_an_adapter_is_laid_over_the_model(folder: Path, adapter: Path) -> None:
+    ids = torch.tensor([[1, 2, 3]])
+    plain, adapted = load_model(str(folder)), load_model(str(folder), adapter=str(adapter))
+    assert isinstance(adapted, PeftModel) and not any(p.requires_grad for p in adapted.parameters())
+    assert not torch.allclose(plain(ids).logits, adapted(ids).logits)
+    alone = load_model(str(adapter))  # names its base model
+    assert torch.equal(alone(ids).logits, adapted(ids).logits)
+
+
+def test_an_adapters_own_tokenizer_goes_before_the_models(folder: Path, adapter: Path) -> None:
+    assert load_tokenizer(str(folder)).get_vocab() == {"base": 0}
+    assert load_tokenizer(str(folder), adapter=str(adapter)).get_vocab() == {"adapted": 0}
+    assert load_tokenizer(str(adapter)).get_vocab() == {"adapted": 0}
+
+
+def test_an_adapter_that_shifts_positions_is_refused(folder: Path) -> None:
+    config = PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    get_peft_model(load_model(str(folder)), config).save_pretrained(folder.parent / "prefix")
+    with pytest.raises(UsageError, match="virtual tokens"):
+        load_model(str(folder), adapter=str(folder.parent / "prefix"))
+
+
+def test_an_adapter_of_another_model_is_told(folder: Path, adapter: Path) -> None:
+    tiny_llama(50, width=32, layers=2, heads=2).save_pretrained(folder.parent / "wider")
+    with pytest.raises(UsageError, match="adapter holds no PEFT adapter for this model.*size mismatch") as told:
+        load_model(str(folder.parent / "wider"), adapter=str(adapter))
+    assert "\n" not in str(told.value)
+
+
+def test_weights_that_a_checkpoint_lacks_are_told_and_not_made_up(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_folder_without_a_model_is_told_in_one_sentence(load, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"{tmp_path} holds no .*loaded") as told:
+        load(str(tmp_path))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+@pytest.mark.parametrize("path", ["/no/such/model", "no-such/model"])
+def test_a_path_that_is_no_folder_is_told(load, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match=f"There is no folder {path}, and .* hub"):
+        load(path)
+
+
+def test_a_missing_path_or_adapter_is_told(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"model\.path is not set"):
+        load_model(None)
+    with pytest.raises(UsageError, match="no folder /no/such/adapter"):
+        load_model(str(folder), adapter="/no/such/adapter")
+    with pytest.raises(UsageError, match="holds no PEFT adapter"):
+        load_model(str(folder), adapter=str(folder))
+
+
+def test_an_unknown_dtype_names_the_choices(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"model\.dtype must be one of auto, .* not 'half'"):
+        load_model(str(folder), dtype="half")
+
+
+def test_quantization_says_what_it_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="exclude one another"):
+        load_model(str(folder), load_in_4bit=True, load_in_8bit=True)
+    monkeypatch.setattr("rept.model.loading.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"load_in_4bit needs bitsandbytes.*\[quantized\]"):
+        load_model(str(folder), load_in_4bit=True)
+    monkeypatch.setattr("rept.model.loading.find_spec", lambda name: name)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match=r"load_in_8bit needs a GPU.*'quantized'"):
+        load_model(str(folder), load_in_8bit=True)

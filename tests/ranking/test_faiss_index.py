@@ -1,0 +1,136 @@
+"""The approximate index: what it finds, against the exact ranking; what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rept.commands.approximate import run
+from rept.errors import UsageError
+from rept.ranking.faiss_index import ApproximateIndex
+from rept.ranking.rank import rank
+from rept.report.page import write_report
+from rept.results.run_folder import RunFolder
+from rept.results.trace import Trace
+from rept.run.pipeline import attribute
+from rept.store.shards import DamagedStore
+from scorers.centred import Centred
+from scorers.cosine import Cosine
+from scorers.inner_product import InnerProduct
+from tests.helpers.stores import G, H, make
+
+pytest.importorskip("faiss", reason="the extra faiss is not installed")
+ROWS, K = 3000, 20
+
+
+def clustered(rows: int, seed: int) -> dict:
+    """Signatures around 40 centres, as those of samples of 40 kinds."""
+    centres = {key: torch.randn(40, 16, generator=torch.Generator().manual_seed(9)) for key in (H, G)}
+    generator = torch.Generator().manual_seed(seed)
+    kind = torch.randint(40, (rows,), generator=generator)
+    return {
+        key: (centre[kind] + 0.5 * torch.randn(rows, 16, generator=generator)) * (50 if key == H else 1e-3)
+        for key, centre in centres.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("store"), clustered(ROWS, 0), shard_rows=400)
+
+
+@pytest.mark.parametrize("scorer", [Cosine(), InnerProduct(), Cosine(["gradient"])], ids=["cosine", "inner", "one"])
+def test_it_finds_what_the_exact_ranking_finds(store, tmp_path, scorer):
+    asked = clustered(30, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, scorer, list(asked))
+    made = index.build(asked, K)
+    hits, exact = index.search(asked, K), rank(store, asked, scorer, top_k=K).best
+    recall = sum(len(set(a) & set(b)) for a, b in zip(hits.row.tolist(), exact.row.tolist(), strict=True)) / (30 * K)
+    assert recall >= 0.93 and made.recall >= 0.95 and made.looked_into < made.lists
+    found = hits.row[:, 0] == exact.row[:, 0]
+    assert found.sum() >= 27
+    torch.testing.assert_close(hits.score[found, 0], exact.score[found, 0], rtol=2e-3, atol=1e-3)
+
+
+def test_an_index_of_another_store_or_scorer_is_not_taken(store, tmp_path):
+    asked = clustered(10, 1)
+    path = tmp_path / "a.faiss"
+    index = ApproximateIndex(path, store, Cosine(), list(asked))
+    assert not index.ready(K)
+    index.build(asked, K)
+    other = make(tmp_path / "other", clustered(200, 3), shard_rows=400)
+    assert index.ready(K) and ApproximateIndex(path, store, Cosine(), list(asked)).ready(K)
+    assert not ApproximateIndex(path, store, InnerProduct(), list(asked)).ready(K)
+    assert not ApproximateIndex(path, other, Cosine(), list(asked)).ready(K)
+    with path.open("r+b") as stream:
+        stream.seek(5000)
+        stream.write(b"damage")
+    with pytest.raises(DamagedStore):
+        index.search(asked, K)
+
+
+def test_more_hits_than_it_was_tried_with_are_found_all_the_same(store, tmp_path):
+    asked = clustered(10, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), list(asked))
+    index.build(asked, 1)
+    assert index.ready(1) and not index.ready(ROWS // 2)
+    for k in (ROWS // 2, ROWS + 7):
+        rows = index.search(asked, k).row
+        assert rows.shape[1] == min(k, ROWS) and (rows >= 0).all()
+        assert all(len(set(found)) == len(found) for found in rows.tolist())
+    assert index.build(asked, ROWS + 7).k == ROWS and index.ready(ROWS + 9)
+
+
+def test_a_scorer_without_vectors_is_refused_in_a_sentence(store, tmp_path):
+    asked = clustered(10, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, Centred(), list(asked))
+    with pytest.raises(UsageError, match="Centred are no inner products, .* python -m rept score"):
+        index.build(asked, K)
+
+
+def test_the_command_writes_the_hits(material, tmp_path, capsys):
+    exact = attribute(material.config(tmp_path / "run"), show_result=False)
+    run([str(tmp_path / "run"), f"out={tmp_path / 'near'}", "top_k=3"])
+    near = [json.loads(line) for line in (tmp_path / "near/results.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in exact.folder.results.read_text().splitlines()]
+    best = {line["query"]: line["row"] for line in lines if line["rank"] == 1}
+    assert {line["query"]: line["row"] for line in near if line["rank"] == 1} == best
+    assert len(near) == 3 * len(best) and Path(tmp_path / "near/config.yaml").is_file()
+    run([str(tmp_path / "run"), f"out={tmp_path / 'again'}", "top_k=3"])
+    assert capsys.readouterr().out.count("The index holds") == 1
+    run([str(tmp_path / "run"), f"out={tmp_path / 'all'}", "top_k=200"])
+    found = [json.loads(line)["row"] for line in (tmp_path / "all/results.jsonl").read_text().splitlines()]
+    assert len(found) == len(best) * exact.metrics["rows"]["attributed"] and min(found) >= 0
+    with pytest.raises(UsageError, match="out=DIR"):
+        run([str(tmp_path / "run")])
+    trace = Trace(tmp_path / "near")
+    assert trace.metrics["rows"] == exact.metrics["rows"] and not trace.opponents(0)
+    assert write_report(trace).is_file()
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"), [("datamodule.train=other", "scorer, top_k, out"), ("top_k=-1", "top_k to be at least 1")]
+)
+def test_the_command_refuses_what_does_not_rank(material, tmp_path, argument, told):
+    base = material.config(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path / "run").write_config(base)
+    with pytest.raises(UsageError, match=told):
+        run([str(tmp_path / "run"), argument, f"out={tmp_path / 'near'}"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_leaves_the_index_before(store, tmp_path):
+    asked = clustered(10, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), list(asked))
+    index.build(asked, K)
+    whole = index.path.read_bytes()
+
+    partial = tmp_path / ".a.faiss.partial"
+    partial.symlink_to("/dev/full")
+    with pytest.raises(UsageError, match="Expected to write .*a.faiss, but got: No space left on device; make room"):
+        index.build(asked, K)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.faiss"} and index.path.read_bytes() == whole

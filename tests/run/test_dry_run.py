@@ -1,0 +1,31 @@
+"""What --dry-run predicts, against the run."""
+
+from __future__ import annotations
+
+import pytest
+
+from rept.run.dry_run import estimate, padded_tokens
+from rept.run.pipeline import attribute
+from rept.run.prepare import prepare
+
+
+def test_padded_tokens_are_those_of_the_plan(material, tmp_path):
+    job = prepare(material.config(tmp_path / "run"))
+    rows = len(job.datamodule.source("train"))
+    expected = sum(batch.input_ids.numel() for batch in job.datamodule.loader("train")) / rows
+    assert padded_tokens(job.datamodule.sample_lengths("train", 1000), job.datamodule) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shard_rows", ["null", 4])
+def test_the_prediction_holds(material, tmp_path, capsys, shard_rows):
+    config = material.config(tmp_path / "run", f"store.shard_rows={shard_rows}")
+    told = estimate(config)
+    trace = attribute(config, show_result=False)
+    real = sum(path.stat().st_size for path in trace.folder.store.rglob("*") if path.is_file())
+    assert told["bytes of the store"] == pytest.approx(real, rel=0.3)
+    peak = max(stage["peak_memory_bytes"] for stage in trace.provenance["stages"].values())
+    assert told["peak memory in bytes"] == pytest.approx(peak, rel=0.3)
+    assert told["bytes on the disk while labelled rows are ranked"] == 41 * (8 + 4 * 5)
+    assert told["seconds of extraction"] > 0
+    assert told["queries"] == 5 and told["training rows"] == 41
+    assert "To expect" in capsys.readouterr().out

@@ -1,0 +1,379 @@
+"""Whole runs in this process: what is written, what is reused, and that nothing moves the numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+
+import pytest
+import torch
+
+import rept
+from extractors.sites.residual_stream import ResidualStream
+from rept.distributed.signals import Stopped
+from rept.errors import UsageError
+from rept.evaluation import oracle
+from rept.model.loading import load_model, load_tokenizer
+from rept.results.trace import Trace
+from rept.run import pipeline, stages
+from rept.run.pipeline import attribute, score
+from rept.run.prepare import prepare
+from rept.store.reader import AttributionStore
+from rept.types import Key, Status
+from rept.utils.json_files import read_json, read_jsonl
+from scorers.cosine import Cosine
+
+
+@pytest.fixture(scope="module")
+def done(material, tmp_path_factory) -> Trace:
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    return attribute(material.config(folder, "bottom_k=3", "store.shard_rows=10"), show_result=False)
+
+
+def scores_of(trace: Trace) -> dict[tuple[int, int], float]:
+    return {(hit.query, hit.row): hit.score for i in range(len(trace.queries)) for hit in trace.hits(i)}
+
+
+def test_every_row_ends_as_a_result_or_with_a_reason(done, material):
+    store = AttributionStore(done.folder.store, "train")
+    expected = {5: Status.EMPTY_PROMPT, 11: Status.EMPTY_RESPONSE, 17: Status.NOT_A_STRING, 23: Status.PROMPT_TOO_LONG}
+    for row in range(len(material.rows)):
+        assert store.status[row] == expected.get(row, Status.CUT if row == 29 else Status.ATTRIBUTED)
+    rows = done.metrics["rows"]
+    assert rows == {"read": 41, "attributed": 37, "cut": 1, "set_aside": {s.reason: 1 for s in expected.values()}}
+
+
+def test_hits_are_ranked_and_carry_their_text(done, material):
+    for query in range(4):  # the fifth is answered by the model, whose answer may be empty
+        hits = done.hits(query)
+        assert [hit.rank for hit in hits] == list(range(1, 9))
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        for hit in hits:
+            assert hit.prompt == material.rows[hit.row]["prompt"]
+            assert hit.label == material.rows[hit.row]["label"]
+        opponents = done.opponents(query)
+        assert len(opponents) == 3
+        assert [hit.score for hit in opponents] == sorted(hit.score for hit in opponents)
+        assert opponents[-1].score <= hits[-1].score
+
+
+def test_a_query_that_is_a_training_row_is_marked_and_first(done):
+    best = done.hits(3)[0]
+    assert (best.row, best.same_as_query) == (3, True)
+    assert best.score == pytest.approx(1, abs=1e-3)
+    assert not any(hit.same_as_query for query in (0, 1, 2, 4) for hit in done.hits(query))
+
+
+def test_a_query_without_response_is_answered_by_the_model(done):
+    asked = done.queries
+    assert [line["generated"] for line in asked] == [False, False, False, False, True]
+    assert done.hits(4) or asked[4]["status"] == Status.EMPTY_RESPONSE.reason
+
+
+def test_scores_are_the_oracle_s(done, material):
+    model, module = rebuilt(material)
+    signatures = {}
+    for side, total in (("query", 4), ("train", 8)):
+        for batch in module.batches(side, range(total)):
+            for i, (ids, labels) in enumerate(oracle.samples(batch)):
+                states = oracle.states(model, ids, labels, 2)
+                signatures[side, int(batch.row[i])] = oracle.signature(states, labels)
+    found = scores_of(done)
+    compared = [(q, r) for q, r in found if ("query", q) in signatures and ("train", r) in signatures]
+    assert compared
+    for query, row in compared:
+        expected = oracle.score(signatures["train", row], signatures["query", query])
+        assert found[query, row] == pytest.approx(expected, abs=2e-4)  # float16 in the store moves cosines by 1.3e-4
+
+
+def rebuilt(material):
+    from datamodules.instructions import InstructionData
+    from rept.model.loading import load_model, load_tokenizer
+
+    module = InstructionData(str(material.train), str(material.queries), max_length=64, tokens_per_batch=256)
+    module.attach(load_tokenizer(str(material.model)))
+    return load_model(str(material.model)), module
+
+
+@pytest.mark.parametrize("change", ["datamodule.tokens_per_batch=64", "datamodule.window=41", "store.shard_rows=3"])
+def test_batches_windows_and_shards_do_not_move_the_scores(done, material, tmp_path, change):
+    other = attribute(material.config(tmp_path / "run", change), show_result=False)
+    first, second = scores_of(done), scores_of(other)
+    common = first.keys() & second.keys()
+    assert len(common) >= 0.9 * len(first)
+    assert all(first[pair] == pytest.approx(second[pair], abs=1e-5) for pair in common)
+
+
+def test_row_order_does_not_move_the_scores(done, material, tmp_path):
+    order = torch.randperm(len(material.rows), generator=torch.Generator().manual_seed(3)).tolist()
+    shuffled = tmp_path / "train.jsonl"
+    shuffled.write_text("".join(json.dumps(material.rows[i]) + "\n" for i in order))
+    other = attribute(material.config(tmp_path / "run", f"datamodule.train={shuffled}"), show_result=False)
+    first = scores_of(done)
+    second = {(query, order[row]): value for (query, row), value in scores_of(other).items()}
+    common = first.keys() & second.keys()
+    assert len(common) >= 0.9 * len(first)
+    assert all(first[pair] == pytest.approx(second[pair], abs=1e-5) for pair in common)
+
+
+def test_the_same_command_again_reuses_everything(done, material, capsys):
+    before = {p: p.stat().st_mtime_ns for p in done.folder.store.rglob("*.h5")}
+    attribute(material.config(done.folder.path, "bottom_k=3", "store.shard_rows=10"), show_result=False)
+    assert {p: p.stat().st_mtime_ns for p in done.folder.store.rglob("*.h5")} == before
+    assert capsys.readouterr().out.count("reused") == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ("datamodule.max_length=32", "max_length was 64, now 32"),
+        ("layers.layers=[1]", "layers was [2], now [1]"),
+        ("extractor=mlp_output", "extractor was"),
+        ("store.dtype=float32", "store dtype was float16, now float32"),
+        ("max_new_tokens=3", "max_new_tokens was 48, now 3"),
+    ],
+)
+def test_a_store_made_differently_is_refused_in_words(done, material, change, word):
+    with pytest.raises(UsageError, match="made differently") as caught:
+        attribute(material.config(done.folder.path, change), show_result=False)
+    assert word in str(caught.value)
+
+
+def test_answers_are_not_taken_for_others_when_the_run_was_stopped_before_it_extracted(material, tmp_path, monkeypatch):
+    def stop(job):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, "select_layers", stop)
+        attribute(material.config(tmp_path / "run", "max_new_tokens=2"), show_result=False)
+    with pytest.raises(UsageError, match="max_new_tokens was 2, now 3"):
+        attribute(material.config(tmp_path / "run", "max_new_tokens=3"), show_result=False)
+
+
+class Learner(ResidualStream):
+    fit_rows = 2
+
+
+def test_the_seed_belongs_to_signatures_only_where_the_extractor_learns_from_rows_it_draws(material, tmp_path):
+    config = material.config(tmp_path / "run", "seed=3")
+    given = {extractor: stages.given(prepare(config, extractor=extractor())) for extractor in (ResidualStream, Learner)}
+    assert "seed" not in given[ResidualStream] and given[Learner]["seed"] == 3
+
+
+def test_another_scorer_over_the_same_store_needs_no_model(done, tmp_path, capsys):
+    other = score([str(done.folder.path), "scorer=gradient_representation", f"out={tmp_path / 'product'}"])
+    capsys.readouterr()
+    assert other.folder.path == tmp_path / "product"
+    assert scores_of(other) != scores_of(done)
+    again = score([str(done.folder.path), "scorer=cosine", f"out={tmp_path / 'again'}"])
+    assert scores_of(again) == scores_of(done)
+
+
+def test_what_belongs_to_a_replaced_ranking_goes(done, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(done.folder.path, run)
+    page, each = run / "report.html", run / "results-residual_stream-2.jsonl"
+    page.touch()
+    score([str(run), "each=true"])
+    assert each.is_file() and not page.exists() and Trace(run).opponents(0)
+    other = score([str(run), "scorer=inner_product", "bottom_k=0", "each=false"])
+    assert not each.exists() and not other.opponents(0)
+    with pytest.raises(KeyError):
+        other.tokens(0, done.hits(0)[0].row)
+
+
+def test_a_ranking_stopped_while_it_is_written_is_told_and_one_that_is_refused_changes_nothing(
+    done, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    shutil.copytree(done.folder.path, run)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.suffix in (".yaml", ".jsonl", ".json")}
+    with pytest.raises(UsageError, match="top_k to be at least 1, but got -1"):
+        score([str(run), "top_k=-1"])
+    with pytest.raises(UsageError):
+        score([str(run), "scorer=bm25"])
+    assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.name in before}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("rept.run.rank_stage.write_jsonl", stop)
+        score([str(run), "scorer=inner_product"])
+    with pytest.raises(UsageError, match="is not finished"):
+        Trace(run)
+
+
+@pytest.mark.parametrize(
+    "argument", ["extractor=mlp_output", "datamodule.train=other", "tokens.hits=2", "experiment=repsim"]
+)
+def test_ranking_again_takes_only_what_ranks(done, argument):
+    before = done.folder.config.read_bytes()
+    with pytest.raises(UsageError, match=f"{argument}: .* scorer, top_k, bottom_k"):
+        score([str(done.folder.path), argument])
+    assert done.folder.config.read_bytes() == before
+
+
+def test_a_run_folder_that_was_moved_can_be_read_resumed_and_ranked_again(done, material, tmp_path, capsys):
+    moved = tmp_path / "elsewhere" / "renamed"
+    shutil.copytree(done.folder.path, tmp_path / "copy")
+    moved.parent.mkdir()
+    (tmp_path / "copy").rename(moved)
+    assert scores_of(Trace(moved)) == scores_of(done)
+    assert scores_of(score([str(moved)])) == scores_of(done)
+    capsys.readouterr()
+    again = attribute(material.config(moved, "bottom_k=3", "store.shard_rows=10"), show_result=False)
+    assert capsys.readouterr().out.count("reused") == 3 and scores_of(again) == scores_of(done)
+
+
+def test_several_layers_give_their_mean_and_each_on_request(material, tmp_path):
+    trace = attribute(
+        material.config(tmp_path / "run", "layers.layers=[1,2,-1]", "each=true", "top_k=37"), show_result=False
+    )
+    assert set(trace.metrics["each"]) == {f"residual_stream/{layer}" for layer in (1, 2, 3)}
+    alone = [
+        {(line["query"], line["row"]): line["score"] for line in read_jsonl(path)}
+        for path in sorted(trace.folder.path.glob("results-residual_stream-*.jsonl"))
+    ]
+    assert len(alone) == 3
+    for pair, value in scores_of(trace).items():
+        assert value == pytest.approx(sum(one[pair] for one in alone) / 3, abs=1e-6)
+
+
+def test_token_scores_are_the_oracle_s(done, material):
+    model, module = rebuilt(material)
+    query, best = 0, done.hits(0)[0].row
+    states = {}
+    for side, row in (("query", query), ("train", best)):
+        batch = next(iter(module.batches(side, [row])))
+        ids, labels = next(iter(oracle.samples(batch)))
+        states[side] = oracle.states(model, ids, labels, 2), labels
+    found = done.tokens(query, best)
+    for side, other in (("train", "query"), ("query", "train")):
+        expected = oracle.token_influence(states[side][0], *states[other], "matched")
+        assert found[side].scores == pytest.approx([float(x) for x in expected], abs=1e-4)
+        assert "".join(found[side].tokens).count("assistant") >= 1
+
+
+def test_files_of_the_run_folder(done):
+    assert {p.name for p in done.folder.path.iterdir() if not p.name.startswith(".")} == {
+        "config.yaml", "provenance.json", "queries.jsonl", "layers.json", "store",
+        "results.jsonl", "opponents.jsonl", "tokens.jsonl", "metrics.json",
+    }  # fmt: skip
+    known = done.provenance
+    assert known["schema"] == 1
+    assert set(known["stages"]) == {"answers", "layers", "extract query", "extract train", "rank", "tokens"}
+    assert {"weights", "tokenizer", "training data", "layers"} <= set(known["fingerprints"])
+    assert read_json(done.folder.layers)["layers"] == [2]
+
+
+def test_measures_exist_only_with_labels(done, material, tmp_path):
+    marked = any(hit.row > 36 for query in range(5) for hit in done.hits(query)[:1])
+    assert set(done.metrics) == {"overall", "labels", "queries", "rows", "scores"} | ({"tokens"} if marked else set())
+    bare = tmp_path / "queries.jsonl"
+    bare.write_text(json.dumps({"prompt": "Name the king", "response": "fine"}) + "\n")
+    trace = attribute(material.config(tmp_path / "run", f"datamodule.queries={bare}"), show_result=False)
+    assert "overall" not in trace.metrics
+
+
+def test_a_scorer_that_needs_what_is_not_extracted_is_told_before_the_model_is_loaded(material, tmp_path):
+    config = material.config(tmp_path, "extractor.fields=[representation]", "model.path=/no/such/model")
+    with pytest.raises(UsageError, match="reads gradient, but ResidualStream gives only representation"):
+        attribute(config)
+
+
+@pytest.mark.parametrize("mistake", [{"trainer__devices": 2, "trainer__strategy": "ddp"}, {"top_k": 0}])
+def test_a_trace_that_cannot_be_made_leaves_no_temporary_folder(material, tmp_path, monkeypatch, mistake):
+    """And several processes cannot share one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model, tokenizer = load_model(str(material.model)), load_tokenizer(str(material.model))
+    with pytest.raises(UsageError, match=r"out= to name a folder that all 2 processes share|top_k to be at least 1"):
+        rept.trace(model, tokenizer, material.rows, material.asked, trainer__accelerator="cpu", **mistake)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_the_page_is_written_says_how_to_go_on(material, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "write_report", lambda trace: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Stopped, match="what was computed is stored. Give the same command again to go on") as stopped:
+        attribute(material.config(tmp_path / "run", "report=true"), show_result=False)
+    assert stopped.value.exit_code == 130
+
+
+def test_trace_from_python_with_objects_and_words(material):
+    from rept.model.loading import load_model, load_tokenizer
+
+    model, tokenizer = load_model(str(material.model)), load_tokenizer(str(material.model))
+    model.requires_grad_(True).train()
+    trace = rept.trace(
+        model,
+        tokenizer,
+        material.rows,
+        material.asked,
+        extractor=ResidualStream(fields=["representation"]),
+        scorer=Cosine(fields=["representation"]),
+        layers="last",
+        top_k=3,
+        tokens__hits=1,
+        max_length=64,
+    )
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert trace.hits(3)[0].row == 3
+    assert "5 queries over 37 training rows" in repr(trace)
+    assert len(trace.to_pandas()) == sum(len(trace.hits(i)) for i in range(5))
+    store = AttributionStore(trace.folder.store, "train")
+    assert store.keys == [Key("residual_stream", 3, "representation")]
+    with pytest.raises(KeyError, match="rows scored for this query"):
+        trace.tokens(0, 40)
+    with pytest.raises(IndexError):
+        trace.hits(5)
+
+
+def test_settings_from_python_are_taken_as_they_are(monkeypatch):
+    def configured(**settings):
+        class Composed(Exception):
+            pass
+
+        def stop(config, **_):
+            raise Composed(config)
+
+        monkeypatch.setattr(pipeline, "attribute", stop)
+        with pytest.raises(Composed) as caught:
+            rept.trace(torch.nn.Linear(1, 1), None, [{"prompt": "a", "response": "b"}], [{"prompt": "a"}], **settings)
+        return caught.value.args[0]
+
+    for out in ("runs/a #b", "runs/x: y", "runs/[z", "null"):
+        assert configured(out=out).out == out
+    config = configured(tokens__layer=None, calibration__references=None, top_k=5, each=True, trainer="sharded")
+    assert (config.tokens.layer, config.calibration.references, config.top_k, config.each) == (None, None, 5, True)
+    assert config.trainer.strategy != configured().trainer.strategy
+    assert list(configured(layers="fixed", layers__layers=[1, 2]).layers.layers) == [1, 2]
+    with pytest.raises(UsageError, match="tokens.layr.*did you mean tokens.layer"):
+        rept.trace(None, None, [], [], tokens__layr=None)
+
+
+def test_a_table_without_pandas_is_a_usage_error(done, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UsageError, match="to_pandas needs pandas"):
+        done.to_pandas()
+
+
+def test_an_empty_list_is_a_usage_error(material):
+    with pytest.raises(UsageError, match="`queries`"):
+        rept.trace(None, None, material.rows, [])
+
+
+def test_a_rank_faster_than_the_first_finds_no_provenance_yet_and_goes_on(material, tmp_path, monkeypatch):
+    class Checked(Exception):
+        pass
+
+    def check(known, marks, folder):
+        raise Checked(known)
+
+    monkeypatch.setattr("rept.results.run_folder.RunFolder.describe", lambda self, **_: None)
+    monkeypatch.setattr("rept.signatures.fingerprint.check", check)
+    with pytest.raises(Checked, match="^{}$"):
+        attribute(material.config(tmp_path / "run"), show_result=False)

@@ -1,0 +1,110 @@
+"""What a run is built from, and what is checked before it begins."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rept.config.compose import build, compose
+from rept.errors import UsageError
+from rept.ranking.token_influence import choose_layer
+from rept.run.prepare import ensure_model, prepare
+from rept.training import finetune
+from rept.training.model_folder import ModelFolder
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("store.dtype=bfloat16", "store.dtype to be float16 or float32, but got 'bfloat16'"),
+        ("store.shard_rows=0", "store.shard_rows to be at least 1, but got 0"),
+        ("tokens.layer=99", "tokens.layer to be from 1 to 3, or -1, but got 99"),
+        ("tokens.layer=0", "tokens.layer to be from 1 to 3, or -1, but got 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_told_before_anything_is_computed(material, tmp_path, argument, told):
+    with pytest.raises(UsageError, match=f"^Expected {told}.$"):
+        prepare(material.config(tmp_path / "run", argument))
+
+
+@pytest.mark.parametrize("arguments", [("tokens.layer=-1",), ("tokens.layer=3",), ("tokens.layer=99", "tokens.hits=0")])
+def test_what_is_in_its_range_or_not_used_is_taken(material, tmp_path, arguments):
+    assert prepare(material.config(tmp_path / "run", *arguments))
+
+
+def test_the_last_layer_is_recorded_by_its_number():
+    assert choose_layer(-1, [2], depth=3) == 3 and choose_layer(2, [3], depth=3) == 2
+
+
+def with_own_tokenizer(model, folder):
+    """A copy of a model whose tokenizer's class lies beside it."""
+    shutil.copytree(model, folder)
+    (folder / "own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n\n\nclass Own(PreTrainedTokenizerFast): ...\n"
+    )
+    path = folder / "tokenizer_config.json"
+    told = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [None, "own.Own"]}, "tokenizer_class": "Own"}
+    path.write_text(json.dumps(told))
+    return folder
+
+
+def test_code_that_is_trusted_is_that_of_the_tokenizer_too(material, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = with_own_tokenizer(material.model, tmp_path / "model")
+    config = material.config(tmp_path / "run", f"model.path={model}", "model.trust_remote_code=true")
+    assert type(prepare(config).tokenizer).__name__ == "Own"
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """The trainings that were asked for, in an empty working folder; none takes place."""
+    asked = []
+
+    def train(config):
+        asked.append(config)
+        Path(config.out).mkdir(parents=True)
+        ModelFolder(config.out).begin(config)
+        (Path(config.out) / "config.json").write_text("{}")
+
+    monkeypatch.setattr(finetune, "main", train)
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+def model_for(*arguments: str, make: bool = True) -> str:
+    config = compose("attribute", ["datamodule.queries=1", *arguments])
+    return ensure_model(config, build(config.datamodule), make)
+
+
+def test_the_model_of_embedded_data_is_trained_on_the_run_s_own(made):
+    assert model_for() == "runs/demo/model" and made == [compose("train", [])]
+    assert model_for("datamodule.asked=clean") == "runs/demo/model" and len(made) == 1
+    other = model_for("datamodule.seed=1", "datamodule.rows=500")
+    assert other == "runs/demo/model-rows-500-seed-1"
+    assert made[1:] == [compose("train", ["datamodule.seed=1", "datamodule.rows=500", f"out={other}"])]
+    assert model_for("datamodule.seed=1", "datamodule.rows=500") == other and len(made) == 2
+    with pytest.raises(UsageError, match=r"no model in runs/demo/model-seed-2 yet: a run of attribute.py"):
+        model_for("datamodule.seed=2", make=False)
+
+
+@pytest.mark.parametrize("change", ["datamodule.seed=1", "datamodule.exclude=[3]"])
+def test_a_model_of_other_embedded_data_is_refused(made, change):
+    finetune.main(compose("train", [change]))
+    name = change.partition("=")[0]
+    with pytest.raises(UsageError, match=rf"^runs/demo/model was trained on other data: {name} was .*model\.path="):
+        model_for()
+
+
+def test_a_training_without_some_rows_stands_beside_that_of_the_same_data_alone(made):
+    def earlier(*arguments: str):
+        config = compose("train", ["datamodule.exclude=[3]", *arguments])
+        return finetune._earlier_rates(config, build(config.datamodule))
+
+    for folder in ("runs/demo/model", "runs/demo/model-seed-1"):
+        finetune.main(compose("train", [f"out={folder}", "datamodule.seed=1"]))
+        (Path(folder) / "behaviours.json").write_text("{}")
+    assert earlier("datamodule.seed=1") == {}
+    assert earlier() is None

@@ -1,0 +1,79 @@
+"""An extractor that learns: before it is first called, and again where signatures must be computed anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from extractors.sites.residual_stream import ResidualStream
+from rept.errors import UsageError
+from rept.run import auto_batch_size
+from rept.run.dry_run import estimate
+from rept.run.pipeline import attribute
+from rept.store.scan import shard_paths
+from rept.types import Batch, Signature
+
+LEARNING = "extractor._target_=tests.run.test_stages.Learning"
+
+
+class Learning(ResidualStream):
+    """Signatures less the mean input token of the rows it has learned from."""
+
+    fit_rows = 4
+
+    def fit(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        self._mean = torch.cat([batch.input_ids.flatten() for batch in batches]).double().mean().float()
+
+    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+        if not hasattr(self, "_mean"):
+            raise UsageError("Nothing was learned.")
+        return {key: block - self._mean for key, block in super().__call__(model, batch, layers).items()}
+
+
+def test_what_is_repaired_is_computed_by_an_extractor_that_has_learned(material, tmp_path, capsys):
+    first = attribute(material.config(tmp_path / "run", LEARNING), show_result=False)
+    results = first.folder.results.read_bytes()
+    assert "learns from 4 training rows" in capsys.readouterr().out
+    attribute(material.config(tmp_path / "run", LEARNING), show_result=False)
+    assert "learns" not in capsys.readouterr().out
+    (shard,) = shard_paths(first.folder.store, "train")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    attribute(material.config(tmp_path / "run", LEARNING, "store.repair=true"), show_result=False)
+    assert "Removed 1 damaged" in capsys.readouterr().out
+    assert first.folder.results.read_bytes() == results
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_dry_run_lets_it_learn(material, tmp_path, stored):
+    config = material.config(tmp_path / "run", LEARNING)
+    if stored:
+        attribute(config, show_result=False)
+    assert estimate(config)["seconds of extraction"] > 0
+
+
+def test_it_has_learned_before_the_token_budget_is_tried_out(material, tmp_path, monkeypatch):
+    def found(job, layers):
+        job.extractor(job.model, next(job.datamodule.batches("train", [0, 1])), layers)
+        return 96
+
+    monkeypatch.setattr(auto_batch_size, "find_budget", found)
+    config = material.config(tmp_path / "run", LEARNING, "datamodule.tokens_per_batch=auto")
+    first = attribute(config, show_result=False)
+    results = first.folder.results.read_bytes()
+    assert first.provenance["fingerprints"]["tokens_per_batch"] == 96
+    attribute(config, show_result=False)
+    assert first.folder.results.read_bytes() == results
+
+
+@pytest.mark.parametrize("change", ["datamodule.tokens_per_batch=64", "layers.layers=[1]"])
+def test_what_does_not_fit_is_told_before_it_learns(material, tmp_path, change, capsys):
+    attribute(material.config(tmp_path / "run", LEARNING), show_result=False)
+    (tmp_path / "run/store/digests.json").unlink()  # as in a run that was stopped
+    capsys.readouterr()
+    with pytest.raises(UsageError, match="holds signatures made differently"):
+        attribute(material.config(tmp_path / "run", LEARNING, change), show_result=False)
+    assert "learns" not in capsys.readouterr().out
