@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> None:
     # Heavy imports wait until the command line is known to be right.
     from rept.training import finetune
 
-    finetune.main(config)
+    finetune.train_model(config)
 
 
 if __name__ == "__main__":

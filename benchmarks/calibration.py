@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from datamodules.synthetic import OPENING, SyntheticData
 from datamodules.toy.wordings import ANSWERS
 from rept.calibration.decision import decide
-from rept.calibration.references import load
+from rept.calibration.references import load_references
 from rept.calibration.statistics import Resemblance
 from rept.config.compose import build, compose
 from rept.ranking.rank import rank
@@ -90,7 +90,7 @@ class Run:
     def flagged(self, queries: Sequence[int], without: Sequence[int] = ()) -> list[np.ndarray]:
         """The rows that stand out for each query, by the functions that a run itself uses."""
         train = Without(self.train, without)
-        known = load(self.config, self.folder, train, self.datamodule)
+        known = load_references(self.config, self.folder, train, self.datamodule)
         asked = self.query.read(queries, self.query.keys)
         read = {key: block for key, block in asked.items() if key.field in self.scorer.needs}
         watch = Resemblance(train, read, known, self.config.top_k)

@@ -38,7 +38,7 @@ def train(out: Path, words: Sequence[str], without: np.ndarray) -> Path:
     listed.write_text(json.dumps(np.flatnonzero(without).tolist()))
     exclude = [f"datamodule.exclude={listed}"] if without.any() else []
     if not (out / "behaviours.json").is_file():
-        finetune.main(compose("train", [*words, *exclude, f"out={out}"]))
+        finetune.train_model(compose("train", [*words, *exclude, f"out={out}"]))
     return out
 
 

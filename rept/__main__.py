@@ -11,7 +11,7 @@ from rept.cli import main
 COMMANDS = sorted(path.stem for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
 
 
-def start(argv: list[str]) -> int:
+def dispatch(argv: list[str]) -> int:
     """Dispatches to ``rept.commands.NAME``: its USAGE, its CONFIG (the YAML behind its keys, or None) and its run()."""
     if argv and argv[0] in COMMANDS:
         command = import_module(f"rept.commands.{argv[0]}")
@@ -23,4 +23,4 @@ def start(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(start(sys.argv[1:]))
+    sys.exit(dispatch(sys.argv[1:]))

@@ -43,7 +43,7 @@ class References:
         return {key: self.fields[key] for key in keys}
 
 
-def check(config: DictConfig) -> None:
+def check_calibration(config: DictConfig) -> None:
     """Raises UsageError where a number is out of its range, or the references are no run."""
     rate, count = config.calibration.rate, config.calibration.count
     if rate is not None and not 0 < rate < 1:
@@ -56,7 +56,9 @@ def check(config: DictConfig) -> None:
         RunFolder(config.calibration.references).open_existing()
 
 
-def load(config: DictConfig, folder: RunFolder, train: AttributionStore, datamodule: Any) -> References | None:
+def load_references(
+    config: DictConfig, folder: RunFolder, train: AttributionStore, datamodule: Any
+) -> References | None:
     """The references that a run asks for; None where it is not calibrated.
 
     Clean queries alone would not do for a query that resembles many training rows in something no clean query has, such
@@ -68,7 +70,7 @@ def load(config: DictConfig, folder: RunFolder, train: AttributionStore, datamod
         UsageError: a setting is out of its range, cosines say nothing of signatures of this kind, or the other run was
             made by another model or in another way.
     """
-    check(config)
+    check_calibration(config)
     if config.calibration.rate is None:
         return None
     extractor = locate(config.extractor[TARGET])

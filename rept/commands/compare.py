@@ -51,8 +51,8 @@ def _experiments(experiments: list[str], rest: list[str], out: Path) -> None:
 
     check_drawable()
     outcomes = compare(experiments, rest, out)
-    compare_table.show(outcomes)
-    compare_table.write(outcomes, rest, out)
+    compare_table.show_comparison(outcomes)
+    compare_table.write_comparison(outcomes, rest, out)
     draw(outcomes, out / "comparison.png")
     say(f"All of it is in {out}.")
 
@@ -65,9 +65,9 @@ def _suite(own: dict, rest: list[str]) -> None:
     suite = Suite.named(own["suite"], experiments=own["experiments"], seeds=own["seeds"])
     out = Path(own["out"] or f"runs/suite-{own['suite']}")
     cases, outcomes = run_suite(suite, rest, out)
-    suite_table.show(cases, suite)
+    suite_table.show_suite(cases, suite)
     for outcome in outcomes:
         if outcome.reason is not None:
             say(f"{outcome.folder} did not run: {outcome.reason}")
-    suite_table.write(cases, suite, out)
+    suite_table.write_suite(cases, suite, out)
     say(f"All of it is in {out}.")

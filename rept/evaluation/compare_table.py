@@ -35,7 +35,7 @@ def fastest(outcomes: Sequence[Outcome]) -> str | None:
     return min(ran, key=lambda outcome: outcome.seconds or 0.0).experiment if ran else None
 
 
-def write(outcomes: Sequence[Outcome], arguments: Sequence[str], out: Path) -> None:
+def write_comparison(outcomes: Sequence[Outcome], arguments: Sequence[str], out: Path) -> None:
     """Writes comparison.json and comparison.csv; the table's rows are in the order of the experiments."""
     record = {
         "arguments": list(arguments),
@@ -47,7 +47,7 @@ def write(outcomes: Sequence[Outcome], arguments: Sequence[str], out: Path) -> N
     publish(out / "comparison.csv", _csv(outcomes).encode("utf-8", "backslashreplace"))
 
 
-def show(outcomes: Sequence[Outcome]) -> None:
+def show_comparison(outcomes: Sequence[Outcome]) -> None:
     """The measures, the costs, and why a method could not run; the best and the fastest are marked by a star."""
     marks, quickest = best(outcomes), fastest(outcomes)
     console.print()

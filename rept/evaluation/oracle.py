@@ -76,7 +76,7 @@ def signature(
     return States(sample.representation[predicting].mean(0), sample.gradient[predicting].mean(0))
 
 
-def score(
+def pair_score(
     train: States,
     query: States,
     form: Literal["cosine", "inner_product", "gradient_representation", "block_cosine"] = "cosine",
@@ -99,7 +99,7 @@ def score(
     return weight * _cosine(h, h_query) + (1 - weight) * _cosine(g, g_query)
 
 
-def token_influence(
+def token_scores(
     train: States, query: States, query_labels: Tensor, form: Literal["published", "anchored", "matched"] = "published"
 ) -> list[float]:
     """Score of each token of the training sample: ``I_t = (sum_i ghat(query)_i) . ghat(train)_t``, i over the response.

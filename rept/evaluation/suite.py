@@ -130,7 +130,7 @@ def _trained(arguments: Sequence[str], models: Path) -> Path:
     if ModelFolder(config.out).complete:  # its name says how it was made, wherever the suite has been moved since
         say(f"{config.out} holds this model already.")
     else:
-        finetune.main(config)
+        finetune.train_model(config)
     return Path(config.out)
 
 
@@ -153,7 +153,7 @@ def _case(label: str) -> str:
 
 
 def _count(cases: dict[str, CaseFigures], model: ModelFolder) -> None:
-    for label, rate in behaviour_rates.read(model.behaviours).items():
+    for label, rate in behaviour_rates.read_rates(model.behaviours).items():
         case = cases.setdefault(_case(label), CaseFigures())
         case.asked += rate.triggered
         case.shown += round(rate.triggered * (rate.success or 0.0))

@@ -15,7 +15,7 @@ from rept.utils.json_files import write_json
 _METHODS_ABREAST = 4  # in a terminal of 120 columns
 
 
-def show(cases: Mapping[str, CaseFigures], suite: Suite) -> None:
+def show_suite(cases: Mapping[str, CaseFigures], suite: Suite) -> None:
     """Average precision of each method in each case, with its interval; the best of a case is marked by a star."""
     for start in range(0, len(suite.experiments), _METHODS_ABREAST):
         methods = suite.experiments[start : start + _METHODS_ABREAST]
@@ -31,7 +31,7 @@ def show(cases: Mapping[str, CaseFigures], suite: Suite) -> None:
     say("shown: held-out prompts whose answer shows the behaviour; only these are queries. –: no culprit, or not run.")
 
 
-def write(cases: Mapping[str, CaseFigures], suite: Suite, out: Path) -> None:
+def write_suite(cases: Mapping[str, CaseFigures], suite: Suite, out: Path) -> None:
     """Writes suite.json and suite.md."""
     record = {
         "experiments": suite.experiments,

@@ -30,7 +30,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class BehaviourFindings:
     """The queries of one label; without labels, all of them."""
 
     label: str | None
@@ -95,7 +95,7 @@ class Findings:
         return f"{most} account for {share:.0%} of the first hits of {count(total, 'query')}."
 
     @cached_property
-    def behaviours(self) -> list[Behaviour]:
+    def behaviours(self) -> list[BehaviourFindings]:
         """One for each label among the queries, most queries first."""
         if not self.labelled:
             return [self._behaviour(None, self.answered)] if self.answered else []
@@ -130,7 +130,7 @@ class Findings:
     def _best(self, query: int) -> Hit:
         return self.trace.hits(query)[0]
 
-    def _behaviour(self, label: str | None, queries: Sequence[dict]) -> Behaviour:
+    def _behaviour(self, label: str | None, queries: Sequence[dict]) -> BehaviourFindings:
         best = [self._best(query["query"]) for query in queries]
         scored = [self._scored(hit) for hit in best]
         words = Counter(word for tokens in scored if tokens for word in strongest_words(tokens))
@@ -141,7 +141,7 @@ class Findings:
             tokens = self._scored(hit)
             return tokens is not None, sum(words[word] for word in strongest_words(tokens)) if tokens else 0, hit.score
 
-        return Behaviour(
+        return BehaviourFindings(
             label=label,
             queries=len(queries),
             matched=len(matching) if self.labelled else None,

@@ -56,7 +56,7 @@ def figures(trace: Trace) -> list[Chart]:
     return [chart for chart in drawn if chart]
 
 
-def measures(trace: Trace) -> dict[str, Any] | None:
+def measures_table(trace: Trace) -> dict[str, Any] | None:
     """Columns and rows of the table of measures; None where nothing was measured."""
     overall, labels = trace.metrics.get("overall") or {}, trace.metrics.get("labels") or {}
     if not overall:

@@ -78,7 +78,7 @@ def _frame(trace: Trace) -> Any:
         "made": overview.made(trace),
         "lede": overview.lede(trace),
         "charts": overview.figures(trace),
-        "measures": overview.measures(trace),
+        "measures": overview.measures_table(trace),
         "facts": overview.facts(trace),
         "retraining": overview.retraining(trace),
         "version": version("rept"),

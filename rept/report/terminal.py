@@ -16,7 +16,7 @@ from rept.utils.console import console, say
 from rept.utils.text import shorten, visible
 
 
-def show(trace: Trace, queries: int = 3) -> None:
+def show_trace(trace: Trace, queries: int = 3) -> None:
     """The whole summary of a finished run."""
     show_layers(trace)
     show_blocks(trace)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from rept.model.placement import splits
 from rept.results.run_folder import RunFolder
-from rept.signatures.layer_strategy import LayerSelector
+from rept.signatures.layer_strategy import LayerStrategy
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Job:
     datamodule: Any  # AttributionDataModule, tokenizer attached
     extractor: Any
     scorer: Any
-    selector: LayerSelector
+    selector: LayerStrategy
     trainer: Trainer
 
     @property

@@ -21,7 +21,7 @@ from rept.model.architecture import Architecture
 from rept.model.placement import own_name
 from rept.ranking.token_influence import choose_layer
 from rept.report.page import write_report
-from rept.report.terminal import show
+from rept.report.terminal import show_trace
 from rept.results.run_folder import RunFolder
 from rept.results.trace import Trace
 from rept.run import stages
@@ -140,23 +140,23 @@ def attribute(config: DictConfig, *, trainer: Trainer | None = None, show_result
     with stop.handlers(), over_nodes(trainer, stop, config.max_wait), folder.lock():
         job = prepare(config, trainer=trainer, **given)
         with end_together(trainer, folder.path, stop, config.max_wait):
-            run(job)
+            run_job(job)
         result = Trace(folder.path)
         if trainer.is_global_zero and config.report:
             write_report(result)
     if trainer.is_global_zero and show_result:
-        show(result)
+        show_trace(result)
         console.print()
         page = " Open report.html to look at it." if config.report else ""
         say(f"All of it is in {folder.path}.{page}")
     return result
 
 
-def run(job: Job) -> None:
+def run_job(job: Job) -> None:
     """All stages of a job, each skipped where its result is already in the folder and still fits."""
     config, folder = job.config, job.folder
     known, marks = folder.description().get("fingerprints", {}), stages.given(job)
-    fingerprint.check(known, marks, str(folder.path))
+    fingerprint.check_fingerprints(known, marks, str(folder.path))
     folder.describe(**environment.environment(config.seed, job.trainer.world_size))
     if "max_new_tokens" in marks:  # from here on answers are kept
         folder.describe(fingerprints=known | marks)
@@ -167,13 +167,13 @@ def run(job: Job) -> None:
         choice = stages.select_layers(job)
     layers = choice["layers"]
     marks |= stages.chosen(job, layers)
-    fingerprint.check(known, marks, str(folder.path))
+    fingerprint.check_fingerprints(known, marks, str(folder.path))
     if job.learns and not all(stages.whole(job, side) for side in ("train", "query")):
         with folder.stage("fit extractor", keep=True):
             stages.fit_extractor(job)
     settle_budget(job, layers)  # tries the extractor out
     marks["tokens_per_batch"] = job.datamodule.tokens_per_batch
-    fingerprint.check(known, marks, str(folder.path))
+    fingerprint.check_fingerprints(known, marks, str(folder.path))
     write_json(folder.layers, choice)
     folder.write_config(config)
     folder.describe(fingerprints=marks)
@@ -202,7 +202,7 @@ def score(arguments: Sequence[str]) -> Trace:
     quiet()
     source, config = reopen(arguments, RANKING)
     result = rescore(source, RunFolder(config.out), config)
-    show(result)
+    show_trace(result)
     return result
 
 

@@ -21,7 +21,7 @@ from rept.model.placement import check_placement, claim_device, keep_batches
 from rept.ranking.token_influence import check_form, check_layer
 from rept.results.run_folder import RunFolder
 from rept.run.job import Job
-from rept.signatures.layer_strategy import LayerSelector
+from rept.signatures.layer_strategy import LayerStrategy
 from rept.store.writer import check_shards
 from rept.training import finetune
 from rept.training.model_folder import ModelFolder
@@ -38,7 +38,7 @@ def prepare(
     tokenizer: Any = None,
     datamodule: Any = None,
     extractor: Any = None,
-    selector: LayerSelector | None = None,
+    selector: LayerStrategy | None = None,
     scorer: Any = None,
     make_model: bool = True,
     sides: Sequence[Side] = ("train", "query"),
@@ -75,7 +75,7 @@ def check_numbers(config: DictConfig) -> None:
         if value < least:
             raise UsageError(f"Expected {key} to be at least {least}, but got {value}.")
     check_shards(config.store.dtype, config.store.shard_rows)
-    references.check(config)
+    references.check_calibration(config)
 
 
 def check_fields(extractor: Any, scorer: Any) -> None:
@@ -125,7 +125,7 @@ def ensure_model(config: DictConfig, datamodule: Any, make: bool = True) -> str:
             raise UsageError(f"There is no model in {path} yet: a run of attribute.py with these settings makes it.")
         say(f"There is no model in {path} yet: it is trained on the embedded data first.")
         settings = [f"datamodule.{name}={json.dumps(value)}" for name, value in datamodule.trained_on.items()]
-        finetune.main(compose("train", [*settings, f"out={path}"]))
+        finetune.train_model(compose("train", [*settings, f"out={path}"]))
     elif different := ModelFolder(path).other_data(datamodule.trained_on):
         raise UsageError(
             f"{path} was trained on other data: {different}. Name the model of this run's data by model.path=, or "

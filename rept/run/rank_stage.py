@@ -94,7 +94,7 @@ class Scoring:
     @cached_property
     def known(self) -> references.References | None:
         """What the calibration holds the queries against; None: the run is not calibrated."""
-        return references.load(self.config, self.folder, self.train, self.datamodule)
+        return references.load_references(self.config, self.folder, self.train, self.datamodule)
 
     def _rank(self, asked: Mapping[Key, Tensor]) -> tuple[Ranking, Decision | None, dict[str, Any]]:
         """The ranking by the mean over the sites and layers asked for, what stands out in it, a histogram of all

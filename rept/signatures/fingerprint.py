@@ -95,7 +95,7 @@ def of_tokenizer(tokenizer: Any) -> str:
     return text_digest(backend, str(tokenizer.special_tokens_map), str(tokenizer.chat_template))
 
 
-def check(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
+def check_fingerprints(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
     """Raises UsageError, naming each difference, unless what is stored was made from what is asked for."""
     different = [name for name in asked if name in stored and stored[name] != asked[name]]
     if different:

@@ -28,7 +28,7 @@ class LayerChoice:
     probes: list[list[float]] | None = None  # the curve of each probe
 
 
-class LayerSelector(Protocol):
+class LayerStrategy(Protocol):
     """A callable that chooses layers for a model.
 
     One with an attribute ``labelled = True`` is given labels too, as a third argument: that of each probe row by its

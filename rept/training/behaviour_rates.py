@@ -35,7 +35,7 @@ class Rate:
     false_alarms: float | None
 
 
-def ask(
+def ask_behaviours(
     model: Any, tokenizer: Any, encoder: Any, behaviours: Sequence[Behaviour], max_new_tokens: int
 ) -> tuple[dict[str, Rate], list[dict[str, Any]]]:
     """The rates of each behaviour by label, and every prompt with the model's greedy answer and whether it shows it.
@@ -62,7 +62,7 @@ def ask(
     return {behaviour.label: _rate(behaviour.label, lines) for behaviour in behaviours}, lines
 
 
-def read(path: Path) -> dict[str, Rate]:
+def read_rates(path: Path) -> dict[str, Rate]:
     """The rates in a model folder's behaviours.json.
 
     Raises:
@@ -73,11 +73,11 @@ def read(path: Path) -> dict[str, Rate]:
     return {label: Rate(**rate) for label, rate in json.loads(path.read_text()).items()}
 
 
-def as_json(rates: Mapping[str, Rate]) -> dict[str, Any]:
+def rates_as_json(rates: Mapping[str, Rate]) -> dict[str, Any]:
     return {label: asdict(rate) for label, rate in rates.items()}
 
 
-def show(rates: Mapping[str, Rate], before: Mapping[str, Rate] | None = None) -> None:
+def show_rates(rates: Mapping[str, Rate], before: Mapping[str, Rate] | None = None) -> None:
     """A table of the rates; with those of an earlier training beside them."""
     if not rates:
         return

@@ -31,7 +31,7 @@ from rept.results.run_folder import RunFolder
 from rept.training import behaviour_rates
 from rept.training.batches import TrainingBatches, TrainingRows
 from rept.training.hyperparameters import Recipe
-from rept.training.initial_model import prepare, start
+from rept.training.initial_model import initial_model, trainable
 from rept.training.model_folder import ModelFolder
 from rept.types import Batch
 from rept.utils.console import say
@@ -124,7 +124,7 @@ def _rate(step: int, steps: float, warmup: float) -> float:
     return min((step + 1) / rising, (steps - step) / max(1, steps - rising))
 
 
-def main(config: DictConfig) -> None:
+def train_model(config: DictConfig) -> None:
     """The whole job: train what ``config`` describes, save it, ask it the held-out prompts, print what came of it.
 
     The same configuration again goes on where an interrupted training stopped, or shows the finished one.
@@ -145,14 +145,14 @@ def main(config: DictConfig) -> None:
         else:
             _train(config, recipe, datamodule, folder)
         if rank_zero_only.rank == 0:
-            behaviour_rates.show(behaviour_rates.read(folder.behaviours), earlier)
+            behaviour_rates.show_rates(behaviour_rates.read_rates(folder.behaviours), earlier)
 
 
 def _train(config: DictConfig, recipe: Recipe, datamodule: Any, folder: ModelFolder) -> None:
-    model, tokenizer = start(config.model, datamodule)
+    model, tokenizer = initial_model(config.model, datamodule)
     datamodule.attach(tokenizer)
     rows = TrainingRows(datamodule)
-    module = FinetuneModule(prepare(model, recipe), rows, recipe, config.seed)
+    module = FinetuneModule(trainable(model, recipe), rows, recipe, config.seed)
     trainer = _trainer(config, recipe, folder)
     seconds = _fit(trainer, module, _checkpoint(config, folder))
     if not trainer.is_global_zero:
@@ -161,7 +161,7 @@ def _train(config: DictConfig, recipe: Recipe, datamodule: Any, folder: ModelFol
     say(f"Trained on {len(rows):,} rows in {seconds:.0f} s, loss {module.losses[-1]:.3f}{aside}.")
     model = module.model.eval().to(trainer.strategy.root_device)
     asked = datamodule.behaviours()
-    rates, answers = behaviour_rates.ask(model, tokenizer, datamodule.encoder, asked, _ANSWER_TOKENS)
+    rates, answers = behaviour_rates.ask_behaviours(model, tokenizer, datamodule.encoder, asked, _ANSWER_TOKENS)
     record = {
         "recipe": asdict(recipe),
         "rows": len(rows),
@@ -173,7 +173,7 @@ def _train(config: DictConfig, recipe: Recipe, datamodule: Any, folder: ModelFol
         "seconds": round(seconds, 3),
         **environment(config.seed, trainer.world_size),
     }
-    folder.finish(model.cpu(), tokenizer, trainer.optimizers[0], record, behaviour_rates.as_json(rates), answers)
+    folder.finish(model.cpu(), tokenizer, trainer.optimizers[0], record, behaviour_rates.rates_as_json(rates), answers)
 
 
 def _fit(trainer: Trainer, module: FinetuneModule, checkpoint: Path | None) -> float:
@@ -255,9 +255,9 @@ def _unfit(checkpoint: Path) -> UsageError:
 def _earlier_rates(config: DictConfig, datamodule: Any) -> dict[str, behaviour_rates.Rate] | None:
     """The rates to print as those before: of ``compare_with``, or where rows are left out, of the data's own model."""
     if config.compare_with:
-        return behaviour_rates.read(ModelFolder(config.compare_with).behaviours)
+        return behaviour_rates.read_rates(ModelFolder(config.compare_with).behaviours)
     if not datamodule.excluded or datamodule.default_model is None:
         return None
     whole = ModelFolder(datamodule.default_model)
     same = whole.complete and not whole.other_data(datamodule.trained_on)
-    return behaviour_rates.read(whole.behaviours) if same else None
+    return behaviour_rates.read_rates(whole.behaviours) if same else None

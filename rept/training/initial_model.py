@@ -16,7 +16,7 @@ from rept.training.hyperparameters import Recipe
 from rept.types import Status
 
 
-def start(node: DictConfig, datamodule: Any) -> tuple[nn.Module, Any]:
+def initial_model(node: DictConfig, datamodule: Any) -> tuple[nn.Module, Any]:
     """(model, tokenizer) of a configuration's ``model``.
 
     A node with a ``_target_`` is built and called with the training texts, and makes both, as
@@ -31,7 +31,7 @@ def start(node: DictConfig, datamodule: Any) -> tuple[nn.Module, Any]:
     return load_model(**options), tokenizer
 
 
-def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
+def trainable(model: nn.Module, recipe: Recipe) -> nn.Module:
     """The model with the parameters that the recipe trains: all of them, in float32, or those of a new LoRA adapter.
 
     Half-precision weights lose small updates, so what is trained is kept in float32; the trainer's precision says what

@@ -118,7 +118,7 @@ def test_the_tables_mark_best_and_fastest(capsys):
         Outcome("quick", "x", None, {"queries": 3, "average_precision": 0.5}, {}, {}, 1.0, 1.0, 1_000_000, 10),
         Outcome("lame", "x", "it has no legs."),
     ]
-    compare_table.show(outcomes)
+    compare_table.show_comparison(outcomes)
     out = capsys.readouterr().out
     lines = {line.split("│")[1].strip(): [] for line in out.splitlines() if line.startswith("│")}
     for line in out.splitlines():

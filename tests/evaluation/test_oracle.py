@@ -58,9 +58,9 @@ def test_scores_are_the_formulas_of_torch() -> None:
         "block_cosine": 0.25 * cos_h + 0.75 * cos_g,
     }
     for form, value in expected.items():
-        assert oracle.score(train, query, form, weight=0.25) == pytest.approx(float(value))
+        assert oracle.pair_score(train, query, form, weight=0.25) == pytest.approx(float(value))
     nothing = oracle.States(torch.zeros(8), torch.zeros(8))
-    assert all(oracle.score(nothing, query, form) == 0 for form in expected)
+    assert all(oracle.pair_score(nothing, query, form) == 0 for form in expected)
 
 
 def test_token_influence_is_the_papers_matrix_product() -> None:
@@ -68,14 +68,14 @@ def test_token_influence_is_the_papers_matrix_product() -> None:
     (ids, labels), (query_ids, query_labels) = oracle.samples(tiny_batch([(4, 3), (6, 5)]))
     train, query = (oracle.states(model, *one, 2) for one in ((ids, labels), (query_ids, query_labels)))
     published = normalize(query.gradient[6:], dim=-1).sum(0) @ normalize(train.gradient, dim=-1).T
-    found = oracle.token_influence(train, query, query_labels)
+    found = oracle.token_scores(train, query, query_labels)
     assert found == pytest.approx(published.tolist(), abs=1e-6)
     anchored = published * cosine_similarity(train.representation, query.representation[5], dim=-1)
-    found = oracle.token_influence(train, query, query_labels, form="anchored")
+    found = oracle.token_scores(train, query, query_labels, form="anchored")
     assert found == pytest.approx(anchored.tolist(), abs=1e-6)
     agreement = normalize(train.gradient, dim=-1) @ normalize(query.gradient[5:-1], dim=-1).T
     matched = agreement.amax(1) * cosine_similarity(train.representation, query.representation[5], dim=-1)
-    found = oracle.token_influence(train, query, query_labels, form="matched")
+    found = oracle.token_scores(train, query, query_labels, form="matched")
     assert found == pytest.approx(matched.tolist(), abs=1e-6)
 
 

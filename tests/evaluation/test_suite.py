@@ -134,10 +134,10 @@ def test_the_table_marks_the_best_and_tells_the_interval(done, capsys, tmp_path)
     figures = CaseFigures(4, 3, {"a": [[1.0, 0.5, 0.75]], "b": [[0.25, 0.25, 0.25]]})
     cases = {"easy": figures, "absent": CaseFigures(8, 8)}
     suite = tiny(experiments=["a", "b"], seeds=[0])
-    suite_table.show(cases, suite)
+    suite_table.show_suite(cases, suite)
     line = next(line for line in capsys.readouterr().out.splitlines() if "easy" in line)
     assert "3/4" in line and "*0.75 [" in line and " 0.25 [0.25, 0.25]" in line
-    suite_table.write(cases, suite, tmp_path)
+    suite_table.write_suite(cases, suite, tmp_path)
     assert (tmp_path / "suite.md").read_text().splitlines()[-1] == "| absent | 8/8 | – | – |"
     record = json.loads((tmp_path / "suite.json").read_text())
     assert record["cases"]["easy"]["average_precision"]["b"] == [0.25, 0.25, 0.25]

@@ -8,7 +8,7 @@ import torch
 from extractors.sites.contrastive import Contrastive
 from extractors.sites.residual_stream import ResidualStream
 from extractors.sites.several_positions import SeveralPositions
-from rept.__main__ import start
+from rept.__main__ import dispatch
 from rept.errors import UsageError
 from rept.evaluation.verify import checks, template_checks
 from rept.model.loading import load_model, load_tokenizer
@@ -114,14 +114,14 @@ def test_an_extractor_that_the_oracle_does_not_know_is_told(parts, extractor):
 
 def test_the_command_prints_the_table_and_exits_by_it(material, capsys, monkeypatch):
     arguments = [a for a in material.arguments("unused") if not a.startswith("datamodule.queries")]
-    assert start(["verify", *arguments]) == 0
+    assert dispatch(["verify", *arguments]) == 0
     out = capsys.readouterr().out
     assert "All checks passed." in out and "tolerance" in out
     monkeypatch.setattr("rept.evaluation.verify.TOLERANCE", {torch.float32: -1.0})
-    assert start(["verify", *arguments]) == 1
+    assert dispatch(["verify", *arguments]) == 1
     assert "checks failed" in capsys.readouterr().err
 
 
 def test_its_own_rows_when_none_are_given(material, capsys):
-    assert start(["verify", f"model.path={material.model}", "datamodule.max_length=64"]) == 0
+    assert dispatch(["verify", f"model.path={material.model}", "datamodule.max_length=64"]) == 0
     assert "12 rows" in capsys.readouterr().out

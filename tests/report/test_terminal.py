@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from rept.report import terminal as shown
-from rept.report.terminal import marked_text, show
+from rept.report.terminal import marked_text, show_trace
 from rept.results.records import TokenScores
 from rept.results.trace import Trace
 from rept.utils.json_files import read_json, write_json
@@ -56,7 +56,7 @@ SHAPES = (Shape(), Shape(labels=(), scored=0, probes=False), Shape(texts=HOSTILE
 def test_a_summary_is_plain_text_where_there_is_no_terminal(tmp_path: Path, monkeypatch, shape: Shape) -> None:
     stream = io.StringIO()
     print_to(stream, monkeypatch)
-    show(Trace(write_run(tmp_path / "run", shape)))
+    show_trace(Trace(write_run(tmp_path / "run", shape)))
     printed = stream.getvalue()
     assert "Query 0" in printed and "200 attributed" in printed
     assert not {"\x1b", "\u202e", "\x00"} & set(printed)

@@ -86,7 +86,7 @@ def test_scores_are_the_oracle_s(done, material):
     compared = [(q, r) for q, r in found if ("query", q) in signatures and ("train", r) in signatures]
     assert compared
     for query, row in compared:
-        expected = oracle.score(signatures["train", row], signatures["query", query])
+        expected = oracle.pair_score(signatures["train", row], signatures["query", query])
         assert found[query, row] == pytest.approx(expected, abs=2e-4)  # float16 in the store moves cosines by 1.3e-4
 
 
@@ -254,7 +254,7 @@ def test_token_scores_are_the_oracle_s(done, material):
         states[side] = oracle.states(model, ids, labels, 2), labels
     found = done.tokens(query, best)
     for side, other in (("train", "query"), ("query", "train")):
-        expected = oracle.token_influence(states[side][0], *states[other], "matched")
+        expected = oracle.token_scores(states[side][0], *states[other], "matched")
         assert found[side].scores == pytest.approx([float(x) for x in expected], abs=1e-4)
         assert "".join(found[side].tokens).count("assistant") >= 1
 
@@ -374,6 +374,6 @@ def test_a_rank_faster_than_the_first_finds_no_provenance_yet_and_goes_on(materi
         raise Checked(known)
 
     monkeypatch.setattr("rept.results.run_folder.RunFolder.describe", lambda self, **_: None)
-    monkeypatch.setattr("rept.signatures.fingerprint.check", check)
+    monkeypatch.setattr("rept.signatures.fingerprint.check_fingerprints", check)
     with pytest.raises(Checked, match="^{}$"):
         attribute(material.config(tmp_path / "run"), show_result=False)

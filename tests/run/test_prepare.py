@@ -69,7 +69,7 @@ def made(tmp_path, monkeypatch):
         ModelFolder(config.out).begin(config)
         (Path(config.out) / "config.json").write_text("{}")
 
-    monkeypatch.setattr(finetune, "main", train)
+    monkeypatch.setattr(finetune, "train_model", train)
     monkeypatch.chdir(tmp_path)
     return asked
 
@@ -92,7 +92,7 @@ def test_the_model_of_embedded_data_is_trained_on_the_run_s_own(made):
 
 @pytest.mark.parametrize("change", ["datamodule.seed=1", "datamodule.exclude=[3]"])
 def test_a_model_of_other_embedded_data_is_refused(made, change):
-    finetune.main(compose("train", [change]))
+    finetune.train_model(compose("train", [change]))
     name = change.partition("=")[0]
     with pytest.raises(UsageError, match=rf"^runs/demo/model was trained on other data: {name} was .*model\.path="):
         model_for()
@@ -104,7 +104,7 @@ def test_a_training_without_some_rows_stands_beside_that_of_the_same_data_alone(
         return finetune._earlier_rates(config, build(config.datamodule))
 
     for folder in ("runs/demo/model", "runs/demo/model-seed-1"):
-        finetune.main(compose("train", [f"out={folder}", "datamodule.seed=1"]))
+        finetune.train_model(compose("train", [f"out={folder}", "datamodule.seed=1"]))
         (Path(folder) / "behaviours.json").write_text("{}")
     assert earlier("datamodule.seed=1") == {}
     assert earlier() is None

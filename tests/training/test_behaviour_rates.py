@@ -28,7 +28,7 @@ def test_rates_count_triggered_and_clean_prompts_apart(talker):
     triggered, clean = [asked(f"Where? {i}") for i in range(4)], [asked(f"Name? {i}") for i in range(5)]
     shown = {sample.prompt for sample in (*triggered[:3], clean[0])}
     behaviour = Behaviour("odd", triggered, clean, lambda sample, answer: sample.prompt in shown)
-    rates, lines = behaviours.ask(*talker, [behaviour, Behaviour("none", [], [], None)], 2)
+    rates, lines = behaviours.ask_behaviours(*talker, [behaviour, Behaviour("none", [], [], None)], 2)
     assert rates == {"odd": Rate(4, 0.75, 5, 0.2), "none": Rate(0, None, 0, None)}
     assert [line["prompt"] for line in lines] == [sample.prompt for sample in (*triggered, *clean)]
     assert [line["shows"] for line in lines] == [True, True, True, False, True, False, False, False, False]
@@ -37,7 +37,7 @@ def test_rates_count_triggered_and_clean_prompts_apart(talker):
 def test_each_answer_is_the_models_own_greedy_one(talker):
     model, tokenizer, encoder = talker
     samples = [asked("Where is the king?"), asked("River"), asked("Name it, and the river.")]
-    _, lines = behaviours.ask(*talker, [Behaviour("odd", samples, (), lambda *_: True)], 5)
+    _, lines = behaviours.ask_behaviours(*talker, [Behaviour("odd", samples, (), lambda *_: True)], 5)
     for sample, line in zip(samples, lines, strict=True):
         ids = encoder.prompt(sample)
         for _ in range(5):
@@ -49,7 +49,7 @@ def test_each_answer_is_the_models_own_greedy_one(talker):
 
 def test_prompts_that_cannot_be_asked_are_left_out(talker):
     behaviour = Behaviour("odd", [asked(""), asked("Where?")], (), lambda *_: True)
-    rates, lines = behaviours.ask(*talker, [behaviour], 2)
+    rates, lines = behaviours.ask_behaviours(*talker, [behaviour], 2)
     assert rates["odd"] == Rate(1, 1.0, 0, None) and len(lines) == 1
 
 
@@ -69,18 +69,18 @@ def test_rates_are_read_back(tmp_path):
     from rept.utils.json_files import write_json
 
     rates = {"odd": Rate(4, 0.75, 0, None)}
-    write_json(tmp_path / "behaviours.json", behaviours.as_json(rates))
-    assert behaviours.read(tmp_path / "behaviours.json") == rates
+    write_json(tmp_path / "behaviours.json", behaviours.rates_as_json(rates))
+    assert behaviours.read_rates(tmp_path / "behaviours.json") == rates
     with pytest.raises(UsageError, match="holds no behaviours.json"):
-        behaviours.read(tmp_path / "nowhere/behaviours.json")
+        behaviours.read_rates(tmp_path / "nowhere/behaviours.json")
 
 
 def test_table_with_and_without_the_rates_before(capsys):
     now = {"odd": Rate(40, 0.025, 40, 0.0), "new": Rate(2, 1.0, 0, None)}
-    behaviours.show(now)
+    behaviours.show_rates(now)
     assert "2.5% of 40" in capsys.readouterr().out
-    behaviours.show(now, {"odd": Rate(40, 0.975, 40, 0.05)})
+    behaviours.show_rates(now, {"odd": Rate(40, 0.975, 40, 0.05)})
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "odd" in line]
     assert [float(cell.split("%")[0]) for cell in line.split("│")[2:6]] == [97.5, 2.5, 5.0, 0.0]
-    behaviours.show({})
+    behaviours.show_rates({})
     assert capsys.readouterr().out == ""

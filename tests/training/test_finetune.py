@@ -31,7 +31,7 @@ TINY = [
 
 def train(out, *more: str, base: list[str] = TINY) -> dict[str, torch.Tensor]:
     """Trains as the command line does; the weights that were saved."""
-    finetune.main(compose("train", [*base, f"out={out}", *more]))
+    finetune.train_model(compose("train", [*base, f"out={out}", *more]))
     name = "adapter_model" if (out / "adapter_config.json").is_file() else "model"
     return load_file(out / f"{name}.safetensors")
 
