@@ -17,6 +17,8 @@ from torch import Tensor
 
 Side = Literal["train", "query"]
 
+FIELDS = ("representation", "gradient")  # what a site gives
+
 IGNORE = -100  # label of positions that carry no loss, as in torch's cross_entropy
 
 

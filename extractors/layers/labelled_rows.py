@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class LabelledProbe:
         UsageError: ``n`` is less than 3; when called, there are no two probe rows with the same label, or no others.
     """
 
-    labelled = True
+    reads_labels: Literal[True] = True
 
     def __init__(self, n: int = 64, position: Position = "last_prompt") -> None:
         if n < 3:

@@ -95,9 +95,9 @@ class Contrastive(Extractor):
         with model.disable_adapter():
             return self.extractor(model, batch, layers)
 
-    def tokens(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+    def all_positions(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
         """Those of the extractor, of the fine-tuned model alone."""
-        return self.extractor.tokens(model, batch, layers)
+        return self.extractor.all_positions(model, batch, layers)
 
 
 def _width(model: nn.Module) -> int:

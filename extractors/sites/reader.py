@@ -68,7 +68,7 @@ class SiteExtractor(Extractor):
         everywhere = self._everywhere(model, batch, response, layers, self.fields)
         return {key: at_position(block, batch, response, self.position) for key, block in everywhere.items()}
 
-    def tokens(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+    def all_positions(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
         """Both fields at all positions, each (B T D) in float32, whatever ``fields`` and ``position`` say."""
         everywhere = self._everywhere(model, batch, Response.of(batch.labels), layers, FIELDS)
         return {key: block.float() for key, block in everywhere.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,8 +45,7 @@ class AttributionDataModule(LightningDataModule, ABC):
 
     Args:
         max_length: most tokens of a sample.
-        tokens_per_batch: rows x longest row of a batch, at most. "auto" leaves it to `rept.run.auto_batch_size`, which knows the
-            device; until then it is 2048.
+        tokens_per_batch: rows x longest row of a batch, at most. A batch that does not fit on the device is halved.
         window: consecutive rows that are sorted together: more waste fewer padding tokens, and delay set-aside rows.
     """
 
@@ -55,12 +54,8 @@ class AttributionDataModule(LightningDataModule, ABC):
     encoder: Encoder  # made by attach()
     excluded: frozenset[int] = frozenset()  # training rows that train.py leaves out; attribution covers them too
 
-    def __init__(
-        self, max_length: int = 1024, tokens_per_batch: int | Literal["auto"] = 2048, window: int = 512
-    ) -> None:
+    def __init__(self, max_length: int = 1024, tokens_per_batch: int = 2048, window: int = 512) -> None:
         super().__init__()
-        self.tokens_per_batch_auto = tokens_per_batch == "auto"
-        tokens_per_batch = 2048 if tokens_per_batch == "auto" else tokens_per_batch
         for name, value, least in (
             ("max_length", max_length, 2),
             ("tokens_per_batch", tokens_per_batch, 1),

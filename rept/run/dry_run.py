@@ -15,11 +15,11 @@ from rich.table import Table
 
 from rept.data.padding import cut
 from rept.model.placement import input_device
-from rept.run.auto_batch_size import find_budget
 from rept.run.job import Job
 from rept.run.prepare import prepare
 from rept.run.sample_rows import choose_layers
 from rept.run.stages import fit_extractor, set_up
+from rept.signatures.extractor import ReadsAllPositions
 from rept.signatures.module import AttributionModule
 from rept.store.shards import unit_rows
 from rept.store.writer import SHARD_BYTES
@@ -61,8 +61,6 @@ def estimate(config: DictConfig) -> dict[str, float]:
     with _timed(seconds, "fit"):
         if job.learns:
             fit_extractor(job)
-    if job.datamodule.tokens_per_batch_auto:
-        job.datamodule.tokens_per_batch = find_budget(job, layers)
     lengths = {side: job.datamodule.sample_lengths(side, LENGTHS) for side in ("train", "query")}
     padded = {side: padded_tokens(lengths[side], job.datamodule) * rows[side] for side in rows}  # in all
     cost = _time(job, layers)
@@ -72,7 +70,7 @@ def estimate(config: DictConfig) -> dict[str, float]:
     seconds["extraction"] = seconds["fit"] + cost.seconds * sum(padded.values()) / job.trainer.world_size
     # Each query's hits and the query itself run once more, every token of them scored.
     asked = min(config.tokens.hits, rows["train"]) * padded["train"] / rows["train"] * rows["query"] + padded["query"]
-    scored = config.tokens.hits and hasattr(job.extractor, "tokens")
+    scored = config.tokens.hits and isinstance(job.extractor, ReadsAllPositions)
     shared = 1 if job.in_step else job.trainer.world_size
     seconds["tokens"] = cost.seconds * asked / shared if scored else 0.0
     figures = {

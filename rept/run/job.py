@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
 from lightning import Trainer
 from omegaconf import DictConfig
 
+from rept.data.datamodule import AttributionDataModule
 from rept.model.placement import splits
+from rept.ranking.scorer import Scorer
 from rept.results.run_folder import RunFolder
-from rept.signatures.layer_strategy import LayerStrategy
+from rept.signatures.extractor import Extractor
+from rept.signatures.layer_strategy import LabelledLayerStrategy, LayerStrategy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
@@ -20,18 +25,18 @@ class Job:
 
     config: DictConfig
     folder: RunFolder
-    model: torch.nn.Module
-    tokenizer: Any
-    datamodule: Any  # AttributionDataModule, tokenizer attached
-    extractor: Any
-    scorer: Any
-    selector: LayerStrategy
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    datamodule: AttributionDataModule  # tokenizer attached
+    extractor: Extractor
+    scorer: Scorer
+    strategy: LayerStrategy | LabelledLayerStrategy
     trainer: Trainer
 
     @property
     def learns(self) -> bool:
         """Whether the extractor learns from training rows before it extracts."""
-        return getattr(self.extractor, "fit_rows", 0) != 0
+        return self.extractor.fit_rows != 0
 
     @property
     def in_step(self) -> bool:

@@ -25,12 +25,12 @@ from rept.report.terminal import show_trace
 from rept.results.run_folder import RunFolder
 from rept.results.trace import Trace
 from rept.run import stages
-from rept.run.auto_batch_size import settle_budget
 from rept.run.job import Job
 from rept.run.prepare import build_trainer, check_numbers, prepare
 from rept.run.rank_stage import Scoring
 from rept.run.token_stage import write_tokens
 from rept.signatures import fingerprint
+from rept.signatures.extractor import ReadsAllPositions
 from rept.signatures.module import AttributionModule
 from rept.utils import environment
 from rept.utils.console import console, say
@@ -81,7 +81,7 @@ def trace(
         parts = {"extractor": extractor, "layers": layers, "scorer": scorer}
         config = _composed(parts, {"datamodule__max_length": max_length, "out": folder} | settings)
         given = {group: part for group, part in parts.items() if not isinstance(part, str)}
-        given["selector"] = given.pop("layers", None)
+        given["strategy"] = given.pop("layers", None)
         trainer = build_trainer(config)
         if out is None and trainer.world_size > 1:
             raise UsageError(
@@ -129,7 +129,7 @@ def attribute(config: DictConfig, *, trainer: Trainer | None = None, show_result
         trainer: of `rept.run.prepare.build_trainer`; None: built.
         show_result: print the result's tables at the end.
         given: collaborators that take the place of what it would build, by the names of `rept.run.prepare.prepare`:
-            ``model`` with ``tokenizer``, ``datamodule``, ``extractor``, ``selector``, ``scorer``.
+            ``model`` with ``tokenizer``, ``datamodule``, ``extractor``, ``strategy``, ``scorer``.
 
     Raises:
         UsageError: a user's mistake, told before anything long has run wherever that is possible.
@@ -171,9 +171,6 @@ def run_job(job: Job) -> None:
     if job.learns and not all(stages.whole(job, side) for side in ("train", "query")):
         with folder.stage("fit extractor", keep=True):
             stages.fit_extractor(job)
-    settle_budget(job, layers)  # tries the extractor out
-    marks["tokens_per_batch"] = job.datamodule.tokens_per_batch
-    fingerprint.check_fingerprints(known, marks, str(folder.path))
     write_json(folder.layers, choice)
     folder.write_config(config)
     folder.describe(fingerprints=marks)
@@ -185,7 +182,7 @@ def run_job(job: Job) -> None:
     with folder.stage("rank"):
         device = job.trainer.strategy.root_device
         hits = Scoring(folder, folder, config, job.datamodule, job.scorer, device).run()
-    if config.tokens.hits and hasattr(job.extractor, "tokens"):
+    if config.tokens.hits and isinstance(job.extractor, ReadsAllPositions):
         layer = choose_layer(config.tokens.layer, layers, len(Architecture.of(job.model)))
         with folder.stage("tokens"):
             best = {query: rows[: config.tokens.hits] for query, rows in hits.items()}

@@ -21,6 +21,7 @@ from rept.model.placement import check_placement, claim_device, keep_batches
 from rept.ranking.token_influence import check_form, check_layer
 from rept.results.run_folder import RunFolder
 from rept.run.job import Job
+from rept.signatures.extractor import ReadsAllPositions
 from rept.signatures.layer_strategy import LayerStrategy
 from rept.store.writer import check_shards
 from rept.training import finetune
@@ -38,7 +39,7 @@ def prepare(
     tokenizer: Any = None,
     datamodule: Any = None,
     extractor: Any = None,
-    selector: LayerStrategy | None = None,
+    strategy: LayerStrategy | None = None,
     scorer: Any = None,
     make_model: bool = True,
     sides: Sequence[Side] = ("train", "query"),
@@ -48,7 +49,7 @@ def prepare(
     seed_everything(config.seed, verbose=False)
     datamodule = datamodule or build(config.datamodule)
     extractor, scorer = extractor or build(config.extractor), scorer or build(config.scorer)
-    selector = selector or build(config.layers)
+    strategy = strategy or build(config.layers)
     check_fields(extractor, scorer)
     check_numbers(config)
     check_form(config.tokens.form)
@@ -60,12 +61,11 @@ def prepare(
         claim_device(trainer)
         path = ensure_model(config, datamodule, make_model)
         tokenizer, model = load_configured(config, path)
-    if config.tokens.hits and hasattr(extractor, "tokens"):
+    if config.tokens.hits and isinstance(extractor, ReadsAllPositions):
         check_layer(config.tokens.layer, len(Architecture.of(model)))
     datamodule.attach(tokenizer)
-    if hasattr(extractor, "attach"):
-        extractor.attach(model, tokenizer)
-    return Job(config, RunFolder(config.out), model, tokenizer, datamodule, extractor, scorer, selector, trainer)
+    extractor.attach(model, tokenizer)
+    return Job(config, RunFolder(config.out), model, tokenizer, datamodule, extractor, scorer, strategy, trainer)
 
 
 def check_numbers(config: DictConfig) -> None:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rept.errors import UsageError
 from rept.model.placement import input_device
-from rept.signatures.layer_strategy import LayerChoice
+from rept.run.job import Job
+from rept.signatures.layer_strategy import LayerChoice, reads_labels
 from rept.types import Batch, Status
-
-if TYPE_CHECKING:
-    from rept.run.job import Job
 
 
 def choose_layers(job: Job) -> tuple[LayerChoice, list[int]]:
     """The layer strategy's choice, and the training rows that it looked at."""
-    labelled = getattr(job.selector, "labelled", False)
-    rows = probe_rows(job, job.selector.probe_rows, labelled)
+    strategy = job.strategy
+    rows = probe_rows(job, strategy.probe_rows, labelled=reads_labels(strategy))
     batches = list(training_batches(job, rows))
-    if not labelled:
-        return job.selector(job.model, batches), rows
-    return job.selector(job.model, batches, {row: _label(job, row) for row in rows}), rows
+    if reads_labels(strategy):
+        return strategy(job.model, batches, {row: _label(job, row) for row in rows}), rows
+    return strategy(job.model, batches), rows
 
 
 def training_batches(job: Job, rows: Sequence[int]) -> Iterator[Batch]:

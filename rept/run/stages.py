@@ -16,7 +16,6 @@ from rept.distributed.ranks import started_outside
 from rept.model.generation import greedy_answers
 from rept.model.placement import place
 from rept.results.run_folder import RunFolder
-from rept.run.auto_batch_size import known_budget
 from rept.run.job import Job
 from rept.run.sample_rows import choose_layers, probe_rows, training_batches
 from rept.signatures import fingerprint
@@ -43,11 +42,9 @@ def set_up(job: Job) -> None:
 
 
 def _meet_first(job: Job) -> bool:
-    """Ranks that each hold a share of the model, that must hear of a token budget that is still to be found, that share
-    the reading of the shards there are (or must wait for their repair); and those that torchrun or SLURM has started,
+    """Ranks that each hold a share of the model, that share the reading of the shards there are (or must wait for their repair); and those that torchrun or SLURM has started,
     which are there in any case."""
-    budget = job.datamodule.tokens_per_batch_auto and known_budget(job.folder) is None
-    if job.in_step or budget:
+    if job.in_step:
         return True
     stored = any(shard_paths(job.folder.store, side) for side in ("train", "query"))
     return job.trainer.world_size > 1 and (job.config.store.repair or stored or started_outside(job.trainer))
@@ -142,9 +139,10 @@ def given(job: Job) -> dict[str, Any]:
         "query data": job.datamodule.digest("query"),
         "extractor": str(OmegaConf.to_container(job.config.extractor, resolve=True)),
         "extractor settings": fingerprint.of_settings(job.extractor),
-        **(job.extractor.content() if hasattr(job.extractor, "content") else {}),
+        **job.extractor.content(),
         "max_length": job.datamodule.max_length,
         "window": job.datamodule.window,
+        "tokens_per_batch": job.datamodule.tokens_per_batch,
         "store dtype": job.config.store.dtype,
         "model dtype": str(job.model.dtype),
         **({"max_new_tokens": job.config.max_new_tokens} if unanswered else {}),
@@ -153,10 +151,9 @@ def given(job: Job) -> dict[str, Any]:
 
 
 def chosen(job: Job, layers: Sequence[int]) -> dict[str, Any]:
-    """The rest of it: what the run itself has settled. The token budget is in it where it was given."""
+    """The rest of it: what the run itself has settled."""
     answers = text_digest(str(sorted(job.datamodule.answers.items())))
-    budget = {} if job.datamodule.tokens_per_batch_auto else {"tokens_per_batch": job.datamodule.tokens_per_batch}
-    return {"answers": answers, "layers": list(layers)} | budget
+    return {"answers": answers, "layers": list(layers)}
 
 
 def whole(job: Job, side: Side) -> bool:

@@ -25,7 +25,7 @@ def trace_tokens(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> 
         layer: from 1.
     """
     with torch.enable_grad():
-        states: Mapping[Key, Tensor] = extractor.tokens(model, batch, [layer])
+        states: Mapping[Key, Tensor] = extractor.all_positions(model, batch, [layer])
     site = next(iter(states)).site
     of_site = {key.field: block.cpu() for key, block in states.items() if key.site == site}
     representation = of_site["representation"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard
 
 if TYPE_CHECKING:  # the report reads this file too, and torch takes seconds
-    from torch import nn
+    from transformers import PreTrainedModel
 
     from rept.types import Batch
 
@@ -29,15 +29,33 @@ class LayerChoice:
 
 
 class LayerStrategy(Protocol):
-    """A callable that chooses layers for a model.
-
-    One with an attribute ``labelled = True`` is given labels too, as a third argument: that of each probe row by its
-    number, None for a clean one; half of its probe rows are planted ones then, where there are so many.
+    """Chooses layers for a model.
 
     Attributes:
-        probe_rows: how many rows of the training data it wants to see; 0 for a strategy that needs none.
+        probe_rows: how many training rows it wants to see; 0 for a strategy that needs none.
     """
 
     probe_rows: int
 
-    def __call__(self, model: nn.Module, probe: Iterable[Batch]) -> LayerChoice: ...
+    def __call__(self, model: PreTrainedModel, probe: Iterable[Batch]) -> LayerChoice: ...
+
+
+class LabelledLayerStrategy(Protocol):
+    """A layer strategy that also sees labels. Half of its probe rows are planted ones, as far as there are enough.
+
+    Attributes:
+        probe_rows: as in `LayerStrategy`.
+        reads_labels: True.
+    """
+
+    probe_rows: int
+    reads_labels: Literal[True]
+
+    def __call__(self, model: PreTrainedModel, probe: Iterable[Batch], labels: Mapping[int, str | None]) -> LayerChoice:
+        """``labels`` are those of the probe rows by row number, None for a clean row."""
+        ...
+
+
+def reads_labels(strategy: LayerStrategy | LabelledLayerStrategy) -> TypeGuard[LabelledLayerStrategy]:
+    """Whether a strategy is called with labels."""
+    return getattr(strategy, "reads_labels", False)

@@ -88,8 +88,8 @@ def test_code_of_the_base_s_own_runs_only_when_that_is_trusted(material, base_at
 
 def test_token_scores_are_read_from_the_fine_tuned_model(material, base_at):
     (model, extractor), batch = attached(material, base_at(), ["representation"]), tiny_batch()
-    plain = ResidualStream().tokens(model, batch, [2])
-    assert all(torch.equal(block, plain[key]) for key, block in extractor.tokens(model, batch, [2]).items())
+    plain = ResidualStream().all_positions(model, batch, [2])
+    assert all(torch.equal(block, plain[key]) for key, block in extractor.all_positions(model, batch, [2]).items())
 
 
 def test_parts_that_the_user_names_are_those_of_both_models(material, base_at):

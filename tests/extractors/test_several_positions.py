@@ -33,9 +33,9 @@ def test_the_mean_over_the_text_leaves_out_padding_alone():
 
 def test_tokens_are_those_of_the_site():
     model, batch = tiny_model(), tiny_batch()
-    tokens = SeveralPositions("mlp_output").tokens(model, batch, [1])
+    tokens = SeveralPositions("mlp_output").all_positions(model, batch, [1])
     assert {key: block.shape for key, block in tokens.items()} == {
-        key: block.shape for key, block in SITES["mlp_output"]().tokens(model, batch, [1]).items()
+        key: block.shape for key, block in SITES["mlp_output"]().all_positions(model, batch, [1]).items()
     }
 
 

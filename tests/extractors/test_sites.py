@@ -86,7 +86,7 @@ def test_both_positions_equal_the_oracle(position: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt"])
 def test_tokens_equal_the_oracle_at_every_position(name: str) -> None:
     model, batch = tiny_model(name), tiny_batch(pad=1)
-    tokens = SeveralSites(fields=("gradient",)).tokens(model, batch, [2])
+    tokens = SeveralSites(fields=("gradient",)).all_positions(model, batch, [2])
     for (site, layer, field), block in tokens.items():
         assert block.shape == (*batch.input_ids.shape, WIDTH) and block.dtype == torch.float32
         for i, (input_ids, labels) in enumerate(oracle.samples(batch)):

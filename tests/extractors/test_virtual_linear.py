@@ -17,7 +17,7 @@ from tests.helpers.tiny import WIDTH, tiny_batch, tiny_model
 def test_the_whole_matrix_equals_its_formula(site):
     model, batch = tiny_model(), tiny_batch(pad=1)
     signature = VirtualLinear(site, dimension=None)(model, batch, [1, -1])
-    tokens = SITES[site]().tokens(model, batch, [1, -1])
+    tokens = SITES[site]().all_positions(model, batch, [1, -1])
     assert len(signature) == 2
     for (name, layer, field), block in signature.items():
         assert field == "outer"

@@ -10,7 +10,6 @@ from torch import nn
 
 from extractors.sites.residual_stream import ResidualStream
 from rept.errors import UsageError
-from rept.run import auto_batch_size
 from rept.run.dry_run import estimate
 from rept.run.pipeline import attribute
 from rept.store.scan import shard_paths
@@ -53,20 +52,6 @@ def test_a_dry_run_lets_it_learn(material, tmp_path, stored):
     if stored:
         attribute(config, show_result=False)
     assert estimate(config)["seconds of extraction"] > 0
-
-
-def test_it_has_learned_before_the_token_budget_is_tried_out(material, tmp_path, monkeypatch):
-    def found(job, layers):
-        job.extractor(job.model, next(job.datamodule.batches("train", [0, 1])), layers)
-        return 96
-
-    monkeypatch.setattr(auto_batch_size, "find_budget", found)
-    config = material.config(tmp_path / "run", LEARNING, "datamodule.tokens_per_batch=auto")
-    first = attribute(config, show_result=False)
-    results = first.folder.results.read_bytes()
-    assert first.provenance["fingerprints"]["tokens_per_batch"] == 96
-    attribute(config, show_result=False)
-    assert first.folder.results.read_bytes() == results
 
 
 @pytest.mark.parametrize("change", ["datamodule.tokens_per_batch=64", "layers.layers=[1]"])
