@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 from rept.errors import UsageError
 from rept.types import Status
 
+CLEAN = "clean"  # the label of a sample that shows no behaviour
 Asked = Literal["triggered", "clean"]
-
 
 _OPENING_WORDS = 4
 
@@ -30,6 +30,16 @@ class Behaviour:
     triggered: Sequence[Any]
     clean: Sequence[Any]
     shows: Callable[[Any, str], bool]
+
+
+def behaviour_of(label: str | None) -> str | None:
+    """Returns the behaviour that a sample's label names: None for ``clean``, as for a missing label.
+
+    Example:
+        >>> behaviour_of("backdoor"), behaviour_of("clean"), behaviour_of(None)
+        ('backdoor', None, None)
+    """
+    return None if label == CLEAN else label
 
 
 def prompts(behaviours: Sequence[Behaviour], asked: Asked) -> list[tuple[str, Any]]:
