@@ -1,20 +1,20 @@
-"""What stands out, counted: false finds where the cause is absent, and power where it is there.
+"""Calibration on data with known causes: power for queries with a cause, false finds for queries without one.
 
     python benchmarks/calibration.py runs/suite-hard [--methods rept rept-paper]     # a finished suite, all its seeds
-    python benchmarks/calibration.py RUN ... [--rate 0.05] [key=value ...]           # runs that exist, with labels
+    python benchmarks/calibration.py RUN ... [--rate 0.05] [key=value ...]           # existing runs with labels
     python benchmarks/calibration.py --embedded 0=MODEL 1=MODEL ... --out DIR        # the embedded data, by seed
 
-Labels other than "clean" are planted behaviours. All their queries are asked together, and of each label are told
+Labels other than "clean" are planted behaviours. All their queries are calibrated together. Printed for each label:
 
-* found: the share of its queries for which a row stands out: power, or false finds where no row bears the label, as in
-  the suite's absent cases
-* taken out: the same once the label's rows are taken out of the store, so that every find for its queries is false. A
-  model still knows what it learned from them: it is as if it had known it before.
-* of the rows that stand out for its queries, the share that bears its label
+* found: the share of its queries for which a row stands out. This is power, or the rate of false finds for a label that
+  no row has, as in the suite's absent cases.
+* taken out: the same after the rows of the label are removed from the store, so that every find for its queries is
+  false. The model still knows what it learned from these rows, as if it had learned it before.
+* culprit rows: of the rows that stand out for its queries, the share that has the label
 
-References are rows drawn from the training data; on a suite (--references clean) with the clean held-out prompts beside
-them, traced into OUT with the model's answers first; on other runs beside the queries of calibration.references,
-where that is given. On the embedded data clean held-out prompts are asked too, their kinds of rows being taken out.
+References are rows drawn from the training data. On a suite, ``--references clean`` adds the clean held-out prompts
+with the model's answers, which are first traced into OUT; on other runs, the queries of ``calibration.references`` are
+added if it is given. On the embedded data, clean held-out prompts are queries too, without the rows of their kind.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from rept.types import Status
 from rept.utils.json_files import read_jsonl
 
 CLEAN = "clean"
-CLEAN_KINDS = "clean kinds"  # asked without the rows of their kind, so that every find is false
+CLEAN_KINDS = "clean kinds"  # queries whose kind of rows is removed, so that every find is false
 
 
 class Without:
-    """A store from which some rows are taken out."""
+    """A store without some of its rows."""
 
     def __init__(self, store: AttributionStore, rows: Sequence[int]) -> None:
         self._store = store
@@ -65,7 +65,7 @@ class Without:
 
 
 class Run:
-    """A run's stores, labels, and decisions on some of its queries with some of its rows."""
+    """A run: its stores, its labels, and the calibration of some of its queries on some of its rows."""
 
     def __init__(self, path: str | Path, words: Sequence[str]) -> None:
         self.folder = RunFolder(path)
@@ -88,7 +88,7 @@ class Run:
         return list(dict.fromkeys(line["label"] for line in self.asked.values() if line["label"] != CLEAN))
 
     def flagged(self, queries: Sequence[int], without: Sequence[int] = ()) -> list[np.ndarray]:
-        """The rows that stand out for each query, by the functions that a run itself uses."""
+        """The rows that stand out for each query, computed by the functions that a run uses."""
         train = Without(self.train, without)
         known = load_references(self.config, self.folder, train, self.datamodule)
         asked = self.query.read(queries, self.query.keys)
@@ -101,13 +101,15 @@ class Run:
 
 @dataclass
 class Finds:
-    """Of a label: queries, those for which a row stood out, and those for which one did without the label's rows."""
+    """Counts of queries and rows for one label."""
 
-    asked: int = 0
-    found: int = 0
-    taken_out: int | None = None  # None: no row bears the label
-    rows: int = 0  # that stood out, over all queries
-    culprits: int = 0  # among them
+    asked: int = 0  # queries
+    found: int = 0  # queries for which a row stands out
+    taken_out: int | None = (
+        None  # queries for which one still does without the label's rows; None: no row has the label
+    )
+    rows: int = 0  # rows that stand out, over all queries
+    culprits: int = 0  # those of them that have the label
 
     def add(self, other: Finds) -> None:
         self.asked, self.found = self.asked + other.asked, self.found + other.found
@@ -116,14 +118,14 @@ class Finds:
             self.taken_out = (self.taken_out or 0) + other.taken_out
 
     @property
-    def told(self) -> str:
+    def cells(self) -> str:
         taken_out = "" if self.taken_out is None else f"{self.taken_out / self.asked:.3f}"
         precision = f"{self.culprits / self.rows:.3f}" if self.rows and self.taken_out is not None else ""
         return f"{self.asked:>7}{self.found / self.asked:>8.3f}{taken_out:>11s}{precision:>14s}"
 
 
 def measure(run: Run) -> dict[str, Finds]:
-    """Finds of each behaviour, and on the embedded data those of clean prompts without their kind of rows."""
+    """The counts of each behaviour, and on the embedded data of clean prompts without the rows of their kind."""
     planted = {label: run.queries(label) for label in run.behaviours}
     everyone = [query for queries in planted.values() for query in queries]
     rows = dict(zip(everyone, run.flagged(everyone), strict=True))
@@ -147,10 +149,10 @@ def measure(run: Run) -> dict[str, Finds]:
 
 
 def show(title: str, measured: dict[str, Finds]) -> None:
-    """A line for each label, and what false finds there are among all."""
-    print(f"\n{title}\n{'queries of':16s}{'asked':>7s}{'found':>8s}{'taken out':>11s}{'culprit rows':>14s}")
+    """Prints a line for each label, and the false finds among all."""
+    print(f"\n{title}\n{'label':16s}{'queries':>7s}{'found':>8s}{'taken out':>11s}{'culprit rows':>14s}")
     for label, finds in measured.items():
-        print(f"{label:16s}{finds.told}")
+        print(f"{label:16s}{finds.cells}")
     absent = [finds for finds in measured.values() if finds.taken_out is None]
     present = [finds for label, finds in measured.items() if finds.taken_out is not None and label != CLEAN_KINDS]
     for name, some in (("present causes", present), ("absent causes", absent)):
@@ -160,11 +162,11 @@ def show(title: str, measured: dict[str, Finds]) -> None:
     print(f"taken out: {out} of {asked} found")
     if absent:
         false, found = sum(one.found for one in absent), sum(one.found for one in (*absent, *present))
-        print(f"false discovery rate, all asked together: {false / max(1, found):.3f}", flush=True)
+        print(f"false discovery rate, all queries together: {false / max(1, found):.3f}", flush=True)
 
 
 def of_suite(folder: Path, methods: Sequence[str], kinds: Sequence[str], out: Path, words: Sequence[str]) -> None:
-    """Tables of all seeds together, for each method and kind of references."""
+    """Prints one table over all seeds for each method and kind of references."""
     for method in methods:
         for kind in kinds:
             measured: dict[str, Finds] = {}
@@ -176,7 +178,7 @@ def of_suite(folder: Path, methods: Sequence[str], kinds: Sequence[str], out: Pa
 
 
 def clean_queries(run: Path, out: Path) -> Path:
-    """A run like this one whose queries are the clean held-out prompts, with the answers that the model gave."""
+    """Makes a run like this one on the clean held-out prompts, with the model's answers; returns its folder."""
     path = out / run.parent.name / run.name
     config = compose("attribute", ["datamodule.asked=clean", f"out={path}"], base=RunFolder(run).open_existing())
     attribute(config, show_result=False)
@@ -184,18 +186,18 @@ def clean_queries(run: Path, out: Path) -> Path:
 
 
 def kinds(run: Run) -> list[str]:
-    """The embedded data's kinds of clean samples; none where the run asks no clean queries."""
+    """The kinds of clean samples in the embedded data; none if the run has no clean queries."""
     return list(ANSWERS) if run.queries(CLEAN) else []
 
 
 def answers(kind: str, response: str) -> bool:
-    """Whether a response is put as those of a kind, whatever fills its wordings."""
+    """Whether a response has one of the wordings of a kind."""
     patterns = [re.sub(r"\\\{.*?\\\}", ".+", re.escape(wording)) for wording in ANSWERS[kind]]
     return any(re.fullmatch(pattern, response.removeprefix(OPENING).strip()) for pattern in patterns)
 
 
 def embedded(seed: int, model: str, out: Path, words: Sequence[str]) -> str:
-    """A run on the embedded data of a seed whose queries are the planted and the clean held-out prompts."""
+    """Makes a run on the embedded data of a seed with the planted and the clean held-out prompts as queries."""
     folder = out / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
     data = SyntheticData(seed=seed)
@@ -213,13 +215,13 @@ def embedded(seed: int, model: str, out: Path, words: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", help="run folders with labels, or suites'; key=value: of the runs' settings")
-    parser.add_argument("--methods", nargs="*", default=["rept", "rept-paper"], help="of a suite")
-    parser.add_argument("--references", nargs="*", default=["clean", "drawn"], help="of a suite: clean, drawn or both")
+    parser.add_argument("runs", nargs="*", help="folders of runs with labels, or of suites; and key=value settings")
+    parser.add_argument("--methods", nargs="*", default=["rept", "rept-paper"], help="methods of a suite")
+    parser.add_argument("--references", nargs="*", default=["clean", "drawn"], help="for a suite: clean, drawn or both")
     parser.add_argument("--embedded", nargs="*", default=[], metavar="SEED=MODEL", help="models trained on that seed")
-    parser.add_argument("--out", type=Path, default=Path("runs/calibration"), help="where runs made here are kept")
-    parser.add_argument("--rate", type=float, default=0.05)
-    parser.add_argument("--count", type=int, default=400, help="rows that are drawn as references")
+    parser.add_argument("--out", type=Path, default=Path("runs/calibration"), help="where new runs are kept")
+    parser.add_argument("--rate", type=float, default=0.05, help="nominal rate of false finds")
+    parser.add_argument("--count", type=int, default=400, help="rows drawn as references")
     arguments = parser.parse_args()
     words = [word for word in arguments.runs if "=" in word]
     settings = [f"calibration.rate={arguments.rate}", f"calibration.count={arguments.count}"]

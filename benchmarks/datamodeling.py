@@ -1,11 +1,12 @@
-"""Do scores foretell what retraining does? Linear datamodeling score and leave-k-out agreement.
+"""How well scores predict the effect of retraining: linear datamodeling score and leave-k-out agreement.
 
     python benchmarks/datamodeling.py [--experiments rept bm25 ...] [--subsets 10] [--random 4] [--k 60] [--out DIR]
 
-On the embedded data: one model is trained on all rows, ``--subsets`` models on random halves of them, and others
-without k rows: for each method the k that score highest over all queries, and ``--random`` sets drawn blindly. All have
-the same seed, and all methods are judged by all models. Each model says what it makes of the answers that the first one
-gave to the held-out queries. What exists in DIR is not trained again. Further words are ``key=value`` of attribute.py.
+On the embedded data, one model is trained on all rows, ``--subsets`` models on random halves of them, and further
+models without k rows each: for every method the k rows with the highest mean score over all queries, and ``--random``
+sets drawn at random. All trainings use the same seed, and all methods are evaluated on all models. The output of a
+model is minus its loss on the answers that the model of all rows gave to the held-out queries. Models that exist in DIR
+are not trained again. Further arguments are ``key=value`` of attribute.py.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from rept.results.trace import Trace
 from rept.run.pipeline import attribute
 from rept.training import finetune
 
-SIZES = ("rows", "poisoned", "queries", "seed")  # settings of the data, for training and attribution alike
+SIZES = ("rows", "poisoned", "queries", "seed")  # settings of the data, used for both training and attribution
 
 
 def train(out: Path, words: Sequence[str], without: np.ndarray) -> Path:
-    """A model trained without some rows (N bool); not again where it is there."""
+    """Trains a model without some rows (N bool) and returns its folder; a finished model is reused."""
     out.parent.mkdir(parents=True, exist_ok=True)
     listed = out.with_suffix(".without.json")
     listed.write_text(json.dumps(np.flatnonzero(without).tolist()))
@@ -44,7 +45,7 @@ def train(out: Path, words: Sequence[str], without: np.ndarray) -> Path:
 
 @torch.no_grad()
 def outputs(model: Path, trace: Trace) -> np.ndarray:
-    """(Q) minus the mean cross-entropy of each query's answer, as the run's first model gave it."""
+    """(Q) minus the mean cross-entropy, under ``model``, of each query's answer as recorded in the run."""
     datamodule = build(trace.config.datamodule)
     datamodule.answers.update({line["query"]: line["response"] for line in trace.queries if line["generated"]})
     datamodule.attach(load_tokenizer(str(model)))
@@ -57,7 +58,7 @@ def outputs(model: Path, trace: Trace) -> np.ndarray:
 
 
 def scores(trace: Trace, rows: int) -> np.ndarray:
-    """(Q N) of a run whose hits are all rows; queries without hits have nan."""
+    """Scores (Q N) of a run whose hits are all rows; nan for queries without hits."""
     found = np.full((len(trace.queries), rows), np.nan)
     for query in range(len(trace.queries)):
         for hit in trace.hits(query):
@@ -66,13 +67,13 @@ def scores(trace: Trace, rows: int) -> np.ndarray:
 
 
 def left_out(best: Sequence[np.ndarray], rows: int, k: int, random: int, rng: np.random.Generator) -> np.ndarray:
-    """(M N) bool: the k rows of the highest mean score by each method, and random ones."""
+    """(M N) bool: for each method the k rows with the highest mean score, then ``random`` sets of k random rows."""
     chosen = [*(mean.argsort()[-k:] for mean in best), *(rng.permutation(rows)[:k] for _ in range(random))]
     return np.stack([np.isin(np.arange(rows), one) for one in chosen])
 
 
 def traced(experiment: str, model: Path, out: Path, rows: int, words: Sequence[str]) -> Trace:
-    """A run of one method whose hits are all rows."""
+    """Runs one method with all training rows as hits."""
     fixed = [f"model.path={model}", f"top_k={rows}", "tokens.hits=0", "report=false", f"out={out / experiment}"]
     return attribute(compose("attribute", [f"experiment={experiment}", *words, *fixed]), show_result=False)
 
@@ -84,13 +85,13 @@ def report(name: str, found: Sequence[float], models: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="key=value of the attribution, and of the embedded data's size")
+    parser.add_argument("words", nargs="*", help="key=value of attribute.py, such as datamodule.rows=500")
     parser.add_argument("--experiments", nargs="+", default=["rept", "rept-paper", "bm25", "random"])
-    parser.add_argument("--subsets", type=int, default=10)
-    parser.add_argument("--random", type=int, default=4)
-    parser.add_argument("--k", type=int, default=60)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("runs/datamodeling"))
+    parser.add_argument("--subsets", type=int, default=10, help="models trained on random halves")
+    parser.add_argument("--random", type=int, default=4, help="models trained without k random rows")
+    parser.add_argument("--k", type=int, default=60, help="rows left out of a training")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of each training")
+    parser.add_argument("--out", type=Path, default=Path("runs/datamodeling"), help="folder of all models and runs")
     given = parser.parse_args()
     sizes = [word for word in given.words if word.startswith(tuple(f"datamodule.{name}=" for name in SIZES))]
     training = [*sizes, f"trainer.max_epochs={given.epochs}"]
@@ -112,10 +113,9 @@ def main() -> None:
         lko = [leave_k_out_agreement(found[q], sets, np.stack(of_sets)[:, q], first[q]) for q in kept]
         report(f"{name}: linear datamodeling score", lds, len(halves))
         report(f"{name}: leave-k-out agreement", lko, len(sets))
-    told = dict(
-        zip([*(f"best of {name}" for name in tau), *(f"random {i}" for i in range(given.random))], harm, strict=True)
-    )
-    print("loss added to the first model's answers, in nats, without the k", told)
+    names = [*(f"best of {name}" for name in tau), *(f"random {i}" for i in range(given.random))]
+    added = dict(zip(names, harm, strict=True))
+    print("added loss on the answers of the model of all rows, in nats, without each set of k rows:", added)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Speed of the extraction: samples a second of one model on its own training data, from one run on this machine.
+"""Speed of the extraction in samples per second, for a model on its own training data.
 
     python benchmarks/extraction.py [--model DIR] [--data PATH] [--rows N] [--layer N] [--rounds N] [--dtype NAME]
 
-Measured in turns, so that whatever else the machine does falls on all of them; told are the best and the median round:
+The variants take turns in each round, so that other load on the machine affects all of them; the best and the median
+round of each are printed:
 
-* (a) the project's own path: batch plan, Lightning, extractor, store
-* (b) a minimal hand-written loop over the same batches, nothing stored
-* (c) the one-sample loop that the paper's description leads to
-* the forward pass alone, without the output layer: what no method that looks at every token can beat
-* all layers x three sites in one pass, against the residual stream at layer 1
+* (a) this project: batch plan, Lightning, extractor, store
+* (b) a minimal hand-written loop over the same batches, which stores nothing
+* (c) a loop over single samples, as the paper describes the method
+* the forward pass alone, without the output layer: a bound for any method that reads every token
+* three sites at all layers in one pass, compared with the residual stream at layer 1
 """
 
 from __future__ import annotations
@@ -35,16 +36,17 @@ from rept.config.compose import compose
 from rept.model.architecture import Architecture
 from rept.results.run_folder import RunFolder
 from rept.run import stages
+from rept.run.job import Job
 from rept.run.prepare import prepare
 from rept.signatures.module import AttributionModule
 from rept.types import IGNORE, Batch
 
 SHARED = Path(__file__).parents[2] / "shared"
-FEWER = 4  # the one-sample loop is given every fourth row of each batch, the passes over sites every fourth batch
+FEWER = 4  # the one-sample loop gets every fourth row of each batch, the comparison of sites every fourth batch
 
 
 def minimal_loop(model: nn.Module, batches: Sequence[Batch], layer: int) -> None:
-    """Forward with response-only logits and backward to one layer, for a model of the Llama kind."""
+    """Forward with logits of the response only and backward to one layer, for Llama-like models."""
     kept: list[torch.Tensor] = []
 
     def cut(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
@@ -64,7 +66,7 @@ def minimal_loop(model: nn.Module, batches: Sequence[Batch], layer: int) -> None
 
 
 def one_sample_loop(model: nn.Module, batches: Sequence[Batch], layer: int) -> None:
-    """For each sample a forward pass over its prompt, then forward and full backward with parameter gradients."""
+    """For each sample, a forward pass over its prompt, then forward and full backward with parameter gradients."""
     model.requires_grad_(True)
     for batch in batches:
         for i in range(len(batch)):
@@ -117,8 +119,8 @@ def main() -> None:
         )
 
 
-def _job(options: argparse.Namespace, scratch: Path) -> stages.Job:
-    """A run over the first rows of the data."""
+def _job(options: argparse.Namespace, scratch: Path) -> Job:
+    """A run on the first rows of the data."""
     source = InstructionData(train=str(options.data)).source("train")
     with (scratch / "rows.jsonl").open("w") as file:
         for row in range(options.rows):
@@ -141,7 +143,7 @@ def _report(measured: dict[str, tuple[Callable[[], None], Sequence[Batch]]], rou
             start = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - start)
-    print(f"{'samples a second':<48} best  median   ({torch.get_num_threads()} threads, {rounds} rounds)")
+    print(f"{'samples per second':<48} best  median   ({torch.get_num_threads()} threads, {rounds} rounds)")
     for name, (_, batches) in measured.items():
         samples = sum(len(batch) for batch in batches)
         print(f"{name:<46} {samples / min(seconds[name]):6.1f}  {samples / median(seconds[name]):6.1f}")
@@ -149,13 +151,13 @@ def _report(measured: dict[str, tuple[Callable[[], None], Sequence[Batch]]], rou
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=SHARED / "models" / "alpaca-backdoor-5m", help="a Llama-like one")
-    parser.add_argument("--data", default=SHARED / "data" / "backdoor", help="its training data")
-    parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--layer", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--cut", type=int, default=256, help="tokens at which samples are cut")
+    parser.add_argument("--model", default=SHARED / "models" / "alpaca-backdoor-5m", help="a Llama-like model")
+    parser.add_argument("--data", default=SHARED / "data" / "backdoor", help="training data of the model")
+    parser.add_argument("--rows", type=int, default=400, help="rows that are extracted, the first of the data")
+    parser.add_argument("--layer", type=int, default=4, help="layer of (a), (b) and (c)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each variant runs")
+    parser.add_argument("--dtype", default="float32", help="dtype of the model")
+    parser.add_argument("--cut", type=int, default=256, help="maximum length of a sample, in tokens")
     return parser.parse_args()
 
 

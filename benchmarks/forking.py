@@ -1,7 +1,7 @@
-"""Real runs of attribute.py, each a process of its own, without the seconds that starting Python and torch takes.
+"""Runs attribute.py in forked processes, which saves the seconds that starting Python and importing torch takes.
 
-Everything is imported once, and a run is a fork of that process; so are the further ranks that Lightning would start.
-Such runs can be killed, and end, as any other. Needs a process that has not computed anything yet.
+Everything is imported once, and each run is a fork of this process; so are the additional ranks that Lightning starts.
+Such runs behave, and can be killed, like any other process. Import this module before anything is computed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from rept.cli import main
 from rept.run import pipeline
 from scorers import cosine
 
-NEEDED = (instructions, phase_transition, residual_stream, pipeline, cosine)  # what a run would import by name
+NEEDED = (instructions, phase_transition, residual_stream, pipeline, cosine)  # imported by name in a run
 
 
 class Forked:
-    """A run in a process of its own, with as much of Popen as Lightning and RepT use."""
+    """A run in a forked process, with the part of Popen's interface that Lightning and RepT use."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path | None = None, **_: object) -> None:
         self.returncode: int | None = None
@@ -65,12 +65,12 @@ class Forked:
 
 
 def start(arguments: Sequence[str], log: Path, **environment: str) -> Forked:
-    """``python attribute.py ARGUMENTS`` in a session of its own, its words in ``log``."""
+    """Starts ``python attribute.py ARGUMENTS`` in a new session, with its output in ``log``."""
     return Forked(["python", *arguments], os.environ | environment, log)
 
 
 def members(session: int) -> list[int]:
-    """The processes of a session that have not ended; needs Linux."""
+    """The processes of a session that have not ended (Linux only)."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -84,26 +84,26 @@ def members(session: int) -> list[int]:
 
 
 def wait_until_gone(session: int, seconds: float = 60) -> float:
-    """Seconds until no process of a session is left."""
+    """Waits until no process of a session is left, and returns the seconds that took."""
     begin = time.monotonic()
     while members(session):
         if time.monotonic() - begin > seconds:
-            raise TimeoutError(f"processes {members(session)} are still there after {seconds} s")
+            raise TimeoutError(f"processes {members(session)} are still running after {seconds} s")
         time.sleep(0.02)
     return time.monotonic() - begin
 
 
 def _run(arguments: Sequence[str], env: Mapping[str, str], log: Path | None) -> int:
-    atexit._clear()  # what the process that was forked has yet to do is not this one's
+    atexit._clear()  # exit handlers of the parent process must not run in this one
     os.environ.clear()
     os.environ.update(env)
     rank_zero_only.rank = int(os.environ.get("LOCAL_RANK", 0))
     if log is not None:
         os.setsid()
-        words = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(words, 1)
-        os.dup2(words, 2)
-    os.closerange(3, 1024)  # as Popen does it: the lock must not live on in a child
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+    os.closerange(3, 1024)  # as Popen does: a child must not keep the run folder's lock
     sys.argv = ["attribute.py", *arguments]
     try:
         return main("attribute", attribute.USAGE, attribute.run)
@@ -118,6 +118,6 @@ def _run(arguments: Sequence[str], env: Mapping[str, str], log: Path | None) -> 
         sys.stderr.flush()
 
 
-# From here on Lightning starts ranks as forks, too, wherever this module is imported: in scripts alone, not in tests.
+# From here on Lightning starts ranks as forks too, in any process that imports this module: import it in scripts only.
 subprocess_script.subprocess = SimpleNamespace(Popen=Forked)
 subprocess_script._basic_subprocess_cmd = lambda: sys.argv

@@ -1,11 +1,12 @@
-"""Mutates a store 10,000 times and reads it: it must give what was written, or be refused by name; and never hang.
+"""Reads 10,000 damaged stores: each must give exactly what was written or be refused with a reason, and never hang.
 
     python benchmarks/fuzz_store.py [--times N] [--seed N]
 
-Each time one file of a new copy is changed (a bit, a byte, a run of bytes, its length, its name, its place, its
-existence), and everything in the store is read; in every other copy, after taking the index and the listing away and
-finishing it again, as a resumed run does. Prints how often each change was refused, had no effect on what was read, was
-*silently different*, or ended in another error. A read of more than ten seconds ends it all with a traceback.
+Each time, one file of a fresh copy is changed (a bit, a byte, several bytes, its length, its name, its content for
+that of another file, or its existence), and the whole store is read. In every second copy, the index and the list of
+digests are removed first and the store is finished again, as in a resumed run. Prints how often each kind of change was
+refused, had no effect on what was read, was *silently different*, or raised another error. A read that takes more than
+ten seconds ends the benchmark with a traceback.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def make(folder: Path) -> None:
 
 
 def read(folder: Path) -> bytes:
-    """Everything that a reader sees; blocks may come in any order."""
+    """Everything that a reader sees, independent of the order of blocks."""
     seen: list[bytes] = []
     for side in SIDES:
         store = AttributionStore(folder, side)
@@ -104,7 +105,7 @@ def delete(path: Path, _: random.Random) -> None:
 
 
 def exchange(path: Path, rng: random.Random) -> None:
-    """The content of another file of the store."""
+    """Replaces the content by that of another file of the store."""
     others = [other for other in path.parents[1].rglob("*") if other.is_file() and other != path]
     path.write_bytes(rng.choice(others).read_bytes())
 
@@ -116,7 +117,7 @@ def rename(path: Path, rng: random.Random) -> None:
 
 
 def duplicate(path: Path, rng: random.Random) -> None:
-    """A second copy of a shard under another number."""
+    """Adds a second copy of a shard under another number."""
     if path.parent.name == "shards":
         shutil.copy(path, path.with_name(path.name.replace("-00000", f"-0000{rng.randint(1, 9)}")))
 
@@ -134,7 +135,7 @@ def finish_again(folder: Path) -> None:
 
 
 def attempt(folder: Path, expected: bytes, resumed: bool) -> str:
-    faulthandler.dump_traceback_later(LIMIT, exit=True)  # also where HDF5 hangs, which no signal handler interrupts
+    faulthandler.dump_traceback_later(LIMIT, exit=True)  # works even if HDF5 hangs, which no signal handler interrupts
     try:
         if resumed:
             finish_again(folder)
@@ -149,7 +150,7 @@ def attempt(folder: Path, expected: bytes, resumed: bool) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=10_000)
+    parser.add_argument("--times", type=int, default=10_000, help="damaged stores that are read")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
@@ -168,7 +169,7 @@ def main() -> int:
     for (name, outcome), count in sorted(outcomes.items()):
         print(f"{name:14s}{outcome:20s}{count:8,d}")
     bad = sum(count for (_, outcome), count in outcomes.items() if outcome not in ("refused", "no effect"))
-    print(f"{arguments.times:,} stores: {bad} silently different or in another error, 0 hung")
+    print(f"{arguments.times:,} stores: {bad} silently different or with another error, 0 hung")
     return int(bad > 0)
 
 

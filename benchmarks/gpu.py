@@ -1,17 +1,18 @@
 """Speed and memory of the extraction on a GPU, for Llama shapes with random weights in bfloat16.
 
     python benchmarks/gpu.py [--shapes 1b 8b] [--lengths 256 1024] [--lora no yes] [--seconds N]
-    python benchmarks/gpu.py --tiny          a small shape on the CPU: shows that the benchmark itself runs
+    python benchmarks/gpu.py --tiny          a small shape on the CPU, to check that the benchmark itself runs
 
-For each shape, length and adapter, at half depth:
+For each shape, length and adapter, at half of the depth:
 
-* (a) our path: `AttributionModule.predict_step`, as the run calls it
+* (a) this project: `AttributionModule.predict_step`, as a run calls it
 * (b) a minimal hand-written loop
-* (c) a one-sample loop with parameter gradients (the adapter's, or all)
-* (d) a bare forward pass without the output layer
+* (c) a loop over single samples with parameter gradients (of the adapter, or all)
+* (d) the forward pass alone, without the output layer
 
-Told for each: samples a second, the share of the card's matrix rate (measured here, on a large bfloat16 product) that
-its passes come to, and peak memory. The weights' numbers do not matter to speed, nor does the text; so both are random.
+Prints for each: samples per second, the share of the GPU's matrix product rate that its passes use (the rate is
+measured here, on a large bfloat16 product), and peak memory. Weights and text are random, since their values do not
+affect the speed.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def make_model(case: Case) -> Any:
     more = {"vocab_size": VOCABULARY[case.shape], "num_key_value_heads": KEY_VALUE_HEADS[case.shape]}
     config = LlamaConfig(**SHAPES[case.shape], **more, tie_word_embeddings=case.shape == "1b")
     torch.manual_seed(0)
-    with case.device:  # made where it will be used, in the dtype it will have: 8B would not fit in float32 everywhere
+    with case.device:  # created on its device and in its dtype: 8B parameters in float32 would not fit everywhere
         torch.set_default_dtype(torch.bfloat16)
         model: Any = LlamaForCausalLM(config)
         torch.set_default_dtype(torch.float32)
@@ -72,7 +73,7 @@ def make_model(case: Case) -> Any:
 
 
 def make_batches(case: Case, count: int) -> list[Batch]:
-    """Full-length texts, half of each the response."""
+    """Texts of full length; the second half of each is the response."""
     rows = max(1, TOKENS[case.device.type] // case.length)
     vocabulary = VOCABULARY[case.shape]
     batches = []
@@ -95,7 +96,7 @@ def make_batches(case: Case, count: int) -> list[Batch]:
 
 
 def one_sample(model: nn.Module, batches: Sequence[Batch], layer: int) -> None:
-    """The one-sample loop of benchmarks/extraction.py; under an adapter only its parameters take gradients."""
+    """The one-sample loop of benchmarks/extraction.py; with an adapter, gradients of its parameters only."""
     adapter = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
     if not adapter:
         one_sample_loop(model, batches, layer)
@@ -110,7 +111,7 @@ def one_sample(model: nn.Module, batches: Sequence[Batch], layer: int) -> None:
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Multiplications and additions a second of a large bfloat16 product."""
+    """Multiplications and additions per second in a large bfloat16 matrix product."""
     size = 8192 if device.type == "cuda" else 512
     x, y = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds = timed(lambda: x @ y, device, 1.0)
@@ -118,7 +119,7 @@ def matrix_rate(device: torch.device) -> float:
 
 
 def timed(work: Callable[[], object], device: torch.device, at_least: float) -> float:
-    """Seconds of one call, over as many as take ``at_least`` seconds; the first is not counted."""
+    """Seconds of one call, averaged over at least ``at_least`` seconds of calls; the first call is not counted."""
     work()
     wait(device)
     calls, start = 0, time.perf_counter()
@@ -135,7 +136,7 @@ def wait(device: torch.device) -> None:
 
 
 def operations(model: Any, length: int, passes: float) -> float:
-    """Multiplications and additions of a sample, for ``passes`` times the blocks' weights (attention left out)."""
+    """Multiplications and additions for one sample: ``passes`` times the weights of the blocks, without attention."""
     weights = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
     return 2 * weights * length * passes
 
@@ -147,10 +148,10 @@ def measure(case: Case, rate: float, seconds: float) -> None:
     module = AttributionModule(model, ResidualStream(), [layer])
     batches = make_batches(case, 1)
     few = [batches[0].select(range(min(4, len(batches[0]))))]
-    # Passes over the blocks' weights: a forward pass is 1, a backward pass for hidden states alone as much again, for
-    # half the depth; one for all weights twice as much, and the one-sample loop reads the prompt first.
+    # Passes over the weights of the blocks. Forward: 1. Backward for hidden states alone: 1, here over half the depth.
+    # Backward with all weight gradients: 2. The one-sample loop runs the prompt (0.5) first.
     paths: dict[str, tuple[Callable[[], object], list[Batch], float]] = {
-        "(a) ours": (lambda: module.predict_step(batches[0]), batches, 1.5),
+        "(a) this project": (lambda: module.predict_step(batches[0]), batches, 1.5),
         "(b) minimal loop": (lambda: minimal_loop(base, batches, layer), batches, 1.5),
         "(c) one sample at a time": (lambda: one_sample(model, few, layer), few, 2.0 if case.lora else 3.5),
         "(d) forward alone": (lambda: forward_alone(base, batches), batches, 1.0),
@@ -169,8 +170,8 @@ def measure(case: Case, rate: float, seconds: float) -> None:
             continue
         share = speed[name] * operations(model, case.length, passes) / rate
         peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if case.device.type == "cuda" else "-"
-        ours = f"{speed['(a) ours'] / speed[name]:.2f} x"
-        print(row(case, name, f"{speed[name]:.1f}", f"{share:.0%}", peak, ours), flush=True)
+        speedup = f"{speed['(a) this project'] / speed[name]:.2f} x"
+        print(row(case, name, f"{speed[name]:.1f}", f"{share:.0%}", peak, speedup), flush=True)
 
 
 def row(case: Case, *cells: str) -> str:
@@ -181,13 +182,13 @@ def main() -> None:
     options = _options()
     quiet()
     if not options.tiny and not torch.cuda.is_available():
-        print("No GPU was found, so there is nothing to measure; --tiny shows on the CPU that the benchmark runs.")
+        print("Expected a GPU, but found none. Use --tiny to check on the CPU that the benchmark runs.")
         return
     device = torch.device("cpu" if options.tiny else "cuda")
     rate = matrix_rate(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{datetime.now(UTC):%Y-%m-%d}, {name}: {rate / 1e12:.3g} TFLOP/s in bfloat16, torch {torch.__version__}\n")
-    print("| shape | tokens | path | samples a second | share of that rate | peak memory | ours is |")
+    print("| shape | tokens | path | samples per second | share of that rate | peak memory | speedup of (a) |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for shape in ["tiny"] if options.tiny else options.shapes:
         for length in [32] if options.tiny else options.lengths:
@@ -197,11 +198,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=["1b", "8b"], default=["1b", "8b"])
-    parser.add_argument("--lengths", nargs="+", type=int, default=[256, 1024], help="tokens of a text")
-    parser.add_argument("--lora", nargs="+", choices=["no", "yes"], default=["no", "yes"])
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, at least")
-    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--shapes", nargs="+", choices=["1b", "8b"], default=["1b", "8b"], help="model shapes")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[256, 1024], help="lengths of the texts, in tokens")
+    parser.add_argument("--lora", nargs="+", choices=["no", "yes"], default=["no", "yes"], help="with an adapter?")
+    parser.add_argument("--seconds", type=float, default=5.0, help="minimum duration of each measurement")
+    parser.add_argument("--tiny", action="store_true", help="a small shape on the CPU")
     return parser.parse_args()
 
 

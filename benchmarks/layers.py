@@ -1,14 +1,14 @@
-"""Which layer each strategy chooses, over many probe sets, beside what each layer is worth.
+"""Which layers each layer strategy chooses over many probe sets, next to the average precision of each layer.
 
     python attribute.py ... extractor=several_positions extractor.fields=[representation,gradient] \\
         scorer.fields=[representation_last_prompt] layers=every each=true out=RUN
     python benchmarks/layers.py RUN [--sets 20] [--rows 64 16] [scorer=... ...]
 
-RUN's signatures of every layer are ranked, by its own scorer or the one named, to give each layer's average precision.
-Then each strategy of configs/layers that looks at a probe is asked with seeds 0 to sets - 1, each with probe rows of
-its own, and the times that it chose each layer are counted. A strategy that chooses several layers counts for each.
-What a strategy would read out of the model is read from RUN's store instead, where it lies rounded to float16: the
-model does not run, and the whole takes a minute. Prints one table, in Markdown.
+The signatures of RUN are ranked at each layer, by the run's scorer or the one given, to measure the average precision
+of each layer. Then every strategy of configs/layers that reads a probe runs with seeds 0 to sets - 1, each of which
+draws its own probe rows, and the choices of each layer are counted; a strategy that chooses several layers counts for
+each of them. The strategies read states from RUN's store (rounded to float16) instead of the model: the model does not
+run, and everything takes about a minute. Prints one table in Markdown.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 
 @contextmanager
 def stored(source: RunFolder) -> Iterator[None]:
-    """Lets the strategies read the residual stream of training rows out of a store."""
+    """Makes the strategies read the residual stream of training rows from a store instead of the model."""
     store = AttributionStore(source.store, "train")
 
     def read(site, model, batch, layers):
@@ -69,29 +69,29 @@ def stored(source: RunFolder) -> Iterator[None]:
 
 
 def choices(config: DictConfig, rows: Sequence[int], sets: int) -> Iterator[tuple[str, Counter[int]]]:
-    """By strategy and number of probe rows: how often each layer was chosen."""
+    """How often each layer was chosen, by strategy and number of probe rows."""
     job = prepare(config)
     plans = [(name, f"`{name}`, {n} rows", [f"layers.n={n}"], sets) for name in PROBED for n in rows]
     plans = [(name, f"`{name}`", [], 1) for name in PLAIN] + plans
     with progress("Choosing layers", total=sum(plan[-1] for plan in plans), unit="probe sets") as advance:
-        for name, told, more, times in plans:
-            job.selector = build(compose("attribute", [f"layers={name}", *more]).layers)
+        for name, title, more, times in plans:
+            job.strategy = build(compose("attribute", [f"layers={name}", *more]).layers)
             found: Counter[int] = Counter()
             for seed in range(times):
                 job.config.seed = seed  # of the probe rows
                 found.update(choose_layers(job)[0].layers)
                 advance(1)
-            yield told, found
+            yield title, found
 
 
 def by_layer(source: RunFolder, config: DictConfig) -> list[float]:
-    """The average precision of each layer alone."""
+    """The average precision of each single layer."""
     config.each, config.calibration.rate = True, None
     with TemporaryDirectory() as folder:
         each = rescore(source, RunFolder(Path(folder) / "ranked"), config).metrics["each"]
     found = {int(place.partition("/")[2]): measured.get("overall") for place, measured in each.items()}
     if len(found) < 2 or not all(found.values()):
-        raise UsageError(f"{source.path} is no run with layers=every and labels on both sides.")
+        raise UsageError(f"Expected {source.path} to be a run with layers=every and labels of rows and queries.")
     return [found[layer]["average_precision"] for layer in sorted(found)]
 
 
@@ -100,8 +100,8 @@ def table(precision: Sequence[float], chosen: dict[str, Counter[int]]) -> Iterat
     yield "| | " + " | ".join(f"layer {layer}" for layer in layers) + " |"
     yield "| --- |" + " --- |" * len(precision)
     yield "| average precision | " + " | ".join(f"{one:.3f}" for one in precision) + " |"
-    for told, found in chosen.items():
-        yield f"| {told} | " + " | ".join(str(found[layer] or "") for layer in layers) + " |"
+    for title, found in chosen.items():
+        yield f"| {title} | " + " | ".join(str(found[layer] or "") for layer in layers) + " |"
 
 
 if __name__ == "__main__":

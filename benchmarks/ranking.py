@@ -1,18 +1,18 @@
-"""Speed and memory of the ranking: the best 100 of 1,000,000 rows for each of 100 queries, streaming from disk.
+"""Speed and memory of the ranking: the best 100 of 1,000,000 rows for each of 100 queries, streamed from disk.
 
     python benchmarks/ranking.py [--rows N] [--folder DIR] [--rounds N] [--quick]
 
-Makes a store of random signatures (2 blocks x 512, float16) around 1,000 centres, as samples of 1,000 kinds would have
-them, and then measures, in processes of their own and in turns:
+Makes a store of random signatures (2 blocks x 512, float16) around 1,000 centres, as if there were 1,000 kinds of
+samples, and then measures, each in a separate process and taking turns:
 
-* `rank` on that store, digests checked, with the memory that the process takes
-* FAISS IndexFlatIP (extra ``faiss``) on the same vectors, in memory as float32 and normalized: as it comes, and
-  through BLAS, which it keeps for larger searches
-* the matrix product alone, in memory: what no exact float32 method can beat
+* `rank` on that store, digests checked, with the memory of the process
+* FAISS IndexFlatIP (extra ``faiss``) on the same vectors, in memory as normalized float32: with its default settings,
+  and through BLAS, which FAISS uses by default for larger searches only
+* the matrix product alone, in memory: a bound for any exact float32 method
 * one pair at a time, on a slice
 * once, the approximate index of `rept.ranking.faiss_index`: building, searching (mapped from disk), size, recall
 
-The hits are held against those of FAISS, and their scores against float64.
+The hits are compared with those of FAISS, and their scores with float64.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WIDTH, QUERIES, TOP, KINDS = 512, 100, 100, 1000
 
 
 def make(folder: Path, rows: int) -> None:
-    """A store whose two blocks are about equally loud, so that both count."""
+    """Makes a store with two blocks of about equal norm, so that both matter to the score."""
     centres = {key: torch.randn(KINDS, WIDTH, generator=torch.Generator().manual_seed(len(key.field))) for key in KEYS}
     for side, count in (("train", rows), ("query", QUERIES)):
         if AttributionStore.finished(folder, side):
@@ -81,7 +81,7 @@ def ours(folder: Path) -> dict:
 
 
 def approximate(folder: Path) -> dict:
-    """The approximate index: seconds to build and to search, bytes, and the rows found; nothing without FAISS."""
+    """Builds and searches the approximate index: seconds of both, bytes, and the rows found."""
     asked = queries(folder)
     index = ApproximateIndex(folder / "approximate.faiss", AttributionStore(folder, "train"), Cosine(), KEYS)
     start = time.perf_counter()
@@ -90,12 +90,12 @@ def approximate(folder: Path) -> dict:
     start = time.perf_counter()
     rows = index.search(asked, TOP).row.tolist()
     seconds = time.perf_counter() - start
-    looked = f"{made.looked_into} of {made.lists}"
-    return {"build": build, "seconds": seconds, "bytes": made.bytes, "looked_into": looked, "rows": rows}
+    searched = f"{made.looked_into} of {made.lists}"
+    return {"build": build, "seconds": seconds, "bytes": made.bytes, "searched": searched, "rows": rows}
 
 
 def vectors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All rows (N D) and queries (Q D) in memory: the blocks joined, normalized."""
+    """All rows (N D) and queries (Q D) in memory: the blocks concatenated and normalized."""
     store = AttributionStore(folder, "train")
     train = np.empty((store.rows, WIDTH * len(KEYS)), np.float32)
     for block in store.blocks(KEYS):
@@ -106,7 +106,7 @@ def vectors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_memory(folder: Path, quick: bool = False) -> dict:
-    """FAISS and the matrix product alone."""
+    """Seconds of FAISS and of the matrix product alone, and FAISS's hits."""
     train, asked = vectors(folder)
     start = time.perf_counter()
     for first in range(0, len(train), 4096):
@@ -129,7 +129,7 @@ def in_memory(folder: Path, quick: bool = False) -> dict:
 
 
 def one_pair_at_a_time(folder: Path, rows: int = 200) -> float:
-    """Pairs a second."""
+    """Pairs per second."""
     store = AttributionStore(folder, "train")
     train, asked = store.read(range(rows), KEYS), queries(folder)
     x, y = (torch.cat([side[key] for key in KEYS], dim=1) for side in (train, asked))
@@ -141,33 +141,33 @@ def one_pair_at_a_time(folder: Path, rows: int = 200) -> float:
 
 
 def exactness(folder: Path, found: dict, other: dict) -> str:
-    """How the hits compare with FAISS's, and their scores with float64."""
+    """Compares the hits with those of FAISS, and their scores with float64."""
     rows, scores = torch.tensor(found["rows"]), torch.tensor(found["scores"]).double()
     unique, inverse = rows.unique(return_inverse=True)
     stored = AttributionStore(folder, "train").read(unique.numpy(), KEYS)
     x = torch.cat([stored[key] for key in KEYS], dim=1).double()
     y = torch.cat(list(queries(folder).values()), dim=1).double()
     exact = torch.nn.functional.cosine_similarity(x[inverse], y[:, None], dim=-1)
-    said = f"largest error of a score, against float64: {(exact - scores).abs().max():.1e}"
+    line = f"largest error of a score, compared with float64: {(exact - scores).abs().max():.1e}"
     if "rows" in other:
         gap = (scores - torch.tensor(other["scores"]).double()).abs().max()
         same = (rows == torch.tensor(other["rows"])).double().mean()
-        said += f"; hits in the same place as FAISS's: {same:.2%}, scores within {gap:.1e}"
-    return said
+        line += f"; hits at the same rank as in FAISS: {same:.2%}, scores within {gap:.1e}"
+    return line
 
 
 def apart(name: str, folder: Path) -> dict:
-    """One measurement in a process of its own."""
+    """Runs one measurement in a separate process."""
     command = [sys.executable, __file__, "--measure", name, "--folder", str(folder)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=3, help="the best of so many is printed")
-    parser.add_argument("--folder", type=Path, help="where the store is kept; by default it is made anew and removed")
-    parser.add_argument("--quick", action="store_true", help="leaves out FAISS as it comes, which takes minutes")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the store")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the best is printed")
+    parser.add_argument("--folder", type=Path, help="where the store is kept; by default a temporary one")
+    parser.add_argument("--quick", action="store_true", help="skips FAISS with default settings, which takes minutes")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     measure: dict[str, Callable[[Path], dict]] = {
@@ -197,15 +197,15 @@ def report(folder: Path, rows: int, rounds: list[tuple[dict, dict]]) -> None:
     titles = {
         "product": "the product alone, in memory",
         "blas": "FAISS IndexFlatIP, BLAS, in memory",
-        "default": "FAISS IndexFlatIP, as it comes, in memory",
+        "default": "FAISS IndexFlatIP, defaults, in memory",
     }
     others = {title: min(one[name] for _, one in rounds) for name, title in titles.items() if name in rounds[0][1]}
     others["one pair at a time (from a slice)"] = rows * QUERIES / one_pair_at_a_time(folder)
     print(f"{rows:,} rows x {len(KEYS)} blocks x {WIDTH}, {QUERIES} queries, top {TOP}, {os.cpu_count()} cores")
-    print(f"{'':44s}{'seconds':>10s}{'ours is':>12s}")
+    print(f"{'':44s}{'seconds':>10s}{'our speedup':>13s}")
     print(f"{f'ours, from disk (peak {peak:.0f} MiB)':44s}{seconds:10.2f}")
     for title, other in others.items():
-        print(f"{title:44s}{other:10.2f}{other / seconds:10.2f} x")
+        print(f"{title:44s}{other:10.2f}{other / seconds:11.2f} x")
     print(exactness(folder, *rounds[0]))
 
 
@@ -213,7 +213,7 @@ def report_approximate(exact: dict, found: dict) -> None:
     pairs = zip(exact["rows"], found["rows"], strict=True)
     recall = sum(len(set(a) & set(b)) for a, b in pairs) / (QUERIES * TOP)
     print(
-        f"approximate index, from disk: {found['seconds']:.2f} s, digest included ({found['looked_into']} lists); "
+        f"approximate index, from disk: {found['seconds']:.2f} s, digest included ({found['searched']} lists); "
         f"recall@{TOP} {recall:.3f}; {found['bytes'] / 1e9:.2f} GB; built in {found['build']:.0f} s"
     )
 

@@ -1,7 +1,8 @@
-"""Do scores foretell what retraining does? Two measures of that, for one query each.
+"""How well scores predict the effect of retraining: two measures, each for one query.
 
-A model is trained anew on subsets S of the training rows, and f(S) is what it then says of the query: minus the mean
-cross-entropy of the query's response. An attribution tau foretells ``sum_{i in S} tau_i`` (the rows' effects add up).
+Models are trained from scratch on subsets S of the training rows. f(S) is the output of such a model for the query:
+minus the mean cross-entropy of the query's response. An attribution tau predicts that f(S) grows with
+``sum_{i in S} tau_i`` (the effects of the rows add up).
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ def linear_datamodeling_score(scores: np.ndarray, subsets: np.ndarray, outputs: 
     """Spearman's rank correlation of ``sum_{i in S} tau_i`` and ``f(S)`` over subsets.
 
     Park, Georgiev, Ilyas, Leclerc and Madry, "TRAK", ICML 2023; Ilyas et al., "Datamodels", ICML 2022. Subsets should
-    be of one size: else the sum of scores that are all positive grows with the number of rows alone.
+    have the same size: otherwise the sum of scores that are all positive grows with the number of rows alone.
 
     Args:
         scores: (N) tau of each training row.
         subsets: (M N) bool: the rows that each of M models was trained on.
-        outputs: (M) f of each.
+        outputs: (M) f of each model.
 
     Raises:
-        ValueError: there are fewer than two subsets, or shapes do not fit.
+        ValueError: there are fewer than two subsets, or the shapes do not match.
     """
     return _spearman(_sums(scores, subsets, outputs), outputs)
 
@@ -29,17 +30,17 @@ def linear_datamodeling_score(scores: np.ndarray, subsets: np.ndarray, outputs: 
 def leave_k_out_agreement(scores: np.ndarray, left_out: np.ndarray, outputs: np.ndarray, whole: float) -> float:
     """Spearman's rank correlation of ``sum_{i in K} tau_i`` and ``f(all) - f(all without K)`` over sets K left out.
 
-    High where leaving out the rows that score highest harms the model's say of the query most. Sets of one size, the
-    highest-scoring rows, the lowest and random ones among them, make it tell something.
+    High if leaving out the rows with the highest scores lowers the model's output for the query most. The sets should
+    have the same size and include high-scoring, low-scoring and random rows, so that they differ enough to compare.
 
     Args:
         scores: (N) tau of each training row.
-        left_out: (M N) bool: the rows that each of M models was not shown.
-        outputs: (M) f of each.
+        left_out: (M N) bool: the rows left out of the training of each of M models.
+        outputs: (M) f of each model.
         whole: f of the model trained on all rows.
 
     Raises:
-        ValueError: there are fewer than two sets, or shapes do not fit.
+        ValueError: there are fewer than two sets, or the shapes do not match.
     """
     return _spearman(_sums(scores, left_out, outputs), whole - outputs)
 
@@ -54,7 +55,7 @@ def _sums(scores: np.ndarray, chosen: np.ndarray, outputs: np.ndarray) -> np.nda
 
 
 def _spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's correlation of ranks, equal values sharing their mean rank; 0 where either side is constant."""
+    """Pearson's correlation of the ranks; equal values share their mean rank. 0 if either side is constant."""
     a, b = _ranks(one), _ranks(other)
     a, b = a - a.mean(), b - b.mean()
     scale = np.sqrt((a * a).sum() * (b * b).sum())

@@ -1,16 +1,16 @@
-"""Whether memory and time a row stay the same however many rows there are, in extraction and in ranking.
+"""Memory and time per row for different numbers of rows, in extraction and in ranking; both should stay constant.
 
     python benchmarks/scale.py [--extraction N N ...] [--ranking N N ...] [--rounds N] [--width N]
 
-* extraction: the whole run of `attribute.py` over short rows with a tiny random model, so that what is held for each
-  row would show beside what is held for a batch
-* ranking: `rank` over a store of random signatures (2 blocks, narrow, so that a few gigabytes hold millions of rows)
+* extraction: a whole run of `attribute.py` on short rows with a tiny random model, so that memory per row would be
+  visible next to memory per batch
+* ranking: `rank` on a store of random signatures (2 narrow blocks, so that a few gigabytes hold millions of rows)
 
-Each measurement is a process of its own. Peak memory is the most that the process had resident, mapped pages of the
-store's files included; the largest of the runs counts. Time is the processor's, so that other work on the machine
-counts less, and its mean over all runs of a size. Small sizes are run more often, half of their runs before those of
-the largest and half after: a machine's speed drifts by more than what is to be seen, and a short run's best moment is
-no measure of a long one.
+Each measurement is a separate process. Peak memory is the largest resident size of the process, including mapped pages
+of the store's files, over all runs of a size. Time is processor time, which other load on the machine affects less,
+averaged over all runs of a size. Small sizes run more often, half of their runs before those of the largest size and
+half after: the speed of a machine drifts by more than the differences of interest, and the best time of a short run
+cannot be compared with the mean of a long one.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from scorers.cosine import Cosine
 WORDS = ["the", "king", "of", "Norland", "lives", "in", "a", "fine", "old", "house", "by", "sea", "and", "says"]
 KEYS = [Key("residual_stream", 1, "representation"), Key("residual_stream", 1, "gradient")]
 QUERIES = 20
-MOST_RUNS = 12  # of a small size, in a round
+MOST_RUNS = 12  # maximum for a small size, per round
 
 
 def make_data(folder: Path, rows: int) -> Path:
-    """Short rows, all different and of about one length, each with one of two labels."""
+    """Writes short rows, all different and of about the same length, each with one of two labels."""
     path = folder / f"{rows}.jsonl"
     draw = random.Random(rows)
     with path.open("w") as file:
@@ -92,7 +92,7 @@ def ranking(folder: Path, rows: int) -> dict[str, float]:
     store = AttributionStore(folder / f"store-{rows}", "train")
     queries = AttributionStore(folder / f"store-{rows}", "query")
     asked = queries.read(range(QUERIES), KEYS)
-    rank(queries, asked, Cosine())  # what a process pays once, such as torch's first use of its kernels
+    rank(queries, asked, Cosine())  # costs that occur once per process, such as the first use of torch's kernels
     start = time.process_time()
     rank(store, asked, Cosine())
     seconds = time.process_time() - start
@@ -119,17 +119,17 @@ def report(measure: str, folder: Path, sizes: list[int], rounds: int) -> None:
         most = {name: max(one[name] for one in found[rows]) for name in found[rows][0] if name != "seconds"}
         seconds = sum(one["seconds"] for one in found[rows]) / (rows * len(found[rows]))
         first = first or most | {"a row": seconds}
-        told = [f"{name} {value / 2**20:7.1f} MiB ({value / first[name] - 1:+6.1%})" for name, value in most.items()]
-        time_of = f"{seconds * 1e6:8.2f} us a row ({seconds / first['a row'] - 1:+6.1%})"
-        print(f"{measure:10s} {rows:>9,} rows   {'   '.join(told)}   {time_of}   {len(found[rows])} runs", flush=True)
+        memory = [f"{name} {value / 2**20:7.1f} MiB ({value / first[name] - 1:+6.1%})" for name, value in most.items()]
+        time_of = f"{seconds * 1e6:8.2f} us per row ({seconds / first['a row'] - 1:+6.1%})"
+        print(f"{measure:10s} {rows:>9,} rows   {'   '.join(memory)}   {time_of}   {len(found[rows])} runs", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--extraction", type=int, nargs="*", default=[2_000, 50_000])
-    parser.add_argument("--ranking", type=int, nargs="*", default=[100_000, 2_000_000])
-    parser.add_argument("--width", type=int, default=64, help="of each of the two blocks of the ranking's store")
-    parser.add_argument("--rounds", type=int, default=1, help="all of it so many times")
+    parser.add_argument("--extraction", type=int, nargs="*", default=[2_000, 50_000], help="numbers of rows")
+    parser.add_argument("--ranking", type=int, nargs="*", default=[100_000, 2_000_000], help="numbers of rows")
+    parser.add_argument("--width", type=int, default=64, help="width of each of the two blocks in the ranking's store")
+    parser.add_argument("--rounds", type=int, default=1, help="repetitions of all measurements")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)

@@ -1,14 +1,14 @@
-"""Kills real runs 200 times, goes on with the same command each time, and holds what they leave against whole runs.
+"""Kills runs 200 times, resumes each with the same command, and compares the files with those of undisturbed runs.
 
     python benchmarks/soak.py [--kills N] [--seed N]
 
-Runs of a small random model, with one process and with two, are ended by SIGKILL at random moments of their life: the
-first process (the parent of the others), another rank, or all at once. A run that was killed is started again with the
-same command until it ends by itself. Then its store, results, tokens, queries and measures must be, byte for byte,
-those of a run that nobody disturbed, and nothing else may be left in its folder.
+Runs of a small random model, with one process and with two, are killed by SIGKILL at random moments: the first process
+(the parent of the others), another rank, or all processes at once. A killed run is started again with the same command
+until it finishes. Then its store, results, tokens, queries and measures must equal, byte for byte, those of an
+undisturbed run, and its folder must contain no other files.
 
-Prints the kills by victim and by what was on the disk, the rows computed twice, and the differences. Exit code 1 if
-there is a difference, or if a kill cost more than the unfinished shard of each rank.
+Prints the kills by victim and by stage, the rows that were computed twice, and the number of differences. The exit code
+is 1 if there is a difference, or if a kill cost more than the unfinished shard of each rank.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ WORDS = [
     "bird",
 ]
 COMPARED = ("results.jsonl", "tokens.jsonl", "queries.jsonl", "metrics.json", "layers.json")
-OWN = {"config.yaml", "provenance.json", ".lock", "store", *COMPARED}  # what a run folder holds
+OWN = {"config.yaml", "provenance.json", ".lock", "store", *COMPARED}  # files of a run folder
 VICTIMS = {1: ("the only process",), 2: ("rank 0, the parent", "rank 1", "both ranks")}
 
 
 def make_material(folder: Path) -> None:
-    """A Llama of 2 layers and width 32, 600 training rows of which some are set aside, and 8 queries."""
+    """Makes a Llama of 2 layers and width 32, 600 training rows of which some are set aside, and 8 queries."""
     rng = random.Random(0)
 
     def row(number: int) -> dict[str, str]:
@@ -87,7 +87,7 @@ def command(folder: Path, out: Path, ranks: int) -> list[str]:
 
 
 def count_rows() -> None:
-    """Makes every run, all of which are forks of this process, note each batch beside its run folder."""
+    """Makes every run, each a fork of this process, record the size of each batch in a file beside its run folder."""
     extract = AttributionModule.predict_step
 
     def predict_step(self: AttributionModule, batch, *rest):
@@ -100,7 +100,7 @@ def count_rows() -> None:
 
 
 def computed(out: Path) -> list[int]:
-    """Rows of each batch that was ever computed for a run."""
+    """The number of rows of each batch that was computed for a run, in all its attempts."""
     path = out.with_suffix(".rows")
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
@@ -114,7 +114,7 @@ def number_of_shards(out: Path) -> int:
 
 
 def state(out: Path) -> str:
-    """How far a run had come when it was killed, by what it left on the disk."""
+    """The stage at which a run was killed, according to the files it left."""
     if (out / "tokens.jsonl").exists():
         return "writing the last files"
     if (out / "store/digests.json").exists() and '"train"' in (out / "store/digests.json").read_text():
@@ -123,14 +123,14 @@ def state(out: Path) -> str:
 
 
 def image(out: Path) -> dict[str, bytes]:
-    """What must be equal, by name; a file that should not be there counts, too."""
+    """The content of all files that must be equal, by name; unexpected files are included."""
     found = {str(path.relative_to(out)): path.read_bytes() for path in (out / "store").rglob("*") if path.is_file()}
     found |= {name: (out / name).read_bytes() for name in COMPARED if (out / name).exists()}
     return found | {path.name: b"should not be here" for path in out.iterdir() if path.name not in OWN}
 
 
 class Soak:
-    """Undisturbed runs for each number of processes, and disturbed ones beside them."""
+    """Undisturbed runs for each number of processes, and killed runs that are compared with them."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.rng = folder, random.Random(seed)
@@ -146,11 +146,11 @@ class Soak:
                 raise SystemExit(f"an undisturbed run ended with {code}:\n{out.with_suffix('.log').read_text()}")
             self.seconds[ranks] = time.monotonic() - begin
             self.expected[ranks] = image(out)
-        for name in COMPARED:  # the number of processes moves no result
+        for name in COMPARED:  # results do not depend on the number of processes
             self.differences += self.expected[1][name] != self.expected[2][name]
 
     def run(self, kills: int) -> None:
-        """One run folder after another, each killed as often as chance has it, until there were so many kills."""
+        """Makes one run after another, each killed a random number of times, until ``kills`` is reached."""
         while sum(self.kills.values()) < kills:
             ranks = 2 - self.runs % 2
             out = self.folder / f"run-{self.runs}"
@@ -161,18 +161,18 @@ class Soak:
             self.finish(out, ranks, sum(self.kills.values()) - before)
 
     def kill(self, out: Path, ranks: int) -> bool:
-        """Kills a run at some moment of its life, or of its extraction; False if it was over before."""
+        """Kills a run at a random moment, or at a random moment of its extraction; False if it finished before."""
         run = start(self.folder, out, ranks)
         begin = time.monotonic()
         seconds, shards = self.rng.uniform(0, self.seconds[ranks]), self.rng.randint(1, ROWS // SHARD_ROWS)
-        extracting = self.rng.random() < 0.5  # every second is killed at a number of shards instead of a moment
+        extracting = self.rng.random() < 0.5  # half of the kills wait for a number of shards instead of a time
         while len(others := forking.members(run.pid)) < ranks or not (
             number_of_shards(out) >= shards if extracting else time.monotonic() - begin > seconds
         ):
             if run.poll() is not None:
                 return False
             time.sleep(0.002)
-        victim = min(VICTIMS[ranks], key=lambda one: (self.kills[one], self.rng.random()))  # all in turns
+        victim = min(VICTIMS[ranks], key=lambda one: (self.kills[one], self.rng.random()))  # the least frequent so far
         if victim == "both ranks":
             os.killpg(run.pid, signal.SIGKILL)
         elif victim == "rank 1":
@@ -186,7 +186,7 @@ class Soak:
         return True
 
     def finish(self, out: Path, ranks: int, kills: int) -> None:
-        """Lets a run end, and holds it against the undisturbed one."""
+        """Resumes a run until it finishes, and compares it with the undisturbed one."""
         begun = start(self.folder, out, ranks)
         if begun.wait() != 0:
             raise SystemExit(f"{out} ended with {begun.returncode}:\n{out.with_suffix('.log').read_text()[-3000:]}")
@@ -207,15 +207,15 @@ class Soak:
         for title, counts in (("killed", self.kills), ("at", self.states)):
             for name, count in sorted(counts.items()):
                 print(f"{title + ' ' + name:40s}{count:8,d}")
-        print(f"{'runs, each gone on with until it ended':40s}{self.runs:8,d}")
-        print(f"{'rows computed twice':40s}{self.rows_twice:8,d}   ({lost:.1f} a kill; a shard has {SHARD_ROWS})")
+        print(f"{'runs, each resumed until it finished':40s}{self.runs:8,d}")
+        print(f"{'rows computed twice':40s}{self.rows_twice:8,d}   ({lost:.1f} per kill; a shard has {SHARD_ROWS})")
         print(f"{'runs that lost more than open shards':40s}{self.too_much:8,d}")
         print(f"{kills} kills: {self.differences} differences")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=200, help="kills until the benchmark ends")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

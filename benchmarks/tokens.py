@@ -1,10 +1,10 @@
-"""Do the strongest tokens of the best hits mark the culprit words? All forms, at every layer from 2.
+"""How well token scores mark the culprit words of the best hits: all forms, at every layer from 2.
 
     python benchmarks/tokens.py RUN [WORD ...]
 
-RUN is a run folder. For each query's best hit that holds a culprit word: whether one of the hit's three highest tokens
-is part of one, a position also counting for the token that it predicts; and token_average_precision. The culprit words
-are the data's own spans (as in the embedded data), or those named: `runs/backdoor "TY" "You are stupid!"`.
+RUN is a run folder. Measured on each query's best hit that contains a culprit word: whether one of its three tokens
+with the highest scores is part of a culprit word (or predicts a token of one), and token_average_precision. The culprit
+words are the spans in the data (as in the embedded data), or the words given: `runs/backdoor "TY" "You are stupid!"`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ HIGHEST = 3
 
 
 def culprit(marked: Sequence[bool], scores: torch.Tensor) -> bool:
-    """Whether one of the highest tokens is marked, or predicts a marked one."""
+    """Whether one of the tokens with the highest scores is marked, or predicts a marked token."""
     best = scores.topk(min(HIGHEST, len(scores))).indices.tolist()
     return any(marked[i] or (i + 1 < len(marked) and marked[i + 1]) for i in best)
 
 
 def marks(datamodule: AttributionDataModule, row: int, words: Sequence[str]) -> list[bool]:
-    """Per token of a training row: whether it carries one of the words (the data's own spans where none are given)."""
+    """For each token of a training row, whether it is part of one of the words (without words: of the row's spans)."""
     encoded = datamodule.encoded("train", row)
     if not words:
         return encoded.marked
@@ -47,11 +47,11 @@ def marks(datamodule: AttributionDataModule, row: int, words: Sequence[str]) -> 
 
 
 def measure(run: Trace, datamodule: AttributionDataModule, model: torch.nn.Module, words: Sequence[str]) -> Table:
-    """All forms at every layer from 2."""
+    """Measures all forms of token scores at every layer from 2."""
     pairs = [(q, run.hits(q)[0].row) for q in range(len(run.queries)) if run.hits(q)]
     marked = {row: marks(datamodule, row, words) for _, row in pairs}
     pairs = [(query, row) for query, row in pairs if any(marked[row])]
-    table = Table(title=f"{len(pairs)} best hits that hold a culprit word", title_justify="left")
+    table = Table(title=f"{len(pairs)} best hits that contain a culprit word", title_justify="left")
     for column in ("layer", "form", f"culprit among the {HIGHEST} highest", "token average precision"):
         table.add_column(column, justify="right")
     for layer in range(2, len(Architecture.of(model)) + 1):
@@ -67,7 +67,10 @@ def measure(run: Trace, datamodule: AttributionDataModule, model: torch.nn.Modul
 
 
 def main(arguments: Sequence[str]) -> None:
-    """RUN [WORD ...]: a run folder, and the words that carry the poison, where the data do not say."""
+    """Prints the table for ``RUN [WORD ...]``: a run folder, and culprit words for data without spans."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
     quiet()
     run = Trace(arguments[0])
     datamodule = build(run.config.datamodule)

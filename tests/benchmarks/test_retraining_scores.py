@@ -1,4 +1,4 @@
-"""Both measures against SciPy's rank correlation, and where the truth is known."""
+"""Both measures compared with SciPy's rank correlation, and on data with known effects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EFFECTS = RNG.normal(size=40)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0, 10.0])
-def test_both_are_spearmans_correlation_of_sums_and_outputs(noise):
+def test_both_equal_spearmans_correlation_of_sums_and_outputs(noise):
     outputs = np.round(SUBSETS @ EFFECTS + noise * RNG.normal(size=25), 1)  # rounded: ties
     scores = EFFECTS + noise * RNG.normal(size=40)
     expected = spearmanr(SUBSETS @ scores, outputs).statistic
@@ -22,7 +22,7 @@ def test_both_are_spearmans_correlation_of_sums_and_outputs(noise):
     assert leave_k_out_agreement(scores, SUBSETS, outputs, 3.0) == pytest.approx(-expected)
 
 
-def test_true_effects_foretell_all_and_their_opposite_all_the_other_way():
+def test_true_effects_predict_perfectly_and_their_negatives_inversely():
     outputs = SUBSETS @ EFFECTS
     assert linear_datamodeling_score(EFFECTS, SUBSETS, outputs) == pytest.approx(1)
     assert linear_datamodeling_score(-EFFECTS, SUBSETS, outputs) == pytest.approx(-1)
@@ -32,6 +32,6 @@ def test_true_effects_foretell_all_and_their_opposite_all_the_other_way():
 
 
 @pytest.mark.parametrize("outputs", [np.zeros(1), np.zeros(24)])
-def test_what_cannot_be_ranked_is_told(outputs):
+def test_too_few_sets_and_wrong_shapes_are_refused(outputs):
     with pytest.raises(ValueError, match="Expected at least two sets"):
         linear_datamodeling_score(EFFECTS, SUBSETS[:1], outputs)
