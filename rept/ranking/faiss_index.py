@@ -24,7 +24,7 @@ from rept.store.reader import AttributionStore
 from rept.store.shards import DamagedStore
 from rept.types import Key
 from rept.utils.digests import file_digest, text_digest
-from rept.utils.files import beside
+from rept.utils.files import atomic_stream
 from rept.utils.json_files import read_json, write_json
 
 PER_LIST = 40  # rows that k-means sees for each centre: FAISS asks for 39 at least
@@ -100,7 +100,7 @@ class ApproximateIndex:
             index.add_with_ids(self.vectors(block.fields), block.row.numpy())
             if on_block is not None:
                 on_block(len(block.row))
-        with beside(self.path, "wb") as stream:  # FAISS's own writer is silent where closing the file fails
+        with atomic_stream(self.path) as stream:  # FAISS's own writer is silent where closing the file fails
             self._faiss.write_index(index, self._faiss.PyCallbackIOWriter(stream.write))
         index.nprobe, found = self._judge(index, queries, k, recall)
         made = Description(

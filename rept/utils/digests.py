@@ -1,4 +1,4 @@
-"""Digests of text: short names for settings and data."""
+"""Digests of text, memory and files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rept.errors import UsageError
 
 
 def text_digest(*parts: str | bytes) -> str:
-    """A short digest of the parts, in order."""
+    """A short digest of the parts, in order: a name for settings and data."""
     made = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
@@ -23,14 +23,14 @@ def text_digest(*parts: str | bytes) -> str:
 def content_digest(data: bytes | memoryview | mmap.mmap) -> str:
     """xxh3 with 128 bits, in hex.
 
-    It guards against accidents, not forgers, and must keep up with the disk: at 9 GB/s it does, where SHA-256 without
-    processor support gives 0.2 and would take longer than the ranking itself.
+    It detects accidents, not forgery, and must keep up with the disk: at 9 GB/s it does, where SHA-256 without
+    processor support reaches 0.2 GB/s and would take longer than the ranking itself.
     """
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def file_digest(path: Path) -> str:
-    """The digest of a file of any size; raises UsageError if it cannot be read."""
+    """`content_digest` of a file of any size; raises UsageError if it cannot be read."""
     made = xxhash.xxh3_128()
     try:
         with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Files to rely on: whole if they are there under their name, and known by the digest of their content."""
+"""Atomic and durable writes: a file has its name only once all of it is on the disk."""
 
 from __future__ import annotations
 
@@ -6,29 +6,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import BinaryIO
 
 from rept.errors import UsageError
 
 
 def publish(path: Path, data: bytes | memoryview) -> None:
-    """Writes a file that has its name only once all of it is on the disk.
-
-    Raises:
-        UsageError: the disk is full, or the folder cannot be written; nothing is left behind.
-    """
-    with beside(path, "wb", what=f"{len(data):,} bytes to ") as stream:
+    """Writes a file atomically; raises as `atomic_stream`."""
+    with atomic_stream(path, what=f"{len(data):,} bytes to ") as stream:
         stream.write(data)
 
 
 @contextmanager
-def beside(path: Path, mode: str, what: str = "", **encoding: str) -> Iterator[IO[Any]]:
-    """A stream whose file takes the name ``path`` only when all of it is on the disk.
+def atomic_stream(path: Path, what: str = "") -> Iterator[BinaryIO]:
+    """Yields a stream whose file takes the name ``path`` at the end, when its content is on the disk.
 
-    What a killed run leaves behind has a name that the next one writes over.
+    A killed process may leave the partial file, under a name that the next attempt overwrites.
 
     Args:
-        mode, encoding: as for `Path.open`.
         what: how much is written, for `not_written`.
 
     Raises:
@@ -36,7 +31,7 @@ def beside(path: Path, mode: str, what: str = "", **encoding: str) -> Iterator[I
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open(mode, **encoding) as stream:
+        with partial.open("wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -49,16 +44,24 @@ def beside(path: Path, mode: str, what: str = "", **encoding: str) -> Iterator[I
         raise
 
 
+def move_durably(source: Path, target: Path) -> None:
+    """Renames a file so that its content and then its new name survive a power loss."""
+    with source.open("rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(source, target)
+    sync_folder(target.parent)
+
+
 def not_written(path: Path, error: OSError, what: str = "") -> str:
-    """One sentence for a disk that is full or a folder that cannot be written."""
+    """The message for a full disk or a folder that cannot be written."""
     return (
         f"Expected to write {what}{path}, but got: {error.strerror or error}; "
-        "make room or mend this, and give the same command again to go on."
+        "free disk space or fix permissions, then give the same command again to resume."
     )
 
 
 def make_folder(folder: Path) -> None:
-    """A folder, with those above it, whose being there outlasts a power loss; raises OSError as `Path.mkdir` does."""
+    """Creates a folder and its parents so that they survive a power loss; raises OSError as `Path.mkdir` does."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for one in reversed(missing):
@@ -66,7 +69,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in the folder outlast a power loss."""
+    """Makes new names in the folder survive a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,17 +1,17 @@
-"""JSON and JSON Lines files, written atomically and read with one sentence where they are damaged."""
+"""JSON and JSON Lines files: written atomically, and damage reported in one sentence."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from rept.errors import UsageError
-from rept.utils.files import beside
+from rept.utils.files import atomic_stream, publish
 
 
 @rank_zero_only
@@ -24,17 +24,23 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_lines(path, rows)
 
 
+@rank_zero_only
+def write_text(path: Path, text: str) -> None:
+    publish(path, _encoded(text))
+
+
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """As `write_jsonl`, on any rank."""
-    with _beside(path) as stream:
+    """Writes a JSON Lines file as `write_jsonl` does, but on any rank."""
+    with atomic_stream(path) as stream:
         for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            stream.write(_encoded(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Raises UsageError: the file is damaged."""
     with _parsing(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -54,16 +60,10 @@ def _parsing(path: Path) -> Iterator[None]:
     except ValueError as error:  # of JSON, and of UTF-8
         raise UsageError(
             f"Expected {path} to be as it was written, but it is damaged ({error}); delete it and give the same "
-            "command again to make it anew."
+            "command again to recompute it."
         ) from error
 
 
-@rank_zero_only
-def write_text(path: Path, text: str) -> None:
-    with _beside(path) as stream:
-        stream.write(text)
-
-
-def _beside(path: Path) -> AbstractContextManager[IO[str]]:
-    """`rept.utils.files.beside` for text. Lone surrogates, which JSON input may carry, have no UTF-8: kept as escapes."""
-    return beside(path, "w", encoding="utf-8", errors="backslashreplace")
+def _encoded(text: str) -> bytes:
+    """UTF-8, in which lone surrogates, which JSON input may carry, are written as escapes."""
+    return text.encode("utf-8", "backslashreplace")

@@ -131,6 +131,6 @@ def test_a_full_disk_leaves_the_index_before(store, tmp_path):
 
     partial = tmp_path / ".a.faiss.partial"
     partial.symlink_to("/dev/full")
-    with pytest.raises(UsageError, match="Expected to write .*a.faiss, but got: No space left on device; make room"):
+    with pytest.raises(UsageError, match="Expected to write .*a.faiss, but got: No space left on device; free disk space"):
         index.build(asked, K)
     assert {path.name for path in tmp_path.iterdir()} == {"a.faiss"} and index.path.read_bytes() == whole

@@ -88,7 +88,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch,
     write_json(path, {"old": 1})
     before = path.read_bytes()
     monkeypatch.setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace")}[step], full)
-    with pytest.raises(UsageError, match=r"write .*metrics\.json, but got: No space left on device; make room"):
+    with pytest.raises(UsageError, match=r"write .*metrics\.json, but got: No space left on device; free disk space"):
         write_json(path, {"new": 2})
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"metrics.json": before}
 

@@ -69,7 +69,7 @@ def test_a_full_disk_is_told_in_a_sentence_and_the_run_goes_on_after_room_is_mad
         try:
             attribute(material.config(run, *arguments), show_result=False)
         except UsageError as error:
-            told = re.fullmatch(r"Expected to write .*?(\S+), but got: No space left .* make room .*\.", str(error))
+            told = re.fullmatch(r"Expected to write .*?(\S+), but got: No space left .* free disk space .*\.", str(error))
             full_at.append(Path(told[1]).suffix)
         filler.unlink()
     assert full_at[0] == ".json" and ".h5" in full_at and len(full_at) < 4
@@ -81,7 +81,7 @@ def test_a_full_disk_is_told_in_a_sentence_and_the_run_goes_on_after_room_is_mad
 def test_a_full_disk_leaves_the_old_file(small_disk):
     write_json(small_disk / "metrics.json", {"old": 1})
     filler = fill(small_disk, 4096)
-    with pytest.raises(UsageError, match=r"metrics\.json, but got: No space left on device; make room"):
+    with pytest.raises(UsageError, match=r"metrics\.json, but got: No space left on device; free disk space"):
         write_json(small_disk / "metrics.json", {"new": "x" * 20_000})
     filler.unlink()
     assert {path.name: path.read_text() for path in small_disk.iterdir()} == {"metrics.json": '{\n  "old": 1\n}\n'}

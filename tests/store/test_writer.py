@@ -229,7 +229,7 @@ def test_after_a_full_disk_closing_does_not_try_again(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UsageError, match="No space left on device; make room .* same command again"):
+    with pytest.raises(UsageError, match="No space left on device; free disk space .* same command again"):
         one.append(torch.arange(4), torch.zeros(4), signatures(4))
     one.close()
     assert files(tmp_path) == {}

@@ -23,7 +23,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch,
 
     publish(tmp_path / "file", b"first")
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(UsageError, match="write 6 bytes to .*file, but got: Disk quota exceeded; make room"):
+    with pytest.raises(UsageError, match="write 6 bytes to .*file, but got: Disk quota exceeded; free disk space"):
         publish(tmp_path / "file", b"second")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"first"}
 
