@@ -37,8 +37,11 @@ from datamodules.toy.wordings import ANSWERS
 from rept.calibration.decision import decide
 from rept.calibration.references import load_references
 from rept.calibration.statistics import Resemblance
-from rept.config.compose import build, compose
+from rept.config.compose import compose
+from rept.config.plug_ins import build
+from rept.data.datamodule import AttributionDataModule
 from rept.ranking.rank import rank
+from rept.ranking.scorer import Scorer
 from rept.results.run_folder import RunFolder
 from rept.run.pipeline import attribute
 from rept.store.reader import AttributionStore, Block
@@ -70,7 +73,10 @@ class Run:
     def __init__(self, path: str | Path, words: Sequence[str]) -> None:
         self.folder = RunFolder(path)
         self.config = compose("attribute", words, base=self.folder.open_existing())
-        self.datamodule, self.scorer = build(self.config.datamodule), build(self.config.scorer)
+        self.datamodule, self.scorer = (
+            build(self.config.datamodule, AttributionDataModule),
+            build(self.config.scorer, Scorer),
+        )
         store = self.folder.store
         self.train, self.query = AttributionStore(store, "train"), AttributionStore(store, "query")
         source = self.datamodule.source("train")

@@ -22,7 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.retraining_scores import leave_k_out_agreement, linear_datamodeling_score
-from rept.config.compose import build, compose
+from rept.config.compose import compose
+from rept.config.plug_ins import build
+from rept.data.datamodule import AttributionDataModule
 from rept.model.hooks import Response, sample_losses
 from rept.model.loading import load_model, load_tokenizer
 from rept.results.trace import Trace
@@ -46,7 +48,7 @@ def train(out: Path, words: Sequence[str], without: np.ndarray) -> Path:
 @torch.no_grad()
 def outputs(model: Path, trace: Trace) -> np.ndarray:
     """(Q) minus the mean cross-entropy, under ``model``, of each query's answer as recorded in the run."""
-    datamodule = build(trace.config.datamodule)
+    datamodule = build(trace.config.datamodule, AttributionDataModule)
     datamodule.answers.update({line["query"]: line["response"] for line in trace.queries if line["generated"]})
     datamodule.attach(load_tokenizer(str(model)))
     network = load_model(str(model), dtype="float32").eval()

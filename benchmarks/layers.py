@@ -21,15 +21,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
-from omegaconf import DictConfig
-
 from extractors.sites.residual_stream import ResidualStream
-from rept.config.compose import build, compose
+from rept.config.compose import compose
+from rept.config.plug_ins import build
+from rept.config.schema import AttributeConfig
 from rept.errors import UsageError
 from rept.results.run_folder import RunFolder
-from rept.run.pipeline import rescore
 from rept.run.prepare import prepare
+from rept.run.rescore import rescore
 from rept.run.sample_rows import choose_layers
+from rept.signatures.layer_strategy import LayerStrategy
 from rept.store.reader import AttributionStore
 from rept.types import Key
 from rept.utils.progress import progress
@@ -68,14 +69,14 @@ def stored(source: RunFolder) -> Iterator[None]:
         yield
 
 
-def choices(config: DictConfig, rows: Sequence[int], sets: int) -> Iterator[tuple[str, Counter[int]]]:
+def choices(config: AttributeConfig, rows: Sequence[int], sets: int) -> Iterator[tuple[str, Counter[int]]]:
     """How often each layer was chosen, by strategy and number of probe rows."""
     job = prepare(config)
     plans = [(name, f"`{name}`, {n} rows", [f"layers.n={n}"], sets) for name in PROBED for n in rows]
     plans = [(name, f"`{name}`", [], 1) for name in PLAIN] + plans
     with progress("Choosing layers", total=sum(plan[-1] for plan in plans), unit="probe sets") as advance:
         for name, title, more, times in plans:
-            job.strategy = build(compose("attribute", [f"layers={name}", *more]).layers)
+            job.strategy = build(compose("attribute", [f"layers={name}", *more]).layers, LayerStrategy)
             found: Counter[int] = Counter()
             for seed in range(times):
                 job.config.seed = seed  # of the probe rows
@@ -84,7 +85,7 @@ def choices(config: DictConfig, rows: Sequence[int], sets: int) -> Iterator[tupl
             yield title, found
 
 
-def by_layer(source: RunFolder, config: DictConfig) -> list[float]:
+def by_layer(source: RunFolder, config: AttributeConfig) -> list[float]:
     """The average precision of each single layer."""
     config.each, config.calibration.rate = True, None
     with TemporaryDirectory() as folder:

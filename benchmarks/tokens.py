@@ -17,7 +17,7 @@ import torch
 from rich.table import Table
 
 from extractors.sites.residual_stream import ResidualStream
-from rept.config.compose import build
+from rept.config.plug_ins import build
 from rept.data.datamodule import AttributionDataModule
 from rept.model.architecture import Architecture
 from rept.model.loading import load_model, load_tokenizer
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     quiet()
     run = Trace(arguments[0])
-    datamodule = build(run.config.datamodule)
+    datamodule = build(run.config.datamodule, AttributionDataModule)
     path = run.config.model.path or datamodule.default_model
     datamodule.attach(load_tokenizer(path))
     datamodule.answers.update({q["query"]: q["response"] for q in run.queries if q["generated"]})

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 Side = Literal["train", "query"]
+SIDES: tuple[Side, Side] = ("query", "train")  # in the order of extraction
 
 FIELDS = ("representation", "gradient")  # what a site gives
 

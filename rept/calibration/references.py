@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
-from rept.config.compose import TARGET, locate
+from rept.config.schema import CalibrationConfig
+from rept.data.datamodule import AttributionDataModule
 from rept.data.word_overlap import WordOverlap
 from rept.errors import UsageError
 from rept.results.run_folder import RunFolder
+from rept.signatures.extractor import Extractor
 from rept.store.reader import AttributionStore
 from rept.types import Key, Status
 
@@ -43,21 +44,35 @@ class References:
         return {key: self.fields[key] for key in keys}
 
 
-def check_calibration(config: DictConfig) -> None:
-    """Raises UsageError where a number is out of its range, or the references are no run."""
-    rate, count = config.calibration.rate, config.calibration.count
+def check_calibration(calibration: CalibrationConfig, extractor: Extractor | type[Extractor]) -> None:
+    """Raises UsageError if a setting is out of its range, or signatures of this kind cannot be calibrated.
+
+    Args:
+        extractor: the extractor of the run, or its class.
+    """
+    rate, count = calibration.rate, calibration.count
     if rate is not None and not 0 < rate < 1:
         raise UsageError(f"Expected calibration.rate to be above 0 and below 1, but got {rate}.")
     if count < 0:
         raise UsageError(f"Expected calibration.count to be at least 0, but got {count}.")
-    if config.calibration.references is None and count == 0:
+    if calibration.references is None and count == 0:
         raise UsageError("Expected calibration.count to be at least 1 where calibration.references names no run.")
-    if config.calibration.references is not None:
-        RunFolder(config.calibration.references).open_existing()
+    if calibration.references is not None:
+        RunFolder(calibration.references).open_existing()
+    if rate is not None and not extractor.comparable:
+        name = extractor.__name__ if isinstance(extractor, type) else type(extractor).__name__
+        raise UsageError(
+            f"The signatures of {name} cannot be calibrated: those of training rows and of queries are made "
+            "differently, or they are not directions. Leave calibration.rate=null, or choose another experiment."
+        )
 
 
 def load_references(
-    config: DictConfig, folder: RunFolder, train: AttributionStore, datamodule: Any
+    calibration: CalibrationConfig,
+    seed: int,
+    folder: RunFolder,
+    train: AttributionStore,
+    datamodule: AttributionDataModule,
 ) -> References | None:
     """The references that a run asks for; None where it is not calibrated.
 
@@ -67,26 +82,18 @@ def load_references(
     rows that are culprits themselves take the power from all p-values below their share.
 
     Raises:
-        UsageError: a setting is out of its range, cosines say nothing of signatures of this kind, or the other run was
-            made by another model or in another way.
+        UsageError: the other run was made by another model or in another way.
     """
-    check_calibration(config)
-    if config.calibration.rate is None:
+    if calibration.rate is None:
         return None
-    extractor = locate(config.extractor[TARGET])
-    if not getattr(extractor, "comparable", True):
-        raise UsageError(
-            f"The signatures of {extractor.__name__} cannot be calibrated: those of training rows and of queries are "
-            "made differently, or they are no directions. Leave calibration.rate=null, or choose another experiment."
-        )
-    other = config.calibration.references
+    other = calibration.references
     given = [] if other is None else [_of_run(RunFolder(other), folder, train)]
-    if config.calibration.count:
-        given.append(drawn(train, datamodule, config.calibration.count, config.seed))
+    if calibration.count:
+        given.append(drawn(train, datamodule, calibration.count, seed))
     return given[0] if len(given) == 1 else _together(*given)
 
 
-def drawn(train: AttributionStore, datamodule: Any, count: int, seed: int) -> References:
+def drawn(train: AttributionStore, datamodule: AttributionDataModule, count: int, seed: int) -> References:
     """Training rows, each left out of its own comparison along with all rows that speak of the same thing.
 
     Args:
@@ -133,7 +140,7 @@ def _together(one: References, other: References) -> References:
 class _Texts:
     """Prompt and response of training rows; nothing for those that hold no sample."""
 
-    def __init__(self, datamodule: Any) -> None:
+    def __init__(self, datamodule: AttributionDataModule) -> None:
         self._sample = datamodule.sample
 
     def __call__(self, rows: np.ndarray) -> list[str]:

@@ -19,16 +19,16 @@ def run(arguments: list[str]) -> None:
     import time
     from pathlib import Path
 
-    from rept.config.compose import build
+    from rept.config.plug_ins import build
     from rept.errors import UsageError
     from rept.ranking.faiss_index import ApproximateIndex
     from rept.ranking.rank import Ranking
+    from rept.ranking.scorer import Scorer
     from rept.ranking.topk import Hits
     from rept.results.run_folder import RunFolder
-    from rept.run.pipeline import reopen
     from rept.run.prepare import check_numbers
     from rept.run.rank_stage import Scoring
-    from rept.run.stages import known_answers
+    from rept.run.rescore import reopen, stored_data
     from rept.utils.console import say
     from rept.utils.progress import progress
 
@@ -36,9 +36,8 @@ def run(arguments: list[str]) -> None:
     check_numbers(config)
     if Path(config.out).resolve() == source.path.resolve():
         raise UsageError("Expected out=DIR for the approximate hits, so that the run keeps its exact ones.")
-    out, datamodule = RunFolder(config.out), build(config.datamodule)
-    datamodule.answers.update(known_answers(source))
-    scoring = Scoring(source, out, config, datamodule, build(config.scorer))
+    out = RunFolder(config.out)
+    scoring = Scoring(source, out, config, stored_data(source, config), build(config.scorer, Scorer))
     asked = scoring.query.read(scoring.queries, scoring.query.keys)
     index = ApproximateIndex(source.approximate, scoring.train, scoring.scorer, scoring.query.keys)
     if not index.ready(config.top_k):

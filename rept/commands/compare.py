@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rept.errors import UsageError
 
@@ -27,10 +28,13 @@ OWN = ("experiments", "suite", "seeds", "out")  # keys of this command itself
 
 
 def run(arguments: list[str]) -> None:
-    from omegaconf import OmegaConf
+    from rept.config.compose import parse_value
 
-    given = OmegaConf.from_dotlist([argument for argument in arguments if argument.split("=")[0] in OWN])
-    own = dict.fromkeys(OWN) | OmegaConf.to_container(given)
+    own: dict[str, Any] = dict.fromkeys(OWN)
+    for argument in arguments:
+        key, _, text = argument.partition("=")
+        if key in OWN:
+            own[key] = parse_value(text)
     rest = [argument for argument in arguments if argument.split("=")[0] not in OWN]
     for key, example in (("experiments", "[rept,bm25]"), ("seeds", "[0,1]")):
         if own[key] is not None and not (isinstance(own[key], list) and own[key]):
@@ -57,7 +61,7 @@ def _experiments(experiments: list[str], rest: list[str], out: Path) -> None:
     say(f"All of it is in {out}.")
 
 
-def _suite(own: dict, rest: list[str]) -> None:
+def _suite(own: dict[str, Any], rest: list[str]) -> None:
     from rept.evaluation import suite_table
     from rept.evaluation.suite import Suite, run_suite
     from rept.utils.console import say

@@ -16,6 +16,6 @@ it, they go into DIR and the run stays as it is.
 
 
 def run(arguments: list[str]) -> None:
-    from rept.run.pipeline import score
+    from rept.run.rescore import score
 
     score(arguments)

@@ -1,200 +1,127 @@
-"""The run configuration: schema, compose() and build(). OmegaConf alone; nothing heavy is imported here.
+"""Composes the configuration of a command from its YAML files and the command line, with OmegaConf.
 
-A command line is a list of ``key=value``. ``word=name`` loads ``configs/word/name.yaml``, a dotted key sets one value;
-both may stand in any order, later wins over earlier, and a dotted key wins over a word.
-Plug-ins are nodes with a ``_target_`` (a dotted path to a class) and that class's arguments.
+A command line is a list of ``key=value``. ``word=name`` loads ``configs/word/name.yaml``, a dotted key sets one value.
+The order does not matter, except that a later value replaces an earlier one; a dotted key takes precedence over a word.
+Nothing heavy is imported here: `--help` must be fast.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rept.config.messages import CONFIGS, TARGET, did_you_mean, misplaced, unknown
+from rept.config.messages import CONFIGS, misplaced, unknown
+from rept.config.schema import SCHEMAS, TARGET, AttributeConfig, Config, TrainConfig
 from rept.errors import UsageError
 
 
-@dataclass
-class ModelConfig:
-    path: str | None = None
-    adapter: str | None = None
-    dtype: str = "auto"
-    load_in_4bit: bool = False
-    load_in_8bit: bool = False
-    attn_implementation: str | None = None
-    device_map: Any = None
-    trust_remote_code: bool = False
-    blocks: str | None = None
-    final_norm: str | None = None
-    attention: str | None = None
-    mlp: str | None = None
+@overload
+def compose(
+    name: Literal["attribute"],
+    arguments: Sequence[str] = (),
+    base: AttributeConfig | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> AttributeConfig: ...
 
 
-@dataclass
-class StoreConfig:
-    dtype: str = "float16"
-    shard_rows: int | None = None
-    repair: bool = False
-
-
-@dataclass
-class TokensConfig:
-    hits: int = 3
-    layer: int | None = None
-    form: str = "matched"
-
-
-@dataclass
-class CalibrationConfig:
-    rate: float | None = None
-    references: str | None = None
-    count: int = 400
-
-
-@dataclass
-class AttributeConfig:
-    """What `python attribute.py` reads; each field is explained in configs/attribute.yaml."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    datamodule: dict[str, Any] = field(default_factory=dict)
-    extractor: dict[str, Any] = field(default_factory=dict)
-    layers: dict[str, Any] = field(default_factory=dict)
-    scorer: dict[str, Any] = field(default_factory=dict)
-    trainer: dict[str, Any] = field(default_factory=dict)
-    store: StoreConfig = field(default_factory=StoreConfig)
-    tokens: TokensConfig = field(default_factory=TokensConfig)
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    top_k: int = 100
-    bottom_k: int = 0
-    each: bool = False
-    max_new_tokens: int = 48
-    seed: int = 0
-    max_wait: float = 1800.0
-    report: bool = True
-    out: str = "runs/demo"
-
-
-@dataclass
-class TrainConfig:
-    """What `python train.py` reads; each field is explained in configs/train.yaml."""
-
-    model: dict[str, Any] = field(default_factory=dict)
-    datamodule: dict[str, Any] = field(default_factory=dict)
-    trainer: dict[str, Any] = field(default_factory=dict)
-    finetune: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    resume: str | None = None
-    compare_with: str | None = None
-    out: str = "runs/demo/model"
-
-
-SCHEMAS: dict[str, type] = {"attribute": AttributeConfig, "train": TrainConfig}
+@overload
+def compose(name: Literal["train"], arguments: Sequence[str] = ()) -> TrainConfig: ...
 
 
 def compose(
-    name: str,
+    name: Literal["attribute", "train"],
     arguments: Sequence[str] = (),
-    base: DictConfig | None = None,
+    base: Config | None = None,
     given: Mapping[str, Any] | None = None,
-) -> DictConfig:
-    """The configuration of ``configs/NAME.yaml`` with the command line's words and dotted keys laid over it.
+) -> Config:
+    """Returns the configuration of ``configs/NAME.yaml`` with the words and dotted keys of the command line applied.
 
-    ``base`` is a configuration composed earlier (a run's ``config.yaml``) to start from instead of the file's defaults.
-    ``given`` are further dotted keys, their values taken as they are; those of ``arguments`` are read as YAML.
+    Args:
+        name: of the command.
+        arguments: the command line; values are read as YAML.
+        base: a configuration composed before, to start from instead of the file's defaults.
+        given: further dotted keys, whose values are taken as they are.
 
     Raises:
         UsageError: all faults of the command line together, one sentence each.
     """
     words, values, faults = _parse(arguments)
     values |= given or {}
-    # Copied without its types: a composed configuration would refuse the words laid over it here.
-    config = _load(CONFIGS / f"{name}.yaml") if base is None else OmegaConf.create(OmegaConf.to_container(base))
+    config = _load(CONFIGS / f"{name}.yaml") if base is None else OmegaConf.create(asdict(base))
     chosen = dict(config.pop("defaults", {}))
-    schema = OmegaConf.structured(SCHEMAS[name])
+    schema: DictConfig = OmegaConf.structured(SCHEMAS[name])
     if "experiment" in words:
         experiment = _word("experiment", words.pop("experiment"), faults)
         chosen |= dict(experiment.pop("defaults", {}))
-        config = OmegaConf.merge(config, experiment)
+        config = _merged(config, experiment)
     chosen |= words
     for group, word in chosen.items():
         if group not in schema:
-            faults.append(unknown(group, schema.keys(), "There is no group of that name in this command"))
+            faults.append(unknown(group, map(str, schema), "There is no group of that name in this command"))
             continue
-        # Values given for the group by the file itself or the experiment stand above the word's own.
+        # Values that the file itself or the experiment gives for the group take precedence over the word's own.
         replaced = group in words and base is not None
         above = OmegaConf.create({}) if replaced else config.get(group) or OmegaConf.create({})
-        config[group] = OmegaConf.merge(_word(group, word, faults), above)
+        config[group] = _merged(_word(group, word, faults), above)
     for key, value in values.items():
         fault = misplaced(key, schema, config, chosen, values) or _set(config, key, value, values)
         if fault:
             faults.append(fault)
     if faults:
         raise UsageError("\n".join(faults))
+    return _as_dataclass(schema, config)
+
+
+def read_config(path: Path) -> AttributeConfig:
+    """Returns the configuration that `to_yaml` wrote.
+
+    Raises:
+        UsageError: the file does not hold one.
+    """
+    return _as_dataclass(OmegaConf.structured(AttributeConfig), _load(path))
+
+
+def to_yaml(config: Config) -> str:
+    """Returns a configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the content of a YAML file whose top level is a mapping, interpolations resolved."""
+    content = OmegaConf.to_container(_load(path), resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def is_group(key: str) -> bool:
+    """Whether words can be chosen for ``key``."""
+    return "." not in key and (CONFIGS / key).is_dir()
+
+
+def parse_value(text: str) -> Any:
+    """Reads one value of a command line as YAML."""
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]  # a mapping
+
+
+def _as_dataclass(schema: DictConfig, config: DictConfig) -> Any:
     try:
-        composed = OmegaConf.merge(schema, config)
-        OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # a value that is none is told now
+        composed = _merged(schema, config)
+        OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # reports a missing value now
+        return OmegaConf.to_object(composed)
     except (OmegaConfBaseException, RecursionError) as error:
         key = getattr(error, "full_key", None) or "configuration"
         raise UsageError(f"{key}: {next(iter(str(error).splitlines()), 'no value')}.") from None
-    return composed
 
 
-def build(node: DictConfig | dict, **collaborators: Any) -> Any:
-    """The object that ``node`` names: its ``_target_`` called with the node's other keys and ``collaborators``.
-
-    Nested nodes with a ``_target_`` are built first. Arguments are held against the signature before it is called.
-
-    Raises:
-        UsageError: no such module or class; an argument that it does not take, or that it lacks.
-    """
-    arguments = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-    target = locate(arguments.pop(TARGET, None))
-    arguments = {name: _build_nested(value) for name, value in arguments.items()} | collaborators
-    path = f"{target.__module__}.{target.__qualname__}"
-    parameters = inspect.signature(target).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for name in arguments:
-            if name not in parameters:
-                raise UsageError(unknown(name, parameters, f"{path} takes no argument of that name"))
-    missing = [
-        name
-        for name, p in parameters.items()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in arguments
-    ]
-    if missing:
-        raise UsageError(f"{path} needs {', '.join(missing)}, which the configuration does not give.")
-    try:
-        return target(**arguments)
-    except TypeError as error:
-        raise UsageError(f"{path} does not take these arguments: {error}.") from error
-
-
-def locate(path: Any) -> Any:
-    """The class or function at a dotted path."""
-    if not isinstance(path, str) or not all(path.split(".")[:-1]) or "." not in path:
-        raise UsageError(f"Expected {TARGET} to be a dotted path such as scorers.cosine.Cosine, but got {path!r}.")
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{TARGET}={path}: there is no module {error.name!r}; is it installed?") from None
-    except AttributeError:
-        found = difflib.get_close_matches(name, dir(importlib.import_module(module)), n=1)
-        raise UsageError(f"{TARGET}={path}: {module} holds no {name!r}{did_you_mean(found)}.") from None
-
-
-def _build_nested(value: Any) -> Any:
-    if isinstance(value, Mapping) and TARGET in value:
-        return build(value)
-    return [_build_nested(item) for item in value] if isinstance(value, list) else value
+def _merged(*configs: DictConfig) -> DictConfig:
+    merged = OmegaConf.merge(*configs)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _parse(arguments: Iterable[str]) -> tuple[dict[str, str], dict[str, Any], list[str]]:
@@ -210,24 +137,19 @@ def _parse(arguments: Iterable[str]) -> tuple[dict[str, str], dict[str, Any], li
             words[key] = text
         else:
             try:
-                values[key] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+                values[key] = parse_value(text)
             except Exception:  # the YAML parser behind OmegaConf raises types of its own
-                faults.append(f"{key}: {text!r} is no YAML value; quote it.")
+                faults.append(f"{key}: {text!r} is not a YAML value; quote it.")
                 continue
-            if _is_missing(values[key]):  # OmegaConf would pass over it, and the default would stay
-                faults.append(f"{key}: expected a value, but got ???, which stands for none.")
+            if _is_missing(values[key]):  # OmegaConf would skip it, and the default would stay
+                faults.append(f"{key}: expected a value, but got ???, which means a missing one.")
     return words, values, faults
 
 
 def _is_missing(value: Any) -> bool:
     if isinstance(value, Mapping | list):
         return any(map(_is_missing, value.values() if isinstance(value, Mapping) else value))
-    return value == "???"
-
-
-def is_group(key: str) -> bool:
-    """Whether words can be chosen for ``key``."""
-    return "." not in key and (CONFIGS / key).is_dir()
+    return bool(value == "???")
 
 
 def _load(path: Path) -> DictConfig:
@@ -246,16 +168,16 @@ def _word(group: str, word: str, faults: list[str]) -> DictConfig:
 
 
 def _set(config: DictConfig, key: str, value: Any, values: dict[str, Any]) -> str | None:
-    """Sets one key of the command line; what is wrong with it, if anything is."""
+    """Sets one key of the command line; returns the fault if there is one."""
     group, _, rest = key.partition(".")
     given = {key: value}
     if rest == TARGET and config[group].get(TARGET) != value:
-        # A new class has arguments of its own: the old one's are cleared, the command line's stay.
+        # A new class has arguments of its own: the old one's are removed, those of the command line stay.
         given = {k: v for k, v in values.items() if k.startswith(f"{group}.")}
         config[group] = OmegaConf.create({TARGET: value})
     try:
         for name, new in given.items():
-            # A mapping is merged into one that is there; anything else takes the old value's place.
+            # A mapping is merged into an existing one; anything else replaces the old value.
             old = OmegaConf.select(config, name, throw_on_resolution_failure=False)
             merge = isinstance(old, Mapping) and isinstance(new, Mapping)
             OmegaConf.update(config, name, new, merge=merge, force_add=True)

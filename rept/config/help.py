@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rept.config.compose import CONFIGS, TARGET
+from rept.config.messages import CONFIGS
+from rept.config.schema import TARGET
 
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w_]+):(?: +(?P<value>[^#]*?))?(?:\s+# (?P<comment>.*))?$")
 

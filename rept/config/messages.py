@@ -8,8 +8,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from rept.config.schema import TARGET
+
 CONFIGS = Path(__file__).parents[2] / "configs"
-TARGET = "_target_"
 
 
 def misplaced(key: str, schema: DictConfig, config: DictConfig, words: dict[str, str], values: dict) -> str | None:

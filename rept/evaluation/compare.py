@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from rept.config.compose import build, compose
+from rept.config.compose import compose
+from rept.config.plug_ins import build
+from rept.config.schema import AttributeConfig
+from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.results.run_folder import RunFolder
 from rept.results.trace import Trace
-from rept.run.pipeline import attribute, rescore
+from rept.run.pipeline import Given, attribute
 from rept.run.prepare import ensure_model, load_configured
+from rept.run.rescore import rescore
 from rept.store.reader import AttributionStore
 from rept.utils.console import say
 from rept.utils.environment import reset_peak_memory
@@ -76,7 +78,7 @@ def compare(experiments: Sequence[str], arguments: Sequence[str], out: str | Pat
     return outcomes
 
 
-def _compose(name: str, experiments: Sequence[str], arguments: Sequence[str], out: str | Path) -> DictConfig:
+def _compose(name: str, experiments: Sequence[str], arguments: Sequence[str], out: str | Path) -> AttributeConfig:
     """The configuration of one experiment: the arguments of all, then its own."""
     common = [argument for argument in arguments if argument.split(".")[0] not in experiments]
     own = [argument.removeprefix(f"{name}.") for argument in arguments if argument.startswith(f"{name}.")]
@@ -86,21 +88,21 @@ def _compose(name: str, experiments: Sequence[str], arguments: Sequence[str], ou
 class _Shared:
     """Model, tokenizer and data of a configuration, for all runs that ask for the same."""
 
-    def __init__(self, config: DictConfig) -> None:
+    def __init__(self, config: AttributeConfig) -> None:
         self._made_for = config
-        datamodule = build(config.datamodule)
+        datamodule = build(config.datamodule, AttributionDataModule)
         for side in ("train", "query"):
             if not len(datamodule.source(side)):  # told before the model is loaded
                 raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
-        tokenizer, model = load_configured(config, ensure_model(config, datamodule))
-        self._parts = {"model": model, "tokenizer": tokenizer, "datamodule": datamodule}
+        loaded = load_configured(config, ensure_model(config, datamodule))
+        self._parts: Given = {"loaded": loaded, "datamodule": datamodule}
 
-    def parts(self, config: DictConfig) -> dict[str, Any]:
+    def parts(self, config: AttributeConfig) -> Given:
         """Empty for a configuration with a model or data of its own."""
         return self._parts if _same(config, self._made_for, ("model", "datamodule")) else {}
 
 
-def _run(config: DictConfig, done: Mapping[str, DictConfig], shared: _Shared) -> tuple[Trace, Path]:
+def _run(config: AttributeConfig, done: Mapping[str, AttributeConfig], shared: _Shared) -> tuple[Trace, Path]:
     """The finished run, and the store whose signatures it ranked."""
     own = RunFolder(config.out)
     twin = next((other for other in done.values() if _same(config, other, _READ)), None)
@@ -112,9 +114,8 @@ def _run(config: DictConfig, done: Mapping[str, DictConfig], shared: _Shared) ->
     return rescore(source, own, config), source.store
 
 
-def _same(one: DictConfig, other: DictConfig, groups: Sequence[str]) -> bool:
-    one, other = (OmegaConf.to_container(config, resolve=True) for config in (one, other))
-    return all(one[group] == other[group] for group in groups)
+def _same(one: AttributeConfig, other: AttributeConfig, groups: Sequence[str]) -> bool:
+    return all(getattr(one, group) == getattr(other, group) for group in groups)
 
 
 def _outcome(name: str, trace: Trace, folder: Path) -> Outcome:

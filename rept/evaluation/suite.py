@@ -6,18 +6,22 @@ Holds Suite, CaseFigures, run_suite.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
 
-from rept.config.compose import CONFIGS, build, compose
+from rept.config.compose import compose, read_yaml
+from rept.config.messages import CONFIGS
+from rept.config.plug_ins import build
+from rept.config.schema import TrainConfig
+from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.evaluation.compare import Outcome, compare
 from rept.results.trace import Trace
-from rept.training import behaviour_rates, finetune
+from rept.training.behaviour_rates import read_rates
+from rept.training.finetune import train_model
 from rept.training.model_folder import ModelFolder
 from rept.utils.console import say
 from rept.utils.digests import text_digest
@@ -49,7 +53,7 @@ class Suite:
         if not path.is_file():
             known = ", ".join(sorted(found.stem for found in path.parent.glob("*.yaml")))
             raise UsageError(f"There is no suite {name!r}. Choices: {known}.")
-        given = OmegaConf.to_container(OmegaConf.load(path)) | {k: v for k, v in changed.items() if v is not None}
+        given = read_yaml(path) | {k: v for k, v in changed.items() if v is not None}
         like = given.pop("like", None)
         return replace(cls.named(like), **given) if like else cls(**given)
 
@@ -130,7 +134,7 @@ def _trained(arguments: Sequence[str], models: Path) -> Path:
     if ModelFolder(config.out).complete:  # its name says how it was made, wherever the suite has been moved since
         say(f"{config.out} holds this model already.")
     else:
-        finetune.train_model(config)
+        train_model(config)
     return Path(config.out)
 
 
@@ -139,12 +143,12 @@ def _reads_base(experiment: str) -> bool:
     return "base" in compose("attribute", [f"experiment={experiment}"]).extractor
 
 
-def _digest(config: DictConfig) -> str:
+def _digest(config: TrainConfig) -> str:
     """Of all that decides the weights: the recipe, and the content of the data."""
-    recipe = {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key != "out"}
+    recipe = {key: value for key, value in asdict(config).items() if key != "out"}
     if recipe["model"].get("path"):  # the first model, whose folder is named by its own digest, wherever it lies
         recipe["model"]["path"] = Path(recipe["model"]["path"]).name
-    return text_digest(OmegaConf.to_yaml(recipe), build(config.datamodule).digest("train"))[:12]
+    return text_digest(str(recipe), build(config.datamodule, AttributionDataModule).digest("train"))[:12]
 
 
 def _case(label: str) -> str:
@@ -153,7 +157,7 @@ def _case(label: str) -> str:
 
 
 def _count(cases: dict[str, CaseFigures], model: ModelFolder) -> None:
-    for label, rate in behaviour_rates.read_rates(model.behaviours).items():
+    for label, rate in read_rates(model.behaviours).items():
         case = cases.setdefault(_case(label), CaseFigures())
         case.asked += rate.triggered
         case.shown += round(rate.triggered * (rate.success or 0.0))

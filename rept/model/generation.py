@@ -34,7 +34,7 @@ def greedy_answers(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     device = input_device(model)
     together = is_split(model)  # all ranks answer all prompts, and go on until all have ended
-    for numbers in _equal_lengths(prompts, batch_size):
+    for numbers in equal_lengths(prompts, batch_size):
         ids = torch.tensor([list(prompts[i]) for i in numbers], device=device)
         with torch.no_grad():  # not in inference mode: gathered weights must serve a backward pass later
             made = model.generate(
@@ -56,7 +56,7 @@ def greedy_answers(
     return answers
 
 
-def _equal_lengths(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[tuple[int, ...]]:
+def equal_lengths(prompts: Sequence[Sequence[int]], batch_size: int = 16) -> Iterator[tuple[int, ...]]:
     """Prompt numbers in groups of one length, at most ``batch_size`` each."""
 
     def length(i: int) -> int:

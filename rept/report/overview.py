@@ -8,9 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from markupsafe import Markup
-from omegaconf import DictConfig, OmegaConf
 
-from rept.config.compose import TARGET
+from rept.config.schema import TARGET, ModelConfig, Node
 from rept.report import charts, plot_data
 from rept.results.html_text import number
 from rept.results.trace import Trace
@@ -74,11 +73,11 @@ def facts(trace: Trace) -> list[tuple[str, str | list[str]]]:
     """What was run, as names and values; a list has one line each."""
     config, rows = trace.config, trace.metrics["rows"]
     told = [
-        ("Model", _model(config)),
-        ("Data", _node(config.get("datamodule"), ("train", "queries", "split", "max_length", "exclude"))),
-        ("Signature", _node(config.get("extractor"), ("fields", "position"))),
+        ("Model", _model(config.model)),
+        ("Data", _node(config.datamodule, ("train", "queries", "split", "max_length", "exclude"))),
+        ("Signature", _node(config.extractor, ("fields", "position"))),
         ("Layer", f"{_listed(trace.layers['layers'])}. {trace.layers['reason']}"),
-        ("Scorer", _node(config.get("scorer"), ())),
+        ("Scorer", _node(config.scorer, ())),
         ("Rows", _rows(rows)),
         ("Queries", _queries(trace)),
         ("Parts of the score", _parts(trace)),
@@ -94,13 +93,13 @@ def facts(trace: Trace) -> list[tuple[str, str | list[str]]]:
 def retraining(trace: Trace) -> str:
     """The command that trains again without the marked rows, as far as the run knows how its model was made; empty
     where its data cannot leave rows out."""
-    data, model = trace.config.get("datamodule") or {}, trace.config.get("model") or {}
+    data, model = trace.config.datamodule, trace.config.model
     if "exclude" not in data:
         return ""
     name = _name(data)
     given = [f"datamodule={name}"] if name != "synthetic" else []  # which is what train.py reads if nothing is said
     given += [f"datamodule.{key}={data[key]}" for key in ("train", "queries") if data.get(key)]
-    trained = model.get("adapter") or model.get("path")
+    trained = model.adapter or model.path
     compared = [f"compare_with={trained}"] if trained else []
     exclude = "datamodule.exclude=culprits.json"
     return shlex.join(["python", "train.py", *given, exclude, *compared, f"out={trace.folder.path}-without"])
@@ -108,9 +107,9 @@ def retraining(trace: Trace) -> str:
 
 def _reading(trace: Trace) -> str:
     layers = trace.layers["layers"]
-    site = _name(trace.config.get("extractor")).replace("_", " ")
+    site = _name(trace.config.extractor).replace("_", " ")
     place = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
-    return f"Signatures: {site}, {place}; compared by {_name(trace.config.get('scorer')).replace('_', ' ')}."
+    return f"Signatures: {site}, {place}; compared by {_name(trace.config.scorer).replace('_', ' ')}."
 
 
 def _layer_curve(trace: Trace) -> Chart | None:
@@ -155,27 +154,24 @@ def _scores(trace: Trace) -> Chart | None:
     return Chart("Scores", told, svg)
 
 
-def _model(config: DictConfig) -> str:
-    model = config.get("model") or {}
-    adapter = f", adapter {model.get('adapter')}" if model.get("adapter") else ""
-    path = model.get("path")
-    return f"{path}{adapter}" if path else "the one that goes with the embedded data, or one given in Python"
+def _model(model: ModelConfig) -> str:
+    adapter = f", adapter {model.adapter}" if model.adapter else ""
+    return f"{model.path}{adapter}" if model.path else "the one that goes with the embedded data, or one given in Python"
 
 
-def _node(node: Any, keys: tuple[str, ...]) -> str:
+def _node(node: Node, keys: tuple[str, ...]) -> str:
     """A plug-in's name and some of its settings."""
-    settings = [f"{key} {_plain(node.get(key))}" for key in keys if node and node.get(key) is not None]
+    settings = [f"{key} {_plain(node.get(key))}" for key in keys if node.get(key) is not None]
     return ", ".join([_name(node).replace("_", " "), *settings])
 
 
-def _name(node: Any) -> str:
+def _name(node: Node) -> str:
     """The module of a plug-in says what it is: extractors.sites.residual_stream.ResidualStream is "residual_stream"."""
-    path = str((node or {}).get(TARGET, "not recorded"))
+    path = str(node.get(TARGET, "not recorded"))
     return path.split(".")[-2] if "." in path else path
 
 
 def _plain(value: Any) -> str:
-    value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 
+from rept.config.compose import read_config, to_yaml
+from rept.config.schema import AttributeConfig
 from rept.errors import UsageError
 from rept.utils.environment import peak_memory
 from rept.utils.files import make_folder
@@ -43,6 +44,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.json"
         self.report = self.path / "report.html"
         self.figures = self.path / "figures"
+        self.samples = self.path / "samples"
         self.approximate = self.path / "approximate.faiss"
 
     @contextmanager
@@ -75,7 +77,7 @@ class RunFolder:
                     path.unlink()
             yield
 
-    def open_existing(self) -> DictConfig:
+    def open_existing(self) -> AttributeConfig:
         """The configuration of a run that was made before.
 
         Raises:
@@ -84,12 +86,10 @@ class RunFolder:
         if not self.config.is_file():
             raise UsageError(f"Expected {self.path} to be a run folder, but it holds no config.yaml.")
         self.description()  # refused where its schema is another
-        config = OmegaConf.load(self.config)
-        assert isinstance(config, DictConfig)
-        return config
+        return read_config(self.config)
 
-    def write_config(self, config: DictConfig) -> None:
-        write_text(self.config, OmegaConf.to_yaml(config))
+    def write_config(self, config: AttributeConfig) -> None:
+        write_text(self.config, to_yaml(config))
 
     def description(self) -> dict[str, Any]:
         """What provenance.json says; empty where rank 0, who writes it, has not begun: another rank may be faster.

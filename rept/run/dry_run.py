@@ -6,15 +6,16 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from rich.table import Table
 
-from rept.data.padding import cut
-from rept.model.placement import input_device
+from rept.config.schema import AttributeConfig
+from rept.data.datamodule import AttributionDataModule
+from rept.data.padding import batch_slices
+from rept.model.placement import input_device, place
 from rept.run.job import Job
 from rept.run.prepare import prepare
 from rept.run.sample_rows import choose_layers
@@ -40,7 +41,7 @@ class Cost(NamedTuple):
     row_bytes: int  # of a row in the store
 
 
-def estimate(config: DictConfig) -> dict[str, float]:
+def estimate(config: AttributeConfig) -> dict[str, float]:
     """Prints, and returns, the size and cost of a run; nothing is written.
 
     Seconds come from a timed pass over evenly spaced rows on the device that the trainer would use, for each token of a
@@ -53,7 +54,10 @@ def estimate(config: DictConfig) -> dict[str, float]:
         UsageError: what the run itself would be refused for.
     """
     job = prepare(config, make_model=False)
-    set_up(job)
+    if job.in_step:
+        set_up(job)
+    else:
+        place(job.model, job.trainer)
     rows = {side: len(job.datamodule.source(side)) for side in ("train", "query")}
     seconds: dict[str, float] = {}
     with _timed(seconds, "layers"):
@@ -97,13 +101,13 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - start
 
 
-def padded_tokens(lengths: np.ndarray, datamodule: Any) -> float:
+def padded_tokens(lengths: np.ndarray, datamodule: AttributionDataModule) -> float:
     """Tokens that a row takes up in its batch, padding included, on average; rows set aside (length 0) take none."""
     tokens = 0
     for start in range(0, len(lengths), datamodule.window):
         window = np.sort(lengths[start : start + datamodule.window])
         attributed = window[window > 0].tolist()
-        for group in (attributed[rows] for rows in cut(attributed, datamodule.tokens_per_batch)):
+        for group in (attributed[rows] for rows in batch_slices(attributed, datamodule.tokens_per_batch)):
             tokens += len(group) * max(group, default=0)
     return tokens / len(lengths)
 
@@ -144,7 +148,7 @@ def _peak(job: Job, cost: Cost, rows: int) -> float:
     return peak_memory() + 3 * min(shard, rows * cost.row_bytes)
 
 
-def _show(figures: dict[str, float], layers: list[int], job: Any) -> None:
+def _show(figures: dict[str, float], layers: list[int], job: Job) -> None:
     table = Table(title="To expect (nothing was run or written)", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")

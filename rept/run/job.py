@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning import Trainer
-from omegaconf import DictConfig
 
+from rept.config.schema import AttributeConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.model.placement import splits
 from rept.ranking.scorer import Scorer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Job:
     """The collaborators of one run."""
 
-    config: DictConfig
+    config: AttributeConfig
     folder: RunFolder
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase

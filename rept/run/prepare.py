@@ -1,66 +1,85 @@
-"""What a run needs, built from its configuration and checked before anything long has run."""
+"""Prepares a run: builds what its configuration names, and checks it before anything slow starts."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lightning import Trainer, seed_everything
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
 
-from rept.calibration import references
-from rept.config.compose import build, compose
+from rept.calibration.references import check_calibration
+from rept.config.compose import compose
+from rept.config.plug_ins import build
+from rept.config.schema import AttributeConfig
+from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.model.architecture import NAMES, Architecture
 from rept.model.loading import load_model, load_tokenizer
 from rept.model.placement import check_placement, claim_device, keep_batches
+from rept.ranking.scorer import Scorer
 from rept.ranking.token_influence import check_form, check_layer
 from rept.results.run_folder import RunFolder
 from rept.run.job import Job
-from rept.signatures.extractor import ReadsAllPositions
-from rept.signatures.layer_strategy import LayerStrategy
+from rept.signatures.extractor import Extractor, ReadsAllPositions
+from rept.signatures.layer_strategy import LabelledLayerStrategy, LayerStrategy
 from rept.store.writer import check_shards
-from rept.training import finetune
+from rept.training.finetune import train_model
 from rept.training.model_folder import ModelFolder
+from rept.training.trainer import build_trainer
 from rept.types import Side
 from rept.utils.console import say
-from rept.utils.library_logging import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def prepare(
-    config: DictConfig,
+    config: AttributeConfig,
     *,
     trainer: Trainer | None = None,
-    model: Any = None,
-    tokenizer: Any = None,
-    datamodule: Any = None,
-    extractor: Any = None,
-    strategy: LayerStrategy | None = None,
-    scorer: Any = None,
+    loaded: ModelAndTokenizer | None = None,
+    datamodule: AttributionDataModule | None = None,
+    extractor: Extractor | None = None,
+    strategy: LayerStrategy | LabelledLayerStrategy | None = None,
+    scorer: Scorer | None = None,
     make_model: bool = True,
     sides: Sequence[Side] = ("train", "query"),
 ) -> Job:
-    """The collaborators of a run; those that are given are not built. What is cheap to check is checked first."""
-    trainer = trainer or build_trainer(config)
+    """Returns everything that a run works with.
+
+    Args:
+        config: of the run.
+        trainer, datamodule, extractor, strategy, scorer: used instead of what ``config`` names.
+        loaded: model and tokenizer, likewise.
+        make_model: trains the model of embedded data if it does not exist yet.
+        sides: whose rows are needed.
+
+    Raises:
+        UsageError: a user's mistake; cheap checks come first.
+    """
+    trainer = trainer or attribution_trainer(config)
     seed_everything(config.seed, verbose=False)
-    datamodule = datamodule or build(config.datamodule)
-    extractor, scorer = extractor or build(config.extractor), scorer or build(config.scorer)
-    strategy = strategy or build(config.layers)
+    datamodule = datamodule or build(config.datamodule, AttributionDataModule)
+    extractor, scorer = extractor or build(config.extractor, Extractor), scorer or build(config.scorer, Scorer)
+    strategy = strategy or build(config.layers, LayerStrategy)
     check_fields(extractor, scorer)
     check_numbers(config)
+    check_calibration(config.calibration, extractor)
     check_form(config.tokens.form)
     check_placement(trainer, config.model)
     for side in sides:
-        if not len(datamodule.source(side)):  # what is wrong with the data is told before the model is loaded
+        if not len(datamodule.source(side)):  # faults of the data are reported before the model is loaded
             raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
-    if model is None:
+    if loaded is None:
         claim_device(trainer)
-        path = ensure_model(config, datamodule, make_model)
-        tokenizer, model = load_configured(config, path)
+        loaded = load_configured(config, ensure_model(config, datamodule, make_model))
+    model, tokenizer = loaded
     if config.tokens.hits and isinstance(extractor, ReadsAllPositions):
         check_layer(config.tokens.layer, len(Architecture.of(model)))
     datamodule.attach(tokenizer)
@@ -68,77 +87,72 @@ def prepare(
     return Job(config, RunFolder(config.out), model, tokenizer, datamodule, extractor, scorer, strategy, trainer)
 
 
-def check_numbers(config: DictConfig) -> None:
-    """Raises UsageError where a count is below its least, or a setting of store or calibration is out of its range."""
-    for key, least in (("top_k", 1), ("bottom_k", 0), ("max_new_tokens", 1), ("tokens.hits", 0)):
-        value = OmegaConf.select(config, key)
+def check_numbers(config: AttributeConfig) -> None:
+    """Raises UsageError for a count below its minimum or a store setting out of its range."""
+    for key, value, least in (
+        ("top_k", config.top_k, 1),
+        ("bottom_k", config.bottom_k, 0),
+        ("max_new_tokens", config.max_new_tokens, 1),
+        ("tokens.hits", config.tokens.hits, 0),
+    ):
         if value < least:
             raise UsageError(f"Expected {key} to be at least {least}, but got {value}.")
     check_shards(config.store.dtype, config.store.shard_rows)
-    references.check_calibration(config)
 
 
-def check_fields(extractor: Any, scorer: Any) -> None:
-    """Raises UsageError where the scorer reads fields that the extractor does not give."""
-    lacking = [field for field in scorer.needs if field not in extractor.fields]
-    if lacking:
+def check_fields(extractor: Extractor, scorer: Scorer) -> None:
+    """Raises UsageError if the scorer reads fields that the extractor does not give."""
+    missing = [field for field in scorer.needs if field not in extractor.fields]
+    if missing:
         raise UsageError(
-            f"{type(scorer).__name__} reads {', '.join(lacking)}, but {type(extractor).__name__} gives only "
+            f"{type(scorer).__name__} reads {', '.join(missing)}, but {type(extractor).__name__} gives only "
             f"{', '.join(extractor.fields)}: choose another scorer, or other extractor.fields."
         )
 
 
-def build_trainer(config: DictConfig) -> Trainer:
-    """Lightning's trainer as configured, with what prediction with gradients needs."""
-    quiet()
+def attribution_trainer(config: AttributeConfig) -> Trainer:
+    """Returns the configured Trainer with what prediction with gradients needs.
+
+    Raises:
+        UsageError: ``max_wait`` is not a number of seconds, or Lightning refuses the arguments.
+    """
     if not 0 < config.max_wait < math.inf:
         raise UsageError(f"Expected max_wait to be a number of seconds above 0, but got {config.max_wait}.")
-    try:
-        trainer = build(
-            config.trainer,
-            inference_mode=False,  # gradients are read
-            use_distributed_sampler=False,  # the batch plan deals out batches itself
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ValueError) as error:
-        raise UsageError(f"trainer: {str(error).splitlines()[0]}") from None
+    trainer = build_trainer(config.trainer, inference_mode=False, logger=False, enable_checkpointing=False)
     keep_batches(trainer)
     return trainer
 
 
-def ensure_model(config: DictConfig, datamodule: Any, make: bool = True) -> str:
-    """The path of the model: the configured one, or the one that goes with embedded data, made if it is not there.
+def ensure_model(config: AttributeConfig, datamodule: AttributionDataModule, make: bool = True) -> str:
+    """Returns the path of the configured model, or that of the embedded data's model, which is trained if missing.
 
     Raises:
-        UsageError: none is configured and the data bring none, or theirs was trained on other data or must not be made.
+        UsageError: there is no model, or the one of the embedded data was trained on other data.
     """
     if config.model.path:
         return config.model.path
-    if datamodule.default_model is None:
-        raise UsageError("Expected model.path to name the model's folder or hub id, but it is not set.")
     path = datamodule.default_model
+    if path is None:
+        raise UsageError("Expected model.path to name the model's folder or hub id, but it is not set.")
     if not (Path(path) / "config.json").is_file():
         if not make:
             raise UsageError(f"There is no model in {path} yet: a run of attribute.py with these settings makes it.")
         say(f"There is no model in {path} yet: it is trained on the embedded data first.")
         settings = [f"datamodule.{name}={json.dumps(value)}" for name, value in datamodule.trained_on.items()]
-        finetune.train_model(compose("train", [*settings, f"out={path}"]))
+        train_model(compose("train", [*settings, f"out={path}"]))
     elif different := ModelFolder(path).other_data(datamodule.trained_on):
         raise UsageError(
             f"{path} was trained on other data: {different}. Name the model of this run's data by model.path=, or "
-            "delete that folder, and one is made."
+            "delete that folder to have it trained again."
         )
     return path
 
 
-def load_configured(config: DictConfig, path: str) -> tuple[Any, Any]:
-    """(tokenizer, model) of ``config.model``, its parts named where structure does not tell them."""
-    options = OmegaConf.to_container(config.model)
+def load_configured(config: AttributeConfig, path: str) -> ModelAndTokenizer:
+    """Returns model and tokenizer of ``config.model`` from ``path``, and registers the names of the model's parts."""
+    options = asdict(config.model)
     names = {part: options.pop(part) for part in NAMES}
-    tokenizer = load_tokenizer(path, options["adapter"], options["trust_remote_code"])
+    tokenizer = load_tokenizer(path, config.model.adapter, config.model.trust_remote_code)
     model = load_model(**options | {"path": path})
     Architecture.of(model, **names)
-    return tokenizer, model
+    return model, tokenizer

@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
-from rept.calibration import references
 from rept.calibration.decision import Decision, decide, fewest
+from rept.calibration.references import References, load_references
 from rept.calibration.statistics import Resemblance
+from rept.config.schema import AttributeConfig
+from rept.data.datamodule import AttributionDataModule
 from rept.distributed.collectives import gathered, meet, process
 from rept.ranking.histogram import Histogram
 from rept.ranking.metrics import measures
 from rept.ranking.rank import Hits, Ranking, ScoreFile, blocks_share, merge, rank, read_scores
-from rept.results.near_duplicates import heads
+from rept.ranking.scorer import Scorer
+from rept.results.near_duplicates import representatives
 from rept.results.run_folder import RunFolder
 from rept.store.reader import AttributionStore
 from rept.types import Key, Status
@@ -39,9 +41,9 @@ class Scoring:
 
     folder: RunFolder
     out: RunFolder
-    config: DictConfig
-    datamodule: Any
-    scorer: Any
+    config: AttributeConfig
+    datamodule: AttributionDataModule
+    scorer: Scorer
     device: torch.device | str = "cpu"
 
     def run(self) -> dict[int, list[int]]:
@@ -92,9 +94,9 @@ class Scoring:
         return measured
 
     @cached_property
-    def known(self) -> references.References | None:
+    def known(self) -> References | None:
         """What the calibration holds the queries against; None: the run is not calibrated."""
-        return references.load_references(self.config, self.folder, self.train, self.datamodule)
+        return load_references(self.config.calibration, self.config.seed, self.folder, self.train, self.datamodule)
 
     def _rank(self, asked: Mapping[Key, Tensor]) -> tuple[Ranking, Decision | None, dict[str, Any]]:
         """The ranking by the mean over the sites and layers asked for, what stands out in it, a histogram of all
@@ -131,7 +133,7 @@ class Scoring:
             measured["calibration"] = self._told(decision, known.source)
         return ranking, decision, measured
 
-    def _watch(self, known: references.References, asked: Mapping[Key, Tensor]) -> Resemblance:
+    def _watch(self, known: References, asked: Mapping[Key, Tensor]) -> Resemblance:
         read = {key: block for key, block in asked.items() if key.field in self.scorer.needs}
         return Resemblance(self.train, read, known, self.config.top_k, self.device)
 
@@ -182,7 +184,7 @@ class Scoring:
                 asked = sample("query", query)
                 rows, scores = hits.row[i].tolist(), hits.score[i].tolist()
                 samples = [sample("train", row) for row in rows]
-                group = heads([f"{found.prompt}\n{found.response}" for found in samples])
+                group = representatives([f"{found.prompt}\n{found.response}" for found in samples])
                 for position, (row, score, found) in enumerate(zip(rows, scores, samples, strict=True), start=1):
                     yield {
                         "query": query,

@@ -1,5 +1,4 @@
-"""The stages of a run that need the model: answers, layers, signatures (tokens: `rept.run.token_stage`). Each leaves its
-file behind."""
+"""The stages of a run that need the model: answers, layers, signatures. Token scores are in `rept.run.token_stage`."""
 
 from __future__ import annotations
 
@@ -9,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
-from rept.distributed.collectives import any_rank, joining, meet
-from rept.distributed.ranks import started_outside
-from rept.model.generation import greedy_answers
+from rept.data.samples import SampleSource
+from rept.distributed.collectives import any_rank, gathered, joining, meet
+from rept.model.generation import equal_lengths, greedy_answers
 from rept.model.placement import place
 from rept.results.run_folder import RunFolder
 from rept.run.job import Job
@@ -21,7 +19,6 @@ from rept.run.sample_rows import choose_layers, probe_rows, training_batches
 from rept.signatures import fingerprint
 from rept.signatures.module import AttributionModule
 from rept.store.reader import AttributionStore
-from rept.store.scan import shard_paths
 from rept.store.writer import StoreWriter
 from rept.types import Side, Status
 from rept.utils.console import say
@@ -29,47 +26,52 @@ from rept.utils.digests import text_digest
 from rept.utils.json_files import read_json, read_jsonl, write_jsonl
 from rept.utils.progress import ShowProgress, progress
 
+SIDE_NAMES: dict[Side, str] = {"train": "training rows", "query": "queries"}
+
 
 def set_up(job: Job) -> None:
-    """Brings the model to its device; and brings the ranks together, where they must meet before they extract."""
-    if _meet_first(job):
-        rows = len(job.datamodule.source("query"))
-        nothing = job.datamodule.loader("query", done=np.ones(rows, dtype=bool))
-        with joining(job.config.max_wait):
-            job.trainer.predict(AttributionModule(job.model, job.extractor, []), nothing, return_predictions=False)
-    else:
+    """Moves the model to its device; several ranks are started, if they are not yet, and wait for one another."""
+    if job.trainer.world_size == 1:
         place(job.model, job.trainer)
-
-
-def _meet_first(job: Job) -> bool:
-    """Ranks that each hold a share of the model, that share the reading of the shards there are (or must wait for their repair); and those that torchrun or SLURM has started,
-    which are there in any case."""
-    if job.in_step:
-        return True
-    stored = any(shard_paths(job.folder.store, side) for side in ("train", "query"))
-    return job.trainer.world_size > 1 and (job.config.store.repair or stored or started_outside(job.trainer))
+        return
+    rows = len(job.datamodule.source("query"))
+    nothing = job.datamodule.loader("query", done=np.ones(rows, dtype=bool))
+    with joining(job.config.max_wait):
+        job.trainer.predict(AttributionModule(job.model, job.extractor, []), nothing, return_predictions=False)
 
 
 def answer_queries(job: Job) -> None:
-    """queries.jsonl: every query with its status, and the model's own greedy answer where the data bring none."""
-    source, together = job.datamodule.source("query"), job.trainer.strategy
-    if together.broadcast(job.folder.queries.is_file()):
-        job.datamodule.answers.update(known_answers(job.folder))
+    """Writes queries.jsonl: every query with its status, and the model's greedy answer if it has no response."""
+    source, answers = job.datamodule.source("query"), job.datamodule.answers
+    if job.trainer.strategy.broadcast(job.folder.queries.is_file()):
+        answers.update(known_answers(job.folder))
     else:
-        asked = (i for i in _unanswered(source) if i not in job.datamodule.answers)
-        prompts = {i: job.datamodule.encoder.prompt(source[i]) for i in asked}
-        prompts = {i: ids for i, ids in prompts.items() if not isinstance(ids, Status)}
+        open_queries = (i for i in _without_response(source) if i not in answers)
+        encoded = {i: job.datamodule.encoder.prompt(source[i]) for i in open_queries}
+        prompts = {i: ids for i, ids in encoded.items() if not isinstance(ids, Status)}
         if prompts:
-            with progress("Asking the model", total=len(prompts), unit="queries") as advance:
-                answers = greedy_answers(
-                    job.model, job.tokenizer, list(prompts.values()), job.config.max_new_tokens, on_batch=advance
-                )
-            job.datamodule.answers.update(zip(prompts, together.broadcast(answers), strict=True))
+            answers.update(_generated(job, prompts))
     write_jsonl(job.folder.queries, _query_lines(job))
 
 
-def _unanswered(source: Any) -> Iterator[int]:
-    """The queries that bring no response."""
+def _generated(job: Job, prompts: dict[int, list[int]]) -> dict[int, str]:
+    """The model's answers by query. Each rank answers its share of the batches, which are the same for any number."""
+    queries, texts = list(prompts), list(prompts.values())
+    rank, ranks = (0, 1) if job.in_step else (job.trainer.global_rank, job.trainer.world_size)
+    own = [i for number, batch in enumerate(equal_lengths(texts)) if number % ranks == rank for i in batch]
+    with progress("Answering queries", total=len(texts), unit="queries") as advance:
+        answers = greedy_answers(
+            job.model,
+            job.tokenizer,
+            [texts[i] for i in own],
+            job.config.max_new_tokens,
+            on_batch=lambda count: advance(count * ranks),
+        )
+    share = {queries[i]: answer for i, answer in zip(own, answers, strict=True)}
+    return {query: answer for part in gathered(share) for query, answer in part.items()}
+
+
+def _without_response(source: SampleSource) -> Iterator[int]:
     for i in range(len(source)):
         sample = source[i]
         if not isinstance(sample, Status) and sample.response is None:
@@ -90,20 +92,19 @@ def _query_lines(job: Job) -> Iterator[dict[str, Any]]:
             continue
         generated = i in job.datamodule.answers
         response = job.datamodule.answers[i] if generated else sample.response or ""
-        status = job.datamodule.status("query", i)
         yield {
             "query": i,
             "prompt": sample.prompt,
             "response": response,
             "generated": generated,
             "label": sample.label,
-            "status": status.reason,
+            "status": job.datamodule.status("query", i).reason,
         }
 
 
 def select_layers(job: Job) -> dict[str, Any]:
-    """The strategy's choice on its probe rows of the training data, as layers.json has it."""
-    strategy = OmegaConf.to_container(job.config.layers, resolve=True) | {"seed": job.config.seed}
+    """Returns the content of layers.json: the strategy, its settings and its choice."""
+    strategy = job.config.layers | {"settings": fingerprint.of_settings(job.strategy), "seed": job.config.seed}
     if job.trainer.strategy.broadcast(job.folder.layers.is_file()):
         known = read_json(job.folder.layers)
         if known["strategy"] == strategy:
@@ -123,13 +124,13 @@ def select_layers(job: Job) -> dict[str, Any]:
     }
 
 
-def given(job: Job) -> dict[str, Any]:
-    """What the signatures depend on, by name, as far as it is known before anything is run (and the weights are whole).
+def initial_fingerprints(job: Job) -> dict[str, Any]:
+    """What the signatures depend on, by name, as far as it is known before the model runs and is split.
 
-    "weights" covers the adapter's tensors and "tokenizer" the template; these stand for themselves too, so that a
-    difference is told by its name.
+    "weights" covers the adapter's tensors and "tokenizer" the template; both are listed separately too, so that a
+    difference is reported by its name.
     """
-    unanswered = any(True for _ in _unanswered(job.datamodule.source("query")))
+    generates = next(_without_response(job.datamodule.source("query")), None) is not None
     return {
         "weights": fingerprint.of_weights(job.model),
         "adapter": fingerprint.of_adapter(job.model),
@@ -137,7 +138,7 @@ def given(job: Job) -> dict[str, Any]:
         "template": text_digest(str(job.tokenizer.chat_template)),
         "training data": job.datamodule.digest("train"),
         "query data": job.datamodule.digest("query"),
-        "extractor": str(OmegaConf.to_container(job.config.extractor, resolve=True)),
+        "extractor": str(job.config.extractor),
         "extractor settings": fingerprint.of_settings(job.extractor),
         **job.extractor.content(),
         "max_length": job.datamodule.max_length,
@@ -145,24 +146,23 @@ def given(job: Job) -> dict[str, Any]:
         "tokens_per_batch": job.datamodule.tokens_per_batch,
         "store dtype": job.config.store.dtype,
         "model dtype": str(job.model.dtype),
-        **({"max_new_tokens": job.config.max_new_tokens} if unanswered else {}),
+        **({"max_new_tokens": job.config.max_new_tokens} if generates else {}),
         **({"seed": job.config.seed} if job.learns else {}),  # of the rows that it learns from
     }
 
 
-def chosen(job: Job, layers: Sequence[int]) -> dict[str, Any]:
-    """The rest of it: what the run itself has settled."""
-    answers = text_digest(str(sorted(job.datamodule.answers.items())))
-    return {"answers": answers, "layers": list(layers)}
+def chosen_fingerprints(job: Job, layers: Sequence[int]) -> dict[str, Any]:
+    """What else the signatures depend on: what the run itself has chosen."""
+    return {"answers": text_digest(str(sorted(job.datamodule.answers.items()))), "layers": list(layers)}
 
 
-def whole(job: Job, side: Side) -> bool:
-    """Whether a side's signatures are all stored, and need not be looked through for damage."""
+def is_complete(job: Job, side: Side) -> bool:
+    """Whether all signatures of a side are stored and need no check for damage."""
     return not job.config.store.repair and AttributionStore.finished(job.folder.store, side)
 
 
 def fit_extractor(job: Job) -> None:
-    """Lets an extractor learn from drawn training rows."""
+    """Fits an extractor that learns, on a sample of the training rows."""
     wanted = job.extractor.fit_rows
     rows = probe_rows(job, len(job.datamodule.source("train")) if wanted is None else wanted)
     say(f"The extractor learns from {len(rows):,} training rows.")
@@ -170,15 +170,14 @@ def fit_extractor(job: Job) -> None:
 
 
 def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
-    """The signatures of one side, in the store. Rows in whole shards are not computed again."""
-    name = {"train": "training rows", "query": "queries"}[side]
-    total = len(job.datamodule.source(side))
+    """Stores the signatures of one side. Rows in complete shards are not computed again."""
+    name, total = SIDE_NAMES[side], len(job.datamodule.source(side))
     trainer, store = job.trainer, job.folder.store
     if job.config.store.repair and trainer.is_global_zero:
         removed = AttributionStore.repair(store, side, mark, total)
         if removed:
             say(f"Removed {len(removed)} damaged shards of the {name}; their rows are computed again.")
-    meet(job.config.max_wait)  # before it is asked what is there
+    meet(job.config.max_wait)  # so that every rank sees the repaired store
     done = AttributionStore.stored_rows(store, side, total, mark, together=True)
     stored = 0 if done is None else int(done.sum())
     if stored:
@@ -187,8 +186,9 @@ def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
         writer = StoreWriter(store, mark, job.config.store.dtype, job.config.store.shard_rows)
         trainer.callbacks += [writer, ShowProgress(f"Signatures of the {name}", total - stored)]
         in_step = partial(any_rank, seconds=job.config.max_wait) if job.in_step else None
-        ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-        loader = job.datamodule.loader(side, done=done, in_step=in_step, **ranks)
+        loader = job.datamodule.loader(
+            side, done=done, in_step=in_step, rank=trainer.global_rank, world_size=trainer.world_size
+        )
         trainer.predict(module, loader, return_predictions=False)
         del trainer.callbacks[-2:]
     meet(job.config.max_wait)
@@ -197,12 +197,12 @@ def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
     meet(job.config.max_wait)
 
 
-def tell_trouble(job: Job, module: AttributionModule) -> None:
-    """Says, and adds up in provenance.json, what the user should know about the extraction, on all ranks."""
+def report_numerical_problems(job: Job, module: AttributionModule) -> None:
+    """Prints halved batches and underflowed gradients of all ranks, and adds them up in provenance.json."""
     counts = torch.tensor([module.halvings, module.underflowed], device=job.trainer.strategy.root_device)
     halvings, underflowed = job.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
     if halvings:
-        say(f"{halvings:,} batches did not fit on the device and were cut in two: lower datamodule.tokens_per_batch.")
+        say(f"{halvings:,} batches did not fit on the device and were halved: lower datamodule.tokens_per_batch.")
     if underflowed:
         say(
             f"{underflowed:,} rows have a gradient of exactly 0, below what {module.model.dtype} holds: set "

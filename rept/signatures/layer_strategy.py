@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard, runtime_checkable
 
 if TYPE_CHECKING:  # the report reads this file too, and torch takes seconds
     from transformers import PreTrainedModel
@@ -28,6 +28,7 @@ class LayerChoice:
     probes: list[list[float]] | None = None  # the curve of each probe
 
 
+@runtime_checkable
 class LayerStrategy(Protocol):
     """Chooses layers for a model.
 

@@ -14,25 +14,26 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
-from lightning import LightningModule, Trainer, seed_everything
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from rept.config.compose import build
+from rept.config.plug_ins import build
+from rept.config.schema import TrainConfig
+from rept.data.datamodule import AttributionDataModule
 from rept.distributed.signals import Stopped
 from rept.errors import UsageError
 from rept.model.hooks import Response, sample_losses
 from rept.results.run_folder import RunFolder
 from rept.training import behaviour_rates
 from rept.training.batches import TrainingBatches, TrainingRows
-from rept.training.hyperparameters import Recipe
+from rept.training.hyperparameters import Hyperparameters
 from rept.training.initial_model import initial_model, trainable
 from rept.training.model_folder import ModelFolder
+from rept.training.trainer import build_trainer
 from rept.types import Batch
 from rept.utils.console import say
 from rept.utils.environment import environment
@@ -54,17 +55,17 @@ class FinetuneModule(LightningModule):
     Args:
         model: trained in place.
         rows: what it is trained on.
-        recipe: how.
+        hyperparameters: how.
         seed: of the order of the rows and of dropout.
     """
 
     strict_loading = False  # checkpoints leave frozen parameters out
 
-    def __init__(self, model: nn.Module, rows: TrainingRows, recipe: Recipe, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, rows: TrainingRows, hyperparameters: Hyperparameters, seed: int = 0) -> None:
         super().__init__()
         self.model = model
         self.rows = rows
-        self.recipe = recipe
+        self.hyperparameters = hyperparameters
         self.seed = seed
         self.losses: list[float] = []  # mean training loss of each epoch
         self._epoch_losses: list[Tensor] = []
@@ -72,7 +73,7 @@ class FinetuneModule(LightningModule):
 
     def train_dataloader(self) -> TrainingBatches:
         ranks = (self.trainer.global_rank, self.trainer.world_size)
-        self._batches = TrainingBatches(self.rows, self.recipe.batch_size, self.seed, *ranks)
+        self._batches = TrainingBatches(self.rows, self.hyperparameters.batch_size, self.seed, *ranks)
         # Lightning would set the position itself, but not where the number of steps was asked for before, as here.
         self._batches.load_state_dict(self._position)
         return self._batches
@@ -97,12 +98,16 @@ class FinetuneModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.recipe.weight_decay},
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.hyperparameters.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},  # norms and biases
         ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.recipe.learning_rate)
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=self.hyperparameters.learning_rate
+        )
         steps = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, self.recipe.warmup))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: _rate(step, steps, self.hyperparameters.warmup)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -124,7 +129,7 @@ def _rate(step: int, steps: float, warmup: float) -> float:
     return min((step + 1) / rising, (steps - step) / max(1, steps - rising))
 
 
-def train_model(config: DictConfig) -> None:
+def train_model(config: TrainConfig) -> None:
     """The whole job: train what ``config`` describes, save it, ask it the held-out prompts, print what came of it.
 
     The same configuration again goes on where an interrupted training stopped, or shows the finished one.
@@ -135,25 +140,27 @@ def train_model(config: DictConfig) -> None:
     """
     quiet()
     seed_everything(config.seed, verbose=False)
-    recipe = Recipe(**config.finetune)
-    datamodule = build(config.datamodule)
+    hyperparameters = Hyperparameters(**config.finetune)
+    datamodule = build(config.datamodule, AttributionDataModule)
     folder, earlier = ModelFolder(config.out), _earlier_rates(config, datamodule)
     with RunFolder(folder.path).lock():
         folder.begin(config)
         if folder.complete:
             say(f"{folder.path} holds this model already.")
         else:
-            _train(config, recipe, datamodule, folder)
+            _train(config, hyperparameters, datamodule, folder)
         if rank_zero_only.rank == 0:
             behaviour_rates.show_rates(behaviour_rates.read_rates(folder.behaviours), earlier)
 
 
-def _train(config: DictConfig, recipe: Recipe, datamodule: Any, folder: ModelFolder) -> None:
+def _train(
+    config: TrainConfig, hyperparameters: Hyperparameters, datamodule: AttributionDataModule, folder: ModelFolder
+) -> None:
     model, tokenizer = initial_model(config.model, datamodule)
     datamodule.attach(tokenizer)
     rows = TrainingRows(datamodule)
-    module = FinetuneModule(trainable(model, recipe), rows, recipe, config.seed)
-    trainer = _trainer(config, recipe, folder)
+    module = FinetuneModule(trainable(model, hyperparameters), rows, hyperparameters, config.seed)
+    trainer = _trainer(config, hyperparameters, folder)
     seconds = _fit(trainer, module, _checkpoint(config, folder))
     if not trainer.is_global_zero:
         return
@@ -163,7 +170,7 @@ def _train(config: DictConfig, recipe: Recipe, datamodule: Any, folder: ModelFol
     asked = datamodule.behaviours()
     rates, answers = behaviour_rates.ask_behaviours(model, tokenizer, datamodule.encoder, asked, _ANSWER_TOKENS)
     record = {
-        "recipe": asdict(recipe),
+        "recipe": asdict(hyperparameters),
         "rows": len(rows),
         "excluded": len(datamodule.excluded),
         "set_aside": dict(rows.set_aside),
@@ -197,28 +204,22 @@ def _fit(trainer: Trainer, module: FinetuneModule, checkpoint: Path | None) -> f
     return time.perf_counter() - begin
 
 
-def _trainer(config: DictConfig, recipe: Recipe, folder: ModelFolder) -> Trainer:
+def _trainer(config: TrainConfig, hyperparameters: Hyperparameters, folder: ModelFolder) -> Trainer:
     """Lightning's trainer as configured, with our progress, our checkpoint and our dealing of batches.
 
     Raises:
         UsageError: arguments that Lightning refuses, no end of training, or a strategy that shards parameters.
     """
-    settings = OmegaConf.to_container(config.trainer, resolve=True)
-    callbacks = [build(node) for node in settings.pop("callbacks", None) or ()]
+    settings = dict(config.trainer)
+    callbacks = [build(node, Callback) for node in settings.pop("callbacks", None) or ()]
     if settings.get("enable_checkpointing", True):
-        every = {"every_n_train_steps": recipe.checkpoint_steps} if recipe.checkpoint_steps else {}
+        every = {"every_n_train_steps": hyperparameters.checkpoint_steps} if hyperparameters.checkpoint_steps else {}
         callbacks.append(ModelCheckpoint(folder.checkpoints, "last", enable_version_counter=False, **every))
-    try:
-        trainer = build(
-            settings | {"logger": settings.get("logger") or False},
-            callbacks=[*callbacks, ShowProgress("Training", unit="steps")],
-            default_root_dir=folder.path,
-            use_distributed_sampler=False,  # TrainingBatches deals out batches itself
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ValueError) as error:
-        raise UsageError(f"trainer: {str(error).splitlines()[0]}") from None
+    trainer = build_trainer(
+        settings | {"logger": settings.get("logger") or False},
+        callbacks=[*callbacks, ShowProgress("Training", unit="steps")],
+        default_root_dir=folder.path,
+    )
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         name = type(trainer.strategy).__name__
         raise UsageError(f"trainer.strategy: {name} shards the parameters, which cannot be saved here; use ddp.")
@@ -227,7 +228,7 @@ def _trainer(config: DictConfig, recipe: Recipe, folder: ModelFolder) -> Trainer
     return trainer
 
 
-def _checkpoint(config: DictConfig, folder: ModelFolder) -> Path | None:
+def _checkpoint(config: TrainConfig, folder: ModelFolder) -> Path | None:
     """The checkpoint to go on from: the one asked for, or the folder's own.
 
     Raises:
@@ -252,7 +253,7 @@ def _unfit(checkpoint: Path) -> UsageError:
     )
 
 
-def _earlier_rates(config: DictConfig, datamodule: Any) -> dict[str, behaviour_rates.Rate] | None:
+def _earlier_rates(config: TrainConfig, datamodule: AttributionDataModule) -> dict[str, behaviour_rates.Rate] | None:
     """The rates to print as those before: of ``compare_with``, or where rows are left out, of the data's own model."""
     if config.compare_with:
         return behaviour_rates.read_rates(ModelFolder(config.compare_with).behaviours)

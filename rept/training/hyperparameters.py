@@ -1,4 +1,4 @@
-"""How a model is trained, in figures."""
+"""The hyperparameters of a training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from rept.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a model is trained; each field is explained in configs/train.yaml."""
+class Hyperparameters:
+    """How a model is trained; each field is explained in configs/train.yaml.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
 
     batch_size: int = 16
     learning_rate: float = 2e-3

@@ -2,65 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, cast
 
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
-
-from rept.config.compose import TARGET, build
+from rept.config.plug_ins import build
+from rept.config.schema import TARGET, Node
+from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.model.architecture import NAMES
 from rept.model.loading import load_model, load_tokenizer
-from rept.training.hyperparameters import Recipe
+from rept.training.hyperparameters import Hyperparameters
 from rept.types import Status
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def initial_model(node: DictConfig, datamodule: Any) -> tuple[nn.Module, Any]:
-    """(model, tokenizer) of a configuration's ``model``.
+    ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
-    A node with a ``_target_`` is built and called with the training texts, and makes both, as
-    :class:`rept.training.from_scratch.FromScratch` does; one without is a path or hub id and the options of
+
+def initial_model(node: Node, datamodule: AttributionDataModule) -> ModelAndTokenizer:
+    """Returns the model and tokenizer of a configuration's ``model``.
+
+    A node with a ``_target_`` is built and called with the training texts, as
+    :class:`rept.training.from_scratch.FromScratch`; any other holds the arguments of
     :func:`rept.model.loading.load_model`.
     """
     if TARGET in node:
-        return build(node)(_texts(datamodule))
-    given = OmegaConf.to_container(node, resolve=True)
-    options = {key: value for key, value in given.items() if key not in NAMES}  # those are for attribution alone
+        make = cast("Callable[[Iterable[str]], ModelAndTokenizer]", build(node, object))
+        return make(_texts(datamodule))
+    options = {key: value for key, value in node.items() if key not in NAMES}  # which only attribution needs
     tokenizer = load_tokenizer(options["path"], options["adapter"], options["trust_remote_code"])
     return load_model(**options), tokenizer
 
 
-def trainable(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """The model with the parameters that the recipe trains: all of them, in float32, or those of a new LoRA adapter.
+def trainable(model: PreTrainedModel, hyperparameters: Hyperparameters) -> PreTrainedModel:
+    """Returns the model ready for training: all parameters in float32, or those of a new LoRA adapter.
 
-    Half-precision weights lose small updates, so what is trained is kept in float32; the trainer's precision says what
-    is computed in.
+    Half-precision weights lose small updates, so trained weights are kept in float32; the precision of the computation
+    is the trainer's.
 
     Raises:
-        UsageError: LoRA targets that the model lacks, or all parameters of a quantized model.
+        UsageError: LoRA targets that the model does not have, or full training of a quantized model.
     """
-    if recipe.lora_rank is None:
+    if hyperparameters.lora_rank is None:
         if getattr(model, "is_quantized", False):
-            raise UsageError("A quantized model can only be trained by LoRA: set finetune.lora_rank.")
-        return model.float().requires_grad_(True)
-    from peft import LoraConfig, get_peft_model
+            raise UsageError("A quantized model can only be trained with LoRA: set finetune.lora_rank.")
+        model.float().requires_grad_(True)
+        return model
+    from peft import LoraConfig, get_peft_model  # imported here because it takes a second
 
-    targets = recipe.lora_targets if isinstance(recipe.lora_targets, str) else list(recipe.lora_targets)
+    targets = hyperparameters.lora_targets
     lora = LoraConfig(
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,
-        lora_dropout=recipe.lora_dropout,
-        target_modules=targets,
+        r=hyperparameters.lora_rank,
+        lora_alpha=hyperparameters.lora_alpha,
+        lora_dropout=hyperparameters.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, lora)
+        return cast("PreTrainedModel", get_peft_model(model, lora))
     except ValueError as error:
         raise UsageError(f"finetune.lora_targets={targets}: {str(error).splitlines()[0]}") from None
 
 
-def _texts(datamodule: Any) -> Iterator[str]:
+def _texts(datamodule: AttributionDataModule) -> Iterator[str]:
     """Prompt and response of each training row that is not excluded."""
     source = datamodule.source("train")
     for row in range(len(source)):

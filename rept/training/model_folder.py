@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from rept.config.compose import read_yaml, to_yaml
+from rept.config.schema import TrainConfig
 from rept.errors import UsageError
 from rept.model.optimizer_state import save_optimizer_state
-from rept.utils.json_files import write_json, write_jsonl
+from rept.utils.files import move_durably
+from rept.utils.json_files import write_json, write_jsonl, write_text
 
 _LAST_WRITTEN = ("config.json", "adapter_config.json")
 
@@ -47,14 +49,14 @@ class ModelFolder:
 
     def other_data(self, wanted: Mapping[str, Any]) -> str:
         """Which of the wanted settings of the data the model was not trained with, in words; empty: it was with all."""
-        known = OmegaConf.load(self.config).datamodule if self.config.is_file() else {}
+        known = read_yaml(self.config)["datamodule"] if self.config.is_file() else {}
         return "; ".join(
             f"datamodule.{name} was {known.get(name)}, now {value}"
             for name, value in wanted.items()
             if name not in known or known[name] != value
         )
 
-    def begin(self, config: DictConfig) -> None:
+    def begin(self, config: TrainConfig) -> None:
         """Notes what is trained here; rank 0 speaks for all.
 
         Raises:
@@ -63,15 +65,14 @@ class ModelFolder:
         if rank_zero_only.rank:
             return
         if self.config.is_file():
-            before, now = OmegaConf.load(self.config), OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
-            before, now = dict(_flat(before)), dict(_flat(now))
+            before, now = dict(_flat(read_yaml(self.config))), dict(_flat(asdict(config)))
             different = [key for key in before | now if before.get(key) != now.get(key)]
             if different:
                 told = "; ".join(f"{key} was {before.get(key)}, now {now.get(key)}" for key in different)
                 raise UsageError(f"{self.path} holds a model trained otherwise: {told}. Name another folder by out=.")
         elif self.complete:
             raise UsageError(f"{self.path} holds a model that was not trained here; name another folder by out=.")
-        self.config.write_text(OmegaConf.to_yaml(config, resolve=True))
+        write_text(self.config, to_yaml(config))
 
     def finish(
         self,
@@ -93,12 +94,12 @@ class ModelFolder:
         write_jsonl(unfinished / self.answers.name, answers)
         write_json(unfinished / self.record.name, record)
         for file in sorted(unfinished.iterdir(), key=lambda file: file.name in _LAST_WRITTEN):
-            os.replace(file, self.path / file.name)
+            move_durably(file, self.path / file.name)
         unfinished.rmdir()
 
 
-def _flat(config: DictConfig) -> Iterator[tuple[str, Any]]:
+def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of what decides the weights; `resume`, `compare_with` and `out` do not."""
     for group in ("model", "datamodule", "finetune", "trainer"):
         yield from ((f"{group}.{key}", value) for key, value in config[group].items())
-    yield "seed", config.seed
+    yield "seed", config["seed"]

@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from rept.config.compose import CONFIGS, SCHEMAS, TARGET, build, compose, locate
+from rept.config.compose import compose
 from rept.config.help import describe, documented
+from rept.config.messages import CONFIGS
+from rept.config.plug_ins import build, locate
+from rept.config.schema import SCHEMAS, TARGET
 from rept.errors import UsageError
 
 GROUPS = ("model", "datamodule", "extractor", "layers", "scorer", "trainer")
@@ -134,7 +137,7 @@ HERE = f"{__name__}.Plug"
 
 
 def test_build_calls_the_target_with_nested_nodes_and_collaborators():
-    made = build({TARGET: HERE, "size": 3, "other": {TARGET: HERE, "size": 4}}, name="given")
+    made = build({TARGET: HERE, "size": 3, "other": {TARGET: HERE, "size": 4}}, object, name="given")
     assert (made.size, made.other.size, made.name) == (3, 4, "given")
 
 
@@ -151,7 +154,7 @@ def test_build_calls_the_target_with_nested_nodes_and_collaborators():
 )
 def test_build_faults(node, words):
     with pytest.raises(UsageError) as caught:
-        build(node)
+        build(node, object)
     for word in words:
         assert word in str(caught.value)
 
@@ -168,7 +171,7 @@ def test_every_plug_in_builds(group, word):
     path = {"path": "some/model"} if word == "sentence_embedding" else {}  # which only a user can name
     node = compose("attribute", [f"{group}={word}"])[group]
     try:
-        assert build({**node, **path}, **given) is not None
+        assert build({**node, **path}, object, **given) is not None
     except UsageError as lacking:
         assert "pip install" in str(lacking), lacking  # an extra that is not installed here
 
@@ -250,6 +253,6 @@ def test_any_argument_of_a_plug_in_is_taken_or_refused_in_a_sentence(files_read_
         if data.draw(st.booleans(), f"set {name}"):
             node[name] = data.draw(ANY, name)
     try:
-        build(node)
+        build(node, object)
     except UsageError as refused:
         assert str(refused).strip()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rept.commands.compare import run
-from rept.config.compose import CONFIGS, compose
+from rept.config.compose import compose
+from rept.config.messages import CONFIGS
 from rept.data.behaviours import Behaviour
 from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from rept.ranking.histogram import Histogram
+from rept.config.schema import TARGET, AttributeConfig, ModelConfig, TokensConfig
 from rept.results.near_duplicates import heads
 from rept.results.run_folder import RunFolder
 from rept.signatures.layer_strategy import ADJACENT_COSINE
@@ -80,7 +80,7 @@ class _Writer:
     def write(self) -> Path:
         folder, shape = self.folder, self.shape
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.write_config(OmegaConf.create(self._config()))
+        folder.write_config(self._config())
         write_json(folder.provenance, self._provenance())
         write_json(folder.layers, self._layers())
         write_json(folder.metrics, self._metrics())
@@ -139,18 +139,17 @@ class _Writer:
         parts += [(pieces(sample["response"]), False), (["</s>"], True)]
         return [t for tokens, _ in parts for t in tokens], [special for tokens, special in parts for _ in tokens]
 
-    def _config(self) -> dict[str, Any]:
-        return {
-            "model": {"path": "models/tiny", "adapter": None},
-            "datamodule": {"_target_": "datamodules.instructions.InstructionData", "train": "a.jsonl", "exclude": None},
-            "extractor": {"_target_": "extractors.sites.residual_stream.ResidualStream", "position": "last_prompt"},
-            "layers": {"_target_": "extractors.layers.phase_transition.PhaseTransition", "n": 16},
-            "scorer": {"_target_": "scorers.cosine.Cosine"},
-            "top_k": self.shape.hits,
-            "tokens": {"hits": self.shape.scored},
-            "seed": 0,
-            "out": str(self.folder.path),
-        }
+    def _config(self) -> AttributeConfig:
+        return AttributeConfig(
+            model=ModelConfig(path="models/tiny"),
+            datamodule={TARGET: "datamodules.instructions.InstructionData", "train": "a.jsonl", "exclude": None},
+            extractor={TARGET: "extractors.sites.residual_stream.ResidualStream", "position": "last_prompt"},
+            layers={TARGET: "extractors.layers.phase_transition.PhaseTransition", "n": 16},
+            scorer={TARGET: "scorers.cosine.Cosine"},
+            top_k=self.shape.hits,
+            tokens=TokensConfig(hits=self.shape.scored),
+            out=str(self.folder.path),
+        )
 
     def _provenance(self) -> dict[str, Any]:
         block = {"train_norm": 244.0, "query_norm": 240.0, "share": 0.9}

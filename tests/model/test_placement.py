@@ -23,7 +23,7 @@ from rept.errors import UsageError
 from rept.model.placement import check_placement, input_device, is_split, own_name, place
 from rept.results.trace import Trace
 from rept.run.pipeline import attribute
-from rept.run.prepare import build_trainer
+from rept.run.prepare import attribution_trainer
 from rept.store.reader import AttributionStore
 from tests.helpers.commands import ROOT, environment
 from tests.helpers.fsdp_on_cpu import FSDPOnCPU
@@ -195,7 +195,7 @@ def test_token_ids_go_where_parameters_are():
 def test_settings_that_exclude_one_another_are_told(words, told):
     config = compose("attribute", ["trainer.accelerator=cpu", *words])
     with pytest.raises(UsageError, match=told):
-        check_placement(build_trainer(config), config.model)
+        check_placement(attribution_trainer(config), config.model)
 
 
 def test_a_strategy_that_nobody_tried_is_refused():

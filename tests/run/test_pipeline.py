@@ -20,8 +20,9 @@ from rept.evaluation import oracle
 from rept.model.loading import load_model, load_tokenizer
 from rept.results.trace import Trace
 from rept.run import pipeline, stages
-from rept.run.pipeline import attribute, score
+from rept.run.pipeline import attribute
 from rept.run.prepare import prepare
+from rept.run.rescore import score
 from rept.store.reader import AttributionStore
 from rept.types import Key, Status
 from rept.utils.json_files import read_json, read_jsonl
@@ -160,7 +161,10 @@ class Learner(ResidualStream):
 
 def test_the_seed_belongs_to_signatures_only_where_the_extractor_learns_from_rows_it_draws(material, tmp_path):
     config = material.config(tmp_path / "run", "seed=3")
-    given = {extractor: stages.given(prepare(config, extractor=extractor())) for extractor in (ResidualStream, Learner)}
+    given = {
+        extractor: stages.initial_fingerprints(prepare(config, extractor=extractor()))
+        for extractor in (ResidualStream, Learner)
+    }
     assert "seed" not in given[ResidualStream] and given[Learner]["seed"] == 3
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rept.config.compose import build, compose
+from rept.config.compose import compose
+from rept.config.plug_ins import build
+from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.ranking.token_influence import choose_layer
 from rept.run.prepare import ensure_model, prepare
@@ -76,7 +78,7 @@ def made(tmp_path, monkeypatch):
 
 def model_for(*arguments: str, make: bool = True) -> str:
     config = compose("attribute", ["datamodule.queries=1", *arguments])
-    return ensure_model(config, build(config.datamodule), make)
+    return ensure_model(config, build(config.datamodule, AttributionDataModule), make)
 
 
 def test_the_model_of_embedded_data_is_trained_on_the_run_s_own(made):
@@ -101,7 +103,7 @@ def test_a_model_of_other_embedded_data_is_refused(made, change):
 def test_a_training_without_some_rows_stands_beside_that_of_the_same_data_alone(made):
     def earlier(*arguments: str):
         config = compose("train", ["datamodule.exclude=[3]", *arguments])
-        return finetune._earlier_rates(config, build(config.datamodule))
+        return finetune._earlier_rates(config, build(config.datamodule, AttributionDataModule))
 
     for folder in ("runs/demo/model", "runs/demo/model-seed-1"):
         finetune.train_model(compose("train", [f"out={folder}", "datamodule.seed=1"]))

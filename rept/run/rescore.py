@@ -1,0 +1,90 @@
+"""Ranks the stored signatures of a finished run again; the model is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rept.calibration.references import check_calibration
+from rept.config.compose import compose
+from rept.config.plug_ins import build, locate
+from rept.config.schema import TARGET, AttributeConfig
+from rept.data.datamodule import AttributionDataModule
+from rept.errors import UsageError
+from rept.ranking.scorer import Scorer
+from rept.report.terminal import show_trace
+from rept.results.run_folder import RunFolder
+from rept.results.trace import Trace
+from rept.run.prepare import check_numbers
+from rept.run.rank_stage import Scoring
+from rept.run.recorded import check_rebuildable
+from rept.run.stages import known_answers
+from rept.utils.json_files import read_jsonl
+from rept.utils.library_logging import quiet
+
+# What another ranking of stored signatures may set.
+RANKING = ("scorer", "top_k", "bottom_k", "each", "calibration", "max_wait", "out")
+
+
+def score(arguments: Sequence[str]) -> Trace:
+    """Ranks the stored signatures of a run again: ``[RUN, "scorer=...", "out=..."]``, as on the command line.
+
+    Raises:
+        UsageError: no run there, or a scorer that needs what is not stored.
+    """
+    quiet()
+    source, config = reopen(arguments, RANKING)
+    result = rescore(source, RunFolder(config.out), config)
+    show_trace(result)
+    return result
+
+
+def reopen(arguments: Sequence[str], keys: Sequence[str]) -> tuple[RunFolder, AttributeConfig]:
+    """Returns the run folder that a command line names, and the run's configuration with the other arguments applied.
+
+    Args:
+        arguments: the folder and ``key=value``; ``out`` is the folder itself unless given, wherever it was moved.
+        keys: what may be set. Everything else describes the stored signatures and cannot change.
+
+    Raises:
+        UsageError: no run there, or an argument that sets something else or does not fit.
+    """
+    folders = [argument for argument in arguments if "=" not in argument]
+    if len(folders) != 1:
+        raise UsageError(f"Expected one run folder, such as runs/demo, and key=value, but got {len(folders)} folders.")
+    settings = [argument for argument in arguments if "=" in argument]
+    for argument in settings:
+        if argument.partition("=")[0].partition(".")[0] not in keys:
+            raise UsageError(
+                f"{argument}: the signatures of a run stay as they are, so only {', '.join(keys)} can be set."
+            )
+    source = RunFolder(folders[0])
+    base = source.open_existing()
+    base.out = str(source.path)
+    return source, compose("attribute", settings, base=base)
+
+
+def stored_data(source: RunFolder, config: AttributeConfig) -> AttributionDataModule:
+    """Returns the data of a finished run, with the answers that its model gave.
+
+    Raises:
+        UsageError: the samples were given in Python and are not in the run folder.
+    """
+    copied = {path.stem: read_jsonl(path) for path in source.samples.glob("*.jsonl")}  # of rept.trace
+    datamodule = build(config.datamodule, AttributionDataModule, **copied)
+    datamodule.answers.update(known_answers(source))
+    return datamodule
+
+
+def rescore(source: RunFolder, out: RunFolder, config: AttributeConfig) -> Trace:
+    """Ranks the stored signatures of ``source`` by ``config.scorer``, into ``out``."""
+    check_numbers(config)
+    check_rebuildable(config.scorer, "scorer")
+    datamodule, scorer = stored_data(source, config), build(config.scorer, Scorer)
+    if config.calibration.rate is not None:
+        check_calibration(config.calibration, locate(config.extractor[TARGET]))
+    with out.lock():
+        if out.path != source.path:
+            out.copy_description(source)
+        with out.stage("rank"):
+            Scoring(source, out, config, datamodule, scorer).run()
+    return Trace(out.path)
