@@ -95,7 +95,7 @@ def test_contrastive_reads_the_model_that_the_training_started_from(done):
     found = [outcome for outcome in outcomes if outcome.experiment == "contrastive"]
     assert [outcome.reason for outcome in found] == [None, None]
     for outcome in found:
-        base = Trace(outcome.folder).config["extractor"]["base"]
+        base = Trace(outcome.folder).config.extractor["base"]
         assert "stage: base" in (out / "models" / Path(base).name / "training.yaml").read_text()
 
 
