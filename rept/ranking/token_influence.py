@@ -15,7 +15,7 @@ Form = Literal["published", "anchored", "matched"]
 
 
 @dataclass(frozen=True)
-class TokenTrace:
+class TokenStates:
     """All-position states of one sample at one layer, and two vectors by which other samples are held against it."""
 
     representation: Tensor  # (T D)
@@ -25,7 +25,7 @@ class TokenTrace:
     anchor: Tensor  # (D) representation at the last prompt token
 
 
-def token_influence(tokens: TokenTrace, other: TokenTrace, form: Form = "matched") -> Tensor:
+def token_influence(tokens: TokenStates, other: TokenStates, form: Form = "matched") -> Tensor:
     """One score for each token of a sample: how it agrees with another sample's response.
 
     published: ``I_t = (sum_i ghat(other)_i) . ghat_t``, where ``ghat`` is the gradient with each token's row scaled to
@@ -53,7 +53,7 @@ def token_influence(tokens: TokenTrace, other: TokenTrace, form: Form = "matched
     return score
 
 
-def token_agreement(tokens: TokenTrace, other: TokenTrace, most: int = 3) -> Tensor:
+def token_agreement(tokens: TokenStates, other: TokenStates, most: int = 3) -> Tensor:
     """For each token of a sample, the tokens of another sample that it agrees with most.
 
     Two tokens s and t agree by ``cos(h_s, h_t) * cos(g_s, g_t)``: what the model reads there is alike, and so is what

@@ -1,4 +1,4 @@
-"""The rows of the training data that a layer strategy, or an extractor that learns, looks at beforehand."""
+"""Samples of the training rows: the probe of a layer strategy, and what an extractor learns from."""
 
 from __future__ import annotations
 
@@ -10,39 +10,42 @@ import numpy as np
 from rept.errors import UsageError
 from rept.model.placement import input_device
 from rept.run.job import Job
-from rept.signatures.layer_strategy import LayerChoice, reads_labels
+from rept.signatures.layer_strategy import LabelledLayerStrategy, LayerChoice
 from rept.types import Batch, Status
 
 
 def choose_layers(job: Job) -> tuple[LayerChoice, list[int]]:
-    """The layer strategy's choice, and the training rows that it looked at."""
+    """Returns the layer strategy's choice and the training rows of its probe."""
     strategy = job.strategy
-    rows = probe_rows(job, strategy.probe_rows, labelled=reads_labels(strategy))
+    labelled = isinstance(strategy, LabelledLayerStrategy)
+    rows = sample_rows(job, strategy.probe_rows, balanced=labelled)
     batches = list(training_batches(job, rows))
-    if reads_labels(strategy):
-        return strategy(job.model, batches, {row: _label(job, row) for row in rows}), rows
+    if isinstance(strategy, LabelledLayerStrategy):
+        return strategy(job.model, batches, {row: _behaviour(job, row) for row in rows}), rows
     return strategy(job.model, batches), rows
 
 
 def training_batches(job: Job, rows: Sequence[int]) -> Iterator[Batch]:
-    """Chosen training rows, where the model takes its tokens."""
+    """Yields batches of chosen training rows on the model's input device."""
     device = input_device(job.model)
     return (batch.to(device) for batch in job.datamodule.batches("train", rows))
 
 
-def probe_rows(job: Job, wanted: int, labelled: bool = False) -> list[int]:
-    """Row numbers drawn with the seed from the training rows that can be attributed, in ascending order.
+def sample_rows(job: Job, wanted: int, balanced: bool = False) -> list[int]:
+    """Returns row numbers, ascending, drawn with the run's seed from the training rows that can be attributed.
 
     Args:
-        labelled: rows that were planted and clean ones by turns, as far as there are both; else whatever comes.
+        wanted: how many, at most.
+        balanced: draw planted and clean rows alternately, as far as there are both.
+
+    Raises:
+        UsageError: no training row can be attributed.
     """
     if not wanted:
         return []
     order = np.random.default_rng(job.config.seed).permutation(len(job.datamodule.source("train"))).tolist()
-    if labelled:
-        order = _by_turns(job, order)
     found: list[int] = []
-    for row in order:
+    for row in _alternating(job, order) if balanced else order:
         if job.datamodule.status("train", row).attributed:
             found.append(row)
         if len(found) == wanted:
@@ -52,14 +55,14 @@ def probe_rows(job: Job, wanted: int, labelled: bool = False) -> list[int]:
     return sorted(found)
 
 
-def _by_turns(job: Job, order: Sequence[int]) -> list[int]:
+def _alternating(job: Job, order: Sequence[int]) -> Iterator[int]:
     kinds: tuple[list[int], list[int]] = ([], [])  # planted, clean
     for row in order:
-        kinds[_label(job, row) is None].append(row)
-    return [row for row in chain.from_iterable(zip_longest(*kinds)) if row is not None]
+        kinds[_behaviour(job, row) is None].append(row)
+    return (row for row in chain.from_iterable(zip_longest(*kinds)) if row is not None)
 
 
-def _label(job: Job, row: int) -> str | None:
-    """The label of a training row; None for one that is clean, or has none."""
+def _behaviour(job: Job, row: int) -> str | None:
+    """The label of a training row; None if the row is clean or has no label."""
     sample = job.datamodule.source("train")[row]
     return None if isinstance(sample, Status) or sample.label == "clean" else sample.label

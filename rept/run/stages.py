@@ -15,7 +15,7 @@ from rept.model.generation import equal_lengths, greedy_answers
 from rept.model.placement import place
 from rept.results.run_folder import RunFolder
 from rept.run.job import Job
-from rept.run.sample_rows import choose_layers, probe_rows, training_batches
+from rept.run.sample_rows import choose_layers, sample_rows, training_batches
 from rept.signatures import fingerprint
 from rept.signatures.module import AttributionModule
 from rept.store.reader import AttributionStore
@@ -164,7 +164,7 @@ def is_complete(job: Job, side: Side) -> bool:
 def fit_extractor(job: Job) -> None:
     """Fits an extractor that learns, on a sample of the training rows."""
     wanted = job.extractor.fit_rows
-    rows = probe_rows(job, len(job.datamodule.source("train")) if wanted is None else wanted)
+    rows = sample_rows(job, len(job.datamodule.source("train")) if wanted is None else wanted)
     say(f"The extractor learns from {len(rows):,} training rows.")
     job.extractor.fit(job.model, list(training_batches(job, rows)))
 

@@ -11,13 +11,13 @@ from torch.nn.functional import normalize
 
 from rept.distributed.partition import Deal
 from rept.model.placement import input_device
-from rept.ranking.token_influence import Form, TokenTrace, token_agreement, token_influence
+from rept.ranking.token_influence import Form, TokenStates, token_agreement, token_influence
 from rept.types import IGNORE, Batch, Key, Side
 
 Row = tuple[Side, int]
 
 
-def trace_tokens(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> Iterator[tuple[Row, TokenTrace]]:
+def token_states(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> Iterator[tuple[Row, TokenStates]]:
     """A TokenTrace for each sample of the batch, from one forward and one backward pass.
 
     Args:
@@ -35,7 +35,7 @@ def trace_tokens(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> 
         response = (batch.labels[i, :length] != IGNORE).cpu()
         yield (
             (batch.side, row),
-            TokenTrace(
+            TokenStates(
                 representation=representation[i, :length].clone(),
                 gradient=gradient[i, :length].clone(),
                 direction=gradient[i, :length][response].sum(0),
@@ -89,13 +89,13 @@ def score_pairs(
         mine = [(i, b) for i, b in enumerate(batches) if deal.holder(number, i, len(batches)) == rank]
         if not mine:
             continue
-        known: dict[int, TokenTrace] = {}
+        known: dict[int, TokenStates] = {}
         for batch in datamodule.batches("query", group):
             known |= {row: trace for (_, row), trace in _traced(model, extractor, batch, layer)}
         for i, batch in mine:
             for (_, row), trace in _traced(model, extractor, batch, layer):
                 for query in wanted[row]:
-                    sides: tuple[tuple[Side, TokenTrace, TokenTrace], ...] = (
+                    sides: tuple[tuple[Side, TokenStates, TokenStates], ...] = (
                         ("train", trace, known[query]),
                         ("query", known[query], trace),
                     )
@@ -104,5 +104,5 @@ def score_pairs(
                         yield PairScores((number, i), query, row, side, scores, agrees)
 
 
-def _traced(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> Iterator[tuple[Row, TokenTrace]]:
-    return trace_tokens(model, extractor, batch.to(input_device(model)), layer)
+def _traced(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> Iterator[tuple[Row, TokenStates]]:
+    return token_states(model, extractor, batch.to(input_device(model)), layer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # the report reads this file too, and torch takes seconds
     from transformers import PreTrainedModel
@@ -41,6 +41,7 @@ class LayerStrategy(Protocol):
     def __call__(self, model: PreTrainedModel, probe: Iterable[Batch]) -> LayerChoice: ...
 
 
+@runtime_checkable
 class LabelledLayerStrategy(Protocol):
     """A layer strategy that also sees labels. Half of its probe rows are planted ones, as far as there are enough.
 
@@ -55,8 +56,3 @@ class LabelledLayerStrategy(Protocol):
     def __call__(self, model: PreTrainedModel, probe: Iterable[Batch], labels: Mapping[int, str | None]) -> LayerChoice:
         """``labels`` are those of the probe rows by row number, None for a clean row."""
         ...
-
-
-def reads_labels(strategy: LayerStrategy | LabelledLayerStrategy) -> TypeGuard[LabelledLayerStrategy]:
-    """Whether a strategy is called with labels."""
-    return getattr(strategy, "reads_labels", False)

@@ -13,7 +13,7 @@ from rept.errors import UsageError
 from rept.results.trace import Trace
 from rept.run.pipeline import attribute
 from rept.run.prepare import prepare
-from rept.run.sample_rows import probe_rows
+from rept.run.sample_rows import sample_rows
 from tests.helpers.tiny import LAYERS, tiny_batch, tiny_model
 
 LABELS = ["a", None, "a", "b", None, "b", "a", "lone"]
@@ -78,6 +78,6 @@ def test_a_run_chooses_by_labels_and_says_so(material, tmp_path):
 
 def test_planted_rows_and_clean_ones_are_drawn_by_turns(material, tmp_path):
     job = prepare(material.config(tmp_path))
-    rows = probe_rows(job, 6, labelled=True)
+    rows = sample_rows(job, 6, balanced=True)
     assert [material.rows[row]["label"] for row in rows].count("odd") == 3
-    assert probe_rows(job, 1000, labelled=True) == probe_rows(job, 1000)  # all that can be attributed
+    assert sample_rows(job, 1000, balanced=True) == sample_rows(job, 1000)  # all that can be attributed

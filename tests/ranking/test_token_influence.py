@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from extractors.sites.residual_stream import ResidualStream
-from rept.ranking.token_influence import Form, TokenTrace, token_agreement, token_influence
-from rept.run.token_pairs import score_pairs, trace_tokens
+from rept.ranking.token_influence import Form, TokenStates, token_agreement, token_influence
+from rept.run.token_pairs import score_pairs, token_states
 from rept.types import Batch
 from tests.helpers.tiny import tiny_batch, tiny_model
 
@@ -27,11 +27,11 @@ class Samples:
 
 
 @pytest.fixture(scope="module")
-def traces() -> list[TokenTrace]:
-    return [trace for _, trace in trace_tokens(tiny_model(), ResidualStream(), tiny_batch(), LAYER)]
+def traces() -> list[TokenStates]:
+    return [trace for _, trace in token_states(tiny_model(), ResidualStream(), tiny_batch(), LAYER)]
 
 
-def test_agreement_is_the_product_of_both_cosines_whichever_side_is_asked(traces: list[TokenTrace]) -> None:
+def test_agreement_is_the_product_of_both_cosines_whichever_side_is_asked(traces: list[TokenStates]) -> None:
     first, second = traces[0], traces[3]
     cosine = torch.nn.functional.cosine_similarity
     expected = torch.tensor(
@@ -50,17 +50,17 @@ def test_agreement_is_the_product_of_both_cosines_whichever_side_is_asked(traces
         assert (found >= 0).any()
 
 
-def test_agreement_names_no_token_where_none_agrees(traces: list[TokenTrace]) -> None:
+def test_agreement_names_no_token_where_none_agrees(traces: list[TokenStates]) -> None:
     tokens = traces[0]
-    opposite = TokenTrace(
+    opposite = TokenStates(
         tokens.representation[:1], -tokens.gradient[:1], tokens.direction, tokens.steps, tokens.anchor
     )
-    first = TokenTrace(tokens.representation[:1], tokens.gradient[:1], tokens.direction, tokens.steps, tokens.anchor)
+    first = TokenStates(tokens.representation[:1], tokens.gradient[:1], tokens.direction, tokens.steps, tokens.anchor)
     assert token_agreement(first, opposite).tolist() == [[-1]]
 
 
 @pytest.mark.parametrize("form", ["published", "anchored", "matched"])
-def test_every_pair_is_scored_on_both_sides(traces: list[TokenTrace], form: Form) -> None:
+def test_every_pair_is_scored_on_both_sides(traces: list[TokenStates], form: Form) -> None:
     scored = list(score_pairs(tiny_model(), ResidualStream(), Samples(), [(1, 3), (0, 3), (0, 2)], LAYER, form))
     assert {(one.query, one.row, one.side) for one in scored} == {
         (query, row, side) for query, row in ((1, 3), (0, 3), (0, 2)) for side in ("train", "query")
