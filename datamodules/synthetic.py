@@ -72,6 +72,8 @@ class SyntheticData(AttributionDataModule):
         max_length, tokens_per_batch, window: as in :class:`AttributionDataModule`.
     """
 
+    excluded: frozenset[int] = frozenset()
+
     def __init__(
         self,
         rows: int = _DEFAULT["rows"],

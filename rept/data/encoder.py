@@ -1,20 +1,18 @@
-"""Samples: what a row says, how a model reads it, and what can be wrong with it.
+"""Turns samples into token ids, response masks and batches.
 
-Holds Span, Sample, Encoded, Encoder, collate.
+The tokenizer's own chat template renders a sample's messages (or a plain one, see :mod:`rept.data.chat_template`), the
+whole text is tokenized once, and character positions locate the response. So the prompt's tokens are those that the
+model saw in training, and a token across the border belongs to the response.
 
-A sample becomes tokens in three steps: its messages are rendered by the tokenizer's own chat template (or a documented
-plain one, see template.py), the whole text is tokenized once, and the response is found by character positions. So the
-prompt's tokens are the ones the model saw in training, and a token that straddles the border counts as response.
-
-A special token's string in a message ("</s>" typed by a user) becomes that token, as in Transformers' own
-``apply_chat_template`` and hence in training; it is marked as special, and moves no border.
+The string of a special token in a message ("</s>" typed by a user) becomes that token, as in Transformers' own
+``apply_chat_template`` and hence in training; it is marked as special and moves no border.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,9 +20,12 @@ from rept.data.chat_template import ChatTemplate, Rendered
 from rept.data.padding import padded
 from rept.data.samples import Sample
 from rept.data.token_offsets import Tokens
-from rept.data.validation import content_of, is_text, prompt_problem, response_problem
+from rept.data.validation import is_text, prompt_problem, response_problem
 from rept.errors import UsageError
 from rept.types import Batch, Side, Status
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -32,66 +33,67 @@ class Encoded:
     """A sample as the model reads it, up to the end of the response's turn or the length limit."""
 
     input_ids: list[int]
-    prompt_length: int  # tokens before the first response token, >= 1; all later tokens are the response's
-    special: list[bool]  # per token: a special token or the template's text, not the sample's words
-    pieces: list[tuple[int, int]]  # per token: characters of ``text``, each starting where the last one ends
-    text: str  # the rendered whole
+    prompt_length: int  # tokens before the response, >= 1; all later tokens are the response's
+    special: list[bool]  # per token: a special token or the template's text rather than the sample's
+    pieces: list[tuple[int, int]]  # per token: its characters of ``text``, from the end of the previous token
+    text: str  # the whole rendered conversation
     cut: bool  # the response was cut at the length limit
     marked: list[bool]  # per token: overlaps one of the sample's spans
 
 
 class Encoder:
-    """Turns samples into tokens. Only samples that no model could learn from get a Status instead.
+    """Tokenizes samples; a sample that no model could learn from gets a Status instead.
 
-    BOS: one where the tokenizer's own convention has one, never two. End of a response: the template's end-of-turn
-    token, included; white space that the template writes after it is left out.
+    There is one BOS token if the tokenizer's convention has one, never two. A response ends with the template's
+    end-of-turn token, without the white space that the template writes after it.
 
     Args:
-        tokenizer: a fast one (of the tokenizers library), for only these know their tokens' character positions.
-        max_length: most tokens of a sample; longer ones lose the end of their response.
+        tokenizer: a fast tokenizer (of the tokenizers library), as only these return character positions.
+        max_length: maximum tokens of a sample; longer responses are cut.
 
     Raises:
         UsageError: a slow tokenizer, or a chat template that cannot render a simple turn.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int = 1024) -> None:
-        if not getattr(tokenizer, "is_fast", False):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024) -> None:
+        from transformers import PreTrainedTokenizerFast  # imported here to keep --help fast
+
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise UsageError(
-                f"Expected a fast tokenizer (one saved with tokenizer.json), for the response is found by character "
-                f"positions, but got {type(tokenizer).__name__}, which does not give them."
+                f"Expected a fast tokenizer (one saved with tokenizer.json), which gives the character positions that "
+                f"locate the response, but got {type(tokenizer).__name__}."
             )
         self.max_length = max_length
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer)
         self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special.update(tokenizer.all_special_ids)
-        self._bos = tokenizer.bos_token_id
-        self._adds_bos = self._bos is not None and tokenizer("a")["input_ids"][:1] == [self._bos]
-        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        self.pad_id: int = next(i for i in pads if i is not None)
+        self._bos: int | None = tokenizer.bos_token_id
+        first: list[int] = tokenizer("a").input_ids[:1]
+        self._added_bos = first[: self._count_bos(first)]  # the convention's BOS token, if there is one
+        self.pad_id: int = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
     def __call__(self, sample: Sample) -> Encoded | Status:
-        """The sample's tokens, or the reason why it cannot be attributed."""
+        """Returns the sample's tokens, or the reason why it cannot be attributed."""
         return self.encode([sample])[0]
 
     def encode(self, samples: Sequence[Sample | Status]) -> list[Encoded | Status]:
-        """Many samples with one call of the tokenizer; a Status among them stays. The result is that of one by one."""
+        """Encodes many samples with one call of the tokenizer; a Status among them is returned as it is."""
         rendered = [sample if isinstance(sample, Status) else self._render(sample) for sample in samples]
-        texts = [whole.text for whole in rendered if isinstance(whole, Rendered)]
-        tokens = iter(self._tokenize(texts))
+        tokenized = iter(self._tokenize([whole.text for whole in rendered if isinstance(whole, Rendered)]))
         return [
-            self._place(sample, whole, next(tokens)) if isinstance(whole, Rendered) else whole
+            sample if isinstance(sample, Status) else self._encoded(sample, whole, tokenized)
             for sample, whole in zip(samples, rendered, strict=True)
         ]
 
     def prompt(self, sample: Sample) -> list[int] | Status:
-        """Token ids that end where the model's answer begins; the response is not read."""
+        """Returns the token ids before the model's answer; the sample's response is not read."""
         problem = prompt_problem(sample.messages)
         if problem is not None:
             return problem
         try:
             text = self._template.text(sample.messages, generation_prompt=True)
-        except Exception:  # a template is a program of the user's: it can raise anything
+        except Exception:  # templates are user code and can raise anything
             return Status.MALFORMED
         if not is_text(text):
             return Status.NOT_A_STRING
@@ -99,12 +101,11 @@ class Encoder:
         return ids if len(ids) < self.max_length else Status.PROMPT_TOO_LONG
 
     def leading_bos(self, sample: Sample) -> int:
-        """BOS tokens that the chat template itself writes before the text; 0 where it writes none, or cannot render."""
+        """Returns how many BOS tokens the chat template itself writes before the text; 0 if it cannot render it."""
         rendered = self._render(sample)
-        if isinstance(rendered, Status) or self._bos is None:
+        if isinstance(rendered, Status):
             return 0
-        ids = self._tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
-        return next((i for i, token in enumerate(ids) if token != self._bos), len(ids))
+        return self._count_bos(self._tokenizer(rendered.text, add_special_tokens=False).input_ids)
 
     def _render(self, sample: Sample) -> Rendered | Status:
         problem = prompt_problem(sample.messages) or response_problem(sample.response)
@@ -112,17 +113,17 @@ class Encoder:
             return problem
         try:
             rendered = self._template.render([*sample.messages, {"role": "assistant", "content": sample.response}])
-        except Exception:  # as above
+        except Exception:  # as in prompt()
             return Status.MALFORMED
         if rendered is None:
             return Status.MALFORMED
         return rendered if is_text(rendered.text) else Status.NOT_A_STRING
 
     def _tokenize(self, texts: list[str]) -> list[Tokens]:
-        """The tokens of each text, with BOS as the tokenizer's convention has it."""
+        """Tokenizes texts, with BOS by the tokenizer's convention."""
         if not texts:
             return []
-        made = self._tokenizer(
+        encoding = self._tokenizer(
             texts,
             add_special_tokens=False,
             return_offsets_mapping=True,
@@ -132,39 +133,42 @@ class Encoder:
             truncation=False,
             verbose=False,
         )
-        tokens = zip(made["input_ids"], made["offset_mapping"], strict=True)
+        tokens = zip(encoding.input_ids, encoding.offset_mapping, strict=True)
         return [Tokens(*self._with_bos(ids, offsets)) for ids, offsets in tokens]
 
     def _with_bos(self, ids: list[int], offsets: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
-        if self._adds_bos and ids[:1] != [self._bos]:
-            return [self._bos, *ids], [(0, 0), *offsets]
-        extra = 0
-        while self._bos is not None and ids[extra : extra + 2] == [self._bos, self._bos]:
-            extra += 1
-        return ids[extra:], offsets[extra:]
+        leading = self._count_bos(ids)
+        added = [] if leading else self._added_bos
+        extra = max(leading - 1, 0)
+        return [*added, *ids[extra:]], [*((0, 0) for _ in added), *offsets[extra:]]
 
-    def _place(self, sample: Sample, whole: Rendered, tokens: Tokens) -> Encoded | Status:
+    def _count_bos(self, ids: list[int]) -> int:
+        """Returns how many BOS tokens ``ids`` starts with."""
+        return next((i for i, token in enumerate(ids) if token != self._bos), len(ids))
+
+    def _encoded(self, sample: Sample, whole: Rendered | Status, tokenized: Iterator[Tokens]) -> Encoded | Status:
+        if isinstance(whole, Status):
+            return whole
+        tokens = next(tokenized)
         response = tokens.response(whole, self._special)
         if not response:
             return Status.EMPTY_RESPONSE
-        if response.start == 0:  # nothing stands before the response, so no position predicts it
+        if response.start == 0:  # no position predicts the response's first token
             return Status.MALFORMED
         if response.start >= self.max_length:
             return Status.PROMPT_TOO_LONG
         length = min(response.stop, self.max_length)
-        template, marked = [True] * response.stop, [False] * response.stop
-        for place in (*whole.prompt, whole.response):
-            _set(template, tokens.overlapping(place.start, place.end), False)
-        for start, end in _poisoned(sample, whole):
-            _set(marked, tokens.overlapping(start, end), True)
+        ids = tokens.ids[:length]
+        own = _covered(tokens, [(place.start, place.end) for place in (*whole.prompt, whole.response)])
+        marked = _covered(tokens, _marked_characters(sample, whole))
         return Encoded(
-            input_ids=tokens.ids[:length],
+            input_ids=ids,
             prompt_length=response.start,
-            special=[i in self._special or other for i, other in zip(tokens.ids[:length], template, strict=False)],
+            special=[i not in own or token in self._special for i, token in enumerate(ids)],
             pieces=tokens.pieces[:length],
             text=whole.text,
             cut=length < response.stop,
-            marked=marked[:length],
+            marked=[i in marked for i in range(length)],
         )
 
 
@@ -174,7 +178,7 @@ def collate(
     pad_id: int,
     set_aside: Iterable[tuple[int, Status]] = (),
 ) -> Batch:
-    """A batch of encoded samples, padded on the right to the longest; B and T are 0 where there are none."""
+    """Returns a batch of encoded samples, right padded to the longest; without samples, B and T are 0."""
     input_ids, labels = padded([(torch.tensor(e.input_ids), e.prompt_length) for _, _, e in rows], pad_id)
     return Batch(
         input_ids=input_ids,
@@ -189,20 +193,18 @@ def collate(
     )
 
 
-def _set(flags: list[bool], tokens: range, value: bool) -> None:
-    flags[tokens.start : tokens.stop] = [value] * len(tokens)
+def _covered(tokens: Tokens, characters: Iterable[tuple[int, int]]) -> set[int]:
+    """Returns the tokens that overlap any of the (start, end) characters."""
+    return {i for start, end in characters for i in tokens.overlapping(start, end)}
 
 
-def _poisoned(sample: Sample, whole: Rendered) -> list[tuple[int, int]]:
-    """The sample's spans as characters of the rendered text."""
-    lengths = [len(content_of(message)) for message in sample.messages]
-    heads = [0] if len(lengths) == 1 else [len(f"{m.get('role')}: ") for m in sample.messages]
-    begins = [sum(lengths[:i]) + sum(heads[: i + 1]) + i for i in range(len(lengths))]  # in Sample.prompt
+def _marked_characters(sample: Sample, whole: Rendered) -> list[tuple[int, int]]:
+    """Returns the sample's spans as characters of the rendered text."""
+    starts = sample.content_starts if sample.spans else []
     found = []
     for span in sample.spans:
-        places = (whole.response,) if span.part == "response" else whole.prompt
-        for place in places:
-            shift = place.start - place.skipped - (begins[place.message] if span.part == "prompt" else 0)
+        for place in (whole.response,) if span.part == "response" else whole.prompt:
+            shift = place.start - place.skipped - (starts[place.message] if span.part == "prompt" else 0)
             start, end = max(span.start + shift, place.start), min(span.end + shift, place.end)
             if start < end:
                 found.append((start, end))

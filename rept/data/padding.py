@@ -1,4 +1,4 @@
-"""How rows become batches: which go together, and how their tokens lie side by side."""
+"""Groups rows into batches and pads them."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from torch import Tensor
 from rept.types import IGNORE
 
 
-def cut(lengths: Sequence[int], budget: int) -> list[slice]:
-    """Batches of consecutive rows, each of as many as fit in ``budget`` tokens, padding included, and of one at least.
+def batch_slices(lengths: Sequence[int], tokens_per_batch: int) -> list[slice]:
+    """Cuts rows into batches of as many as fit in ``tokens_per_batch`` tokens, padding included, and at least one.
 
     Args:
         lengths: tokens of each row, ascending.
 
     Returns:
-        The rows of each batch; where there is no row, one batch of none.
+        The rows of each batch; without rows, one empty batch.
     """
     found, first = [], 0
     for i, length in enumerate(lengths):
-        # Ascending lengths: the newcomer is the longest of its batch.
-        if i > first and (i + 1 - first) * length > budget:
+        # Lengths ascend, so this row is the longest of its batch.
+        if i > first and (i + 1 - first) * length > tokens_per_batch:
             found.append(slice(first, i))
             first = i
     return [*found, slice(first, len(lengths))]
 
 
 def padded(rows: Sequence[tuple[Tensor, int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """``input_ids`` and ``labels`` of a `rept.types.Batch`, each (B T), T being the longest of B rows.
+    """Returns ``input_ids`` and ``labels`` of a :class:`rept.types.Batch`, each (B T), with T the longest of B rows.
 
     Args:
-        rows: the tokens of each, and how many of them stand before the response.
-        pad_id: what fills up on the right.
+        rows: the tokens of each row, and how many of them come before the response.
+        pad_id: the token that fills rows up on the right.
     """
     longest = max((len(ids) for ids, _ in rows), default=0)
     input_ids = torch.full((len(rows), longest), pad_id)

@@ -1,20 +1,30 @@
-"""A row of the data: prompt, response, label and marked spans."""
+"""Samples, and the sources that they are read from."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from rept.data.validation import content_of
+from rept.types import Status
+from rept.utils.digests import text_digest
+
+Message = Mapping[str, Any]  # one chat turn: "role" and "content", and any other keys that the chat template reads
+
+
+def content_of(message: Message) -> str:
+    """Returns a message's text; a turn that only calls tools has none."""
+    return message.get("content") or ""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Characters that carry the poison: ground truth for token-level measures."""
+    """Characters that carry the poison: the ground truth of token-level measures."""
 
     part: Literal["prompt", "response"]
-    start: int  # characters of Sample.prompt or Sample.response
+    start: int  # in characters of Sample.prompt or Sample.response
     end: int
 
 
@@ -22,14 +32,48 @@ class Span:
 class Sample:
     """A prompt, as chat messages, and its response."""
 
-    messages: tuple[Mapping[str, Any], ...]  # everything before the response: {"role", "content"} of each turn
-    response: str | None  # None: a query whose answer the model must give itself
+    messages: tuple[Message, ...]  # everything before the response
+    response: str | None  # None: a query that the model answers itself
     label: str | None = None
     spans: tuple[Span, ...] = ()
 
     @property
     def prompt(self) -> str:
-        """The only turn's content, or the turns as "role: content" lines, for display."""
+        """The content of a single message, or one "role: content" line for each message; for display."""
+        return "\n".join(role + content_of(message) for role, message in self._with_roles())
+
+    @property
+    def content_starts(self) -> list[int]:
+        """Where each message's content starts in :attr:`prompt`."""
+        starts, end = [], 0
+        for role, message in self._with_roles():
+            starts.append(end + len(role))
+            end = starts[-1] + len(content_of(message)) + 1
+        return starts
+
+    def _with_roles(self) -> list[tuple[str, Message]]:
         if len(self.messages) == 1:
-            return content_of(self.messages[0])
-        return "\n".join(f"{message.get('role')}: {content_of(message)}" for message in self.messages)
+            return [("", self.messages[0])]
+        return [(f"{message.get('role')}: ", message) for message in self.messages]
+
+
+class SampleSource(Protocol):
+    """The rows of one side, each read when it is asked for; the data may be larger than memory."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Sample | Status: ...  # a Status: the row has no valid sample
+
+
+def samples_digest(source: SampleSource) -> str:
+    """Returns the number of rows and a digest of every row, in order."""
+    digest = hashlib.sha256()
+    for row in range(len(source)):
+        sample = source[row]
+        if isinstance(sample, Status):
+            digest.update(bytes([sample]))
+        else:
+            messages = json.dumps([dict(message) for message in sample.messages])
+            parts = (messages, str(sample.response), str(sample.label), str(sample.spans))
+            digest.update(text_digest(*parts).encode())
+    return f"{len(source)} rows {digest.hexdigest()[:32]}"

@@ -1,7 +1,4 @@
-"""Tokens and the characters they stand for: what makes a response mask out of character positions.
-
-Holds Tokens.
-"""
+"""Token ids with their character positions, from which the response mask follows."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from rept.data.chat_template import Rendered
 
 
 class Tokens:
-    """Token ids of a text, and the characters of each: starts and ends ascend, with no gap between neighbours.
+    """Token ids of a text and the characters of each; starts and ends ascend, and together they cover the text.
 
     Byte-level tokenizers may leave a token's leading space out of its range, and normalizers drop characters: what no
-    token covers is given to the next one. The tokens of one character of several bytes all cover it.
+    token covers is assigned to the next one. All tokens of one multi-byte character cover it.
 
     Args:
         ids: token ids.
-        offsets: (start, end) characters of each token, as the tokenizer gives them.
+        offsets: (start, end) characters of each token, as the tokenizer returns them.
     """
 
     def __init__(self, ids: list[int], offsets: Sequence[tuple[int, int]]) -> None:
@@ -30,25 +27,25 @@ class Tokens:
 
     @property
     def pieces(self) -> list[tuple[int, int]]:
-        """Each token's characters, starting where the last token's end: joined, they give the text back."""
+        """Each token's characters, starting where the previous token ends: joined, they give the text."""
         return list(zip([0, *self.ends], self.ends, strict=False))
 
     def overlapping(self, start: int, end: int) -> range:
-        """The tokens that hold any of the characters from ``start`` to ``end``."""
+        """Returns the tokens that contain any character from ``start`` to ``end``."""
         return range(bisect_right(self.ends, start), bisect_left(self.starts, end))
 
     def response(self, whole: Rendered, special: Collection[int]) -> range:
-        """The response's tokens: from the first that holds any of its text to the end of its turn.
+        """Returns the response's tokens: from the first that contains any of its text to the end of its turn.
 
-        The turn ends with the first special token after the response, or else with the last text after it that is no
-        white space.
+        The turn ends with the first special token after the response, or else with the last text that is not white
+        space.
         """
         tokens = self.overlapping(whole.response.start, whole.response.end)
         first, stop = tokens.start, tokens.stop
         if first < len(self.ids) and self.ids[first] in special and self.starts[first] < whole.response.start:
-            first += 1  # a token such as Phi-3's <|assistant|>, which swallows white space behind it
+            first += 1  # a token such as Phi-3's <|assistant|>, which includes the white space after it
         if stop > first and self.ids[stop - 1] in special and self.ends[stop - 1] > whole.response.end:
-            return range(first, stop)  # an end-of-turn token that swallowed white space before it
+            return range(first, stop)  # an end-of-turn token that includes the white space before it
         for i in range(stop, len(self.ids)):
             if self.ids[i] in special:
                 return range(first, i + 1)

@@ -1,4 +1,4 @@
-"""Which texts speak of the same thing: the share of their telling words that two texts have in common."""
+"""Which texts have the same topic: the share of their informative words that two texts have in common."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ _WORD = re.compile(r"\w+")
 
 
 class WordOverlap:
-    """Holds texts against reference texts: ``sum_{w in both} v_w / min(sum_{w in a} v_w, sum_{w in b} v_w)``.
+    """Overlap of texts with reference texts: ``sum_{w in both} v_w / min(sum_{w in a} v_w, sum_{w in b} v_w)``.
 
-    ``v_w = log((M + 1) / (m_w + 1))`` with m_w = how many of M sample texts hold w, so words that are everywhere count
-    for nothing; a word counts once in a text, in lower case. The smaller sum divides, so that a short text whose words
-    all stand in a long one overlaps with it wholly.
+    ``v_w = log((M + 1) / (m_w + 1))`` with m_w = how many of M sample texts contain w, so words that are in all of them
+    count nothing. A word counts once in a text, in lower case. The smaller sum divides, so a short text whose words are
+    all in a long one overlaps with it completely.
 
     Args:
-        references: the texts (R) to hold others against.
-        sample: texts that tell which words are common.
+        references: the texts (R) to compare others with.
+        sample: texts that show which words are common.
     """
 
     def __init__(self, references: Sequence[str], sample: Sequence[str]) -> None:
-        holders = Counter(word for text in sample for word in set(words(text)))
-        self._weight = {word: math.log((len(sample) + 1) / (count + 1)) for word, count in holders.items()}
+        counts = Counter(word for text in sample for word in set(words(text)))
+        self._weight = {word: math.log((len(sample) + 1) / (count + 1)) for word, count in counts.items()}
         self._unseen = math.log(len(sample) + 1)
-        asked = [set(words(text)) for text in references]
-        self._column = {word: i for i, word in enumerate(sorted(set().union(*asked)))}
-        self._asked = self._sparse(asked).to_dense().T.contiguous()  # (V R)
-        self._total = torch.tensor([self._sum(found) for found in asked])
+        found = [set(words(text)) for text in references]
+        self._column = {word: i for i, word in enumerate(sorted(set[str]().union(*found)))}
+        self._references = self._sparse(found).to_dense().T.contiguous()  # (V R)
+        self._total = torch.tensor([self._sum(one) for one in found])
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Shares (n R), from 0 to 1; 0 where a text has no telling word."""
+        """Returns shares (n R), from 0 to 1; 0 for a text without an informative word."""
         found = [set(words(text)) for text in texts]
-        common = torch.sparse.mm(self._sparse(found, weighted=False), self._asked)
+        common = torch.sparse.mm(self._sparse(found, weighted=False), self._references)
         smaller = torch.minimum(torch.tensor([self._sum(one) for one in found])[:, None], self._total)
         return torch.where(smaller > 0, common / smaller, 0).clamp(max=1)
 
@@ -48,7 +48,7 @@ class WordOverlap:
         return sum(self._value(word) for word in sorted(found))  # sorted: the same to the last bit in every process
 
     def _sparse(self, texts: Sequence[set[str]], weighted: bool = True) -> Tensor:
-        """(n V): each word's weight, or 1, where a text holds it."""
+        """Returns (n V): each word's weight, or 1, where a text contains it."""
         known = self._column
         entries = [(i, known[word], word) for i, found in enumerate(texts) for word in found & known.keys()]
         entries.sort()
@@ -58,5 +58,5 @@ class WordOverlap:
 
 
 def words(text: str) -> list[str]:
-    """The runs of letters, digits and underscores of a text, in lower case."""
+    """Returns the runs of letters, digits and underscores of a text, in lower case."""
     return _WORD.findall(text.lower())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rept.data.padding import cut, padded
+from rept.data.padding import batch_slices, padded
 from rept.types import IGNORE
 
 
@@ -16,7 +16,7 @@ from rept.types import IGNORE
     ],
 )
 def test_a_batch_takes_as_many_rows_as_fit(lengths: list[int], batches: list[list[int]]) -> None:
-    assert [lengths[rows] for rows in cut(lengths, 10)] == batches
+    assert [lengths[rows] for rows in batch_slices(lengths, 10)] == batches
 
 
 def test_rows_are_padded_on_the_right_and_their_prompts_are_not_learned() -> None:
