@@ -1,4 +1,4 @@
-"""What the README says is so: its commands compose, its classes run, its calls work."""
+"""The README's commands compose, its classes run together, and its calls work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import rept
 from rept.__main__ import COMMANDS
 from rept.commands import compare
-from rept.config.compose import CONFIGS, compose
+from rept.config.compose import compose
+from rept.config.messages import CONFIGS
 from rept.evaluation.suite import Suite
 from rept.model.loading import load_model, load_tokenizer
 from rept.results.run_folder import RunFolder
@@ -31,12 +32,12 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_is_one_that_exists(command):
+def test_every_command_exists_and_composes(command):
     words = shlex.split(command)
     if words[1] == "-m":
         assert words[2] == "rept" and words[3] in COMMANDS
         arguments = [word for word in words[4:] if "=" in word]
-        if words[3] == "compare":  # its own keys, and each experiment's name
+        if words[3] == "compare":  # has its own keys, among them the names of experiments
             own = dict(word.split("=") for word in arguments if word.split("=")[0] in compare.OWN)
             named = re.findall(r"[\w-]+", own.get("experiments", "")) or Suite.named(own["suite"]).experiments
             assert all((CONFIGS / "experiment" / f"{name}.yaml").is_file() for name in named)
@@ -48,11 +49,11 @@ def test_every_command_is_one_that_exists(command):
         compose(words[1].removesuffix(".py"), words[2:])
 
 
-def test_there_are_commands_and_classes_to_test():
+def test_commands_and_classes_were_found():
     assert len(commands()) >= 9 and len(CLASSES) == 4
 
 
-def test_the_two_commands_are_the_readme_s_first():
+def test_the_quick_start_comes_first():
     assert [text.strip() for language, text in BLOCKS if language == "bash"][:2] == [
         "pip install -e . && python attribute.py",
         "pip install -e '.[test]' && pytest",
@@ -85,7 +86,7 @@ def test_the_call_from_python_works(material):
     assert len(scope["result"].to_pandas()) == 2 * len(scope["result"].hits(0))
 
 
-def test_the_run_folder_is_described_file_by_file():
+def test_every_file_of_the_run_folder_is_described():
     block = next(text for _, text in BLOCKS if "provenance.json" in text)
     described = set(re.findall(r"^([\w.-]+?)/? {2,}", block, re.M))
     named = {value.name for value in vars(RunFolder("x")).values() if hasattr(value, "name")} - {"x"}

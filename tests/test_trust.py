@@ -1,4 +1,4 @@
-"""Nothing that comes with a model or with data is run: no code beside a checkpoint, no pickle, no loading script."""
+"""No code from a model or from data runs: no code next to a checkpoint, no pickle, no loading script."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from rept.errors import UsageError
 from rept.model.loading import load_model, load_tokenizer
 from tests.helpers.commands import ROOT
 
-SOURCES = [path for room in ("rept", "extractors", "scorers", "datamodules") for path in (ROOT / room).rglob("*.py")]
+FOLDERS = ("rept", "extractors", "scorers", "datamodules")
+SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 UNPICKLERS = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 
 
 class Trap:
-    """Whoever unpickles it makes the file."""
+    """Creates the file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,12 +32,12 @@ class Trap:
 
 @pytest.fixture
 def folder(material, tmp_path):
-    """A copy of the model, and a path that must not come into being."""
+    """A copy of the model, and the path of a file that must not be created."""
     shutil.copytree(material.model, tmp_path / "model")
     return tmp_path / "model", tmp_path / "sprung"
 
 
-def test_weights_that_hold_a_pickle_are_refused(folder):
+def test_weights_with_a_pickle_are_refused(folder):
     model, sprung = folder
     (model / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Trap(sprung)}, model / "pytorch_model.bin")
@@ -45,7 +46,7 @@ def test_weights_that_hold_a_pickle_are_refused(folder):
     assert not sprung.exists() and str(model) in str(caught.value)
 
 
-def test_an_adapter_that_holds_a_pickle_is_refused(folder, tmp_path):
+def test_an_adapter_with_a_pickle_is_refused(folder, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     model, sprung = folder
@@ -58,7 +59,7 @@ def test_an_adapter_that_holds_a_pickle_is_refused(folder, tmp_path):
     assert not sprung.exists() and str(adapter) in str(caught.value)
 
 
-def test_code_beside_a_model_does_not_run_until_the_user_says_so(folder):
+def test_code_next_to_a_model_runs_only_if_the_user_allows_it(folder):
     model, sprung = folder
     (model / "own.py").write_text(f"from pathlib import Path\nPath({str(sprung)!r}).touch()\nOwn = OwnConfig = None\n")
     config = json.loads((model / "config.json").read_text()) | {"model_type": "own_llama"}
@@ -69,19 +70,19 @@ def test_code_beside_a_model_does_not_run_until_the_user_says_so(folder):
     assert not sprung.exists()
 
 
-def test_code_beside_a_tokenizer_does_not_run(folder):
+def test_code_next_to_a_tokenizer_does_not_run(folder):
     model, sprung = folder
     (model / "own.py").write_text(f"from pathlib import Path\nPath({str(sprung)!r}).touch()\nOwn = None\n")
     path = model / "tokenizer_config.json"
-    told = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [None, "own.Own"]}, "tokenizer_class": "Own"}
-    path.write_text(json.dumps(told))
+    config = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [None, "own.Own"]}, "tokenizer_class": "Own"}
+    path.write_text(json.dumps(config))
     with suppress(UsageError):
         load_tokenizer(str(model))
     assert not sprung.exists()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_line_of_ours_unpickles(path):
+def test_the_source_never_unpickles(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             assert not UNPICKLERS & {alias.name for alias in node.names}
