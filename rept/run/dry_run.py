@@ -1,11 +1,10 @@
-"""--dry-run: what a run will read, write, hold and take, from a few rows of it."""
+"""`--dry-run`: estimates the size and cost of a run from a few of its rows."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,69 +23,61 @@ from rept.signatures.extractor import ReadsAllPositions
 from rept.signatures.module import AttributionModule
 from rept.store.shards import unit_rows
 from rept.store.writer import SHARD_BYTES
-from rept.types import Signature
+from rept.types import SIDES, Side, Signature
 from rept.utils.console import console, say
 from rept.utils.environment import peak_memory
 
-PROBE_ROWS = 96  # timed rows: a few seconds on a laptop, and enough for a token's mean cost to settle
-LENGTHS = 2048  # rows whose tokens are counted
-# Bytes of HDF5's structure and of the listing, for each shard and besides for each side, as measured for two blocks.
+TIMED_ROWS = 96  # a few seconds on a laptop, and enough for the mean cost of a token to settle
+MEASURED_ROWS = 2048  # rows whose tokens are counted
+# Bytes of HDF5's structure and of the manifest, for each shard and for each side, measured with two blocks.
 SHARD_HEADER, SIDE_HEADER = 4_100, 6_500
 
 
 class Cost(NamedTuple):
-    """What the timed rows took."""
+    """The cost of the timed rows."""
 
     seconds: float  # for each padded token: tokenizing, both passes, rounding and digesting for the store
     row_bytes: int  # of a row in the store
 
 
 def estimate(config: AttributeConfig) -> dict[str, float]:
-    """Prints, and returns, the size and cost of a run; nothing is written.
+    """Prints and returns the estimated size and cost of a run; nothing is written.
 
-    Seconds come from a timed pass over evenly spaced rows on the device that the trainer would use, for each token of a
-    batch, padding included; how many of those there are, from the lengths of evenly spaced rows, cut into batches as
-    the plan does it. Ranks share the rows, so their number divides the time. An extractor that learns first does so
-    here too, and its seconds are among those of the extraction. Answers that the model is still to give are not in it,
-    nor is reading the libraries and the model.
+    Seconds per token, padding included, come from a timed pass over evenly spaced rows on the trainer's device; the
+    number of tokens comes from the lengths of evenly spaced rows, batched as the plan does it. The number of ranks
+    divides the time. An extractor that learns is fitted here too, and its seconds count as extraction. Not included:
+    answers that the model generates, and loading the libraries and the model.
 
     Raises:
-        UsageError: what the run itself would be refused for.
+        UsageError: whatever the run itself would raise it for.
     """
     job = prepare(config, make_model=False)
     if job.in_step:
         set_up(job)
     else:
         place(job.model, job.trainer)
-    rows = {side: len(job.datamodule.source(side)) for side in ("train", "query")}
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "layers"):
-        layers = choose_layers(job)[0].layers
-    with _timed(seconds, "fit"):
-        if job.learns:
-            fit_extractor(job)
-    lengths = {side: job.datamodule.sample_lengths(side, LENGTHS) for side in ("train", "query")}
-    padded = {side: padded_tokens(lengths[side], job.datamodule) * rows[side] for side in rows}  # in all
-    cost = _time(job, layers)
+    rows = {side: len(job.datamodule.source(side)) for side in SIDES}
+    start = time.perf_counter()
+    layers = choose_layers(job)[0].layers
+    layer_seconds = time.perf_counter() - start
+    if job.learns:
+        fit_extractor(job)
+    fit_seconds = time.perf_counter() - start - layer_seconds
+    lengths = {side: job.datamodule.sample_lengths(side, MEASURED_ROWS) for side in SIDES}
+    padded = {side: padded_tokens(lengths[side], job.datamodule) * rows[side] for side in SIDES}
+    cost = _measure(job, layers)
     total = sum(rows.values())
-    shards = sum(_shards(job, rows[side], padded[side], cost) for side in rows)
-    store = total * cost.row_bytes + SHARD_HEADER * shards + SIDE_HEADER * len(rows)
-    seconds["extraction"] = seconds["fit"] + cost.seconds * sum(padded.values()) / job.trainer.world_size
-    # Each query's hits and the query itself run once more, every token of them scored.
-    asked = min(config.tokens.hits, rows["train"]) * padded["train"] / rows["train"] * rows["query"] + padded["query"]
-    scored = config.tokens.hits and isinstance(job.extractor, ReadsAllPositions)
-    shared = 1 if job.in_step else job.trainer.world_size
-    seconds["tokens"] = cost.seconds * asked / shared if scored else 0.0
+    shards = sum(_shards(job, rows[side], padded[side], cost) for side in SIDES)
     figures = {
         "training rows": rows["train"],
         "queries": rows["query"],
         "rows set aside (share)": 1 - float((lengths["train"] > 0).mean()),
-        "tokens": sum(float(lengths[side].mean()) * rows[side] for side in rows),
+        "tokens": sum(float(lengths[side].mean()) * rows[side] for side in SIDES),
         "tokens of a batch": job.datamodule.tokens_per_batch,
-        "bytes of the store": store,
+        "bytes of the store": total * cost.row_bytes + SHARD_HEADER * shards + SIDE_HEADER * len(rows),
         "bytes on the disk while labelled rows are ranked": rows["train"] * (8 + 4 * rows["query"]),
-        "seconds of extraction": seconds["extraction"],
-        "seconds of the probe and the token scores": seconds["layers"] + seconds["tokens"],
+        "seconds of extraction": fit_seconds + cost.seconds * sum(padded.values()) / job.trainer.world_size,
+        "seconds of the probe and the token scores": layer_seconds + _token_seconds(job, rows, padded, cost),
         "peak memory in bytes": _peak(job, cost, total),
     }
     if job.trainer.is_global_zero:
@@ -94,15 +85,8 @@ def estimate(config: AttributeConfig) -> dict[str, float]:
     return figures
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - start
-
-
 def padded_tokens(lengths: np.ndarray, datamodule: AttributionDataModule) -> float:
-    """Tokens that a row takes up in its batch, padding included, on average; rows set aside (length 0) take none."""
+    """Returns the mean tokens of a row in its batch, padding included; a row set aside (length 0) has none."""
     tokens = 0
     for start in range(0, len(lengths), datamodule.window):
         window = np.sort(lengths[start : start + datamodule.window])
@@ -112,36 +96,44 @@ def padded_tokens(lengths: np.ndarray, datamodule: AttributionDataModule) -> flo
     return tokens / len(lengths)
 
 
-def _time(job: Job, layers: Sequence[int]) -> Cost:
+def _token_seconds(job: Job, rows: dict[Side, int], padded: dict[Side, float], cost: Cost) -> float:
+    """Each query and its best hits run once more."""
+    if not (job.config.tokens.hits and isinstance(job.extractor, ReadsAllPositions)):
+        return 0.0
+    hits = min(job.config.tokens.hits, rows["train"]) * rows["query"]
+    tokens = hits * padded["train"] / rows["train"] + padded["query"]
+    return cost.seconds * tokens / (1 if job.in_step else job.trainer.world_size)
+
+
+def _measure(job: Job, layers: Sequence[int]) -> Cost:
     module = AttributionModule(job.model, job.extractor, layers)
     device = input_device(job.model)
     total = len(job.datamodule.source("train"))
-    rows = np.unique(np.linspace(0, total - 1, min(PROBE_ROWS, total)).astype(int)).tolist()
+    rows = np.unique(np.linspace(0, total - 1, min(TIMED_ROWS, total)).astype(int)).tolist()
     signature: Signature = {}
-    for timed in (False, True):  # the first pass pays for what later ones find ready
+    for _ in range(2):  # the first pass warms up
         start, tokens = time.perf_counter(), 0
         for batch in job.datamodule.batches("train", rows):
             tokens += batch.input_ids.numel()
-            signature = module.predict_step(batch.to(device)).signature or signature
+            extraction = module.predict_step(batch.to(device))
+            signature = extraction.signature if extraction and extraction.signature else signature
             for block in signature.values():
                 unit_rows(block, job.config.store.dtype)
-        if timed:
-            seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start
     size = {"float16": 2, "float32": 4}[job.config.store.dtype]
     # Unit rows and norms; the row's number, its status, and both once more with its position in the index.
     return Cost(seconds / max(1, tokens), sum(block.shape[1] * size + 4 for block in signature.values()) + 9 + 17)
 
 
 def _shards(job: Job, rows: int, padded: float, cost: Cost) -> int:
-    """Of one side: they end with a batch, and each rank closes its last one when it is through."""
+    """The shards of one side: each ends with a batch, and each rank closes its last one at the end."""
     in_batch = rows * job.datamodule.tokens_per_batch / max(1, padded)
     whole = max(job.config.store.shard_rows or SHARD_BYTES / cost.row_bytes, in_batch)
     return max(math.ceil(rows / whole), min(job.trainer.world_size, rows))
 
 
 def _peak(job: Job, cost: Cost, rows: int) -> float:
-    """On a GPU what the timed rows took there; else also what a shard takes while it is written: its parts, whole, and
-    as a file."""
+    """On a GPU the peak of the timed rows; on a CPU also a shard while it is written: its parts, joined, and as a file."""
     if torch.cuda.is_available():
         return peak_memory()
     shard = SHARD_BYTES if job.config.store.shard_rows is None else job.config.store.shard_rows * cost.row_bytes
@@ -149,7 +141,7 @@ def _peak(job: Job, cost: Cost, rows: int) -> float:
 
 
 def _show(figures: dict[str, float], layers: list[int], job: Job) -> None:
-    table = Table(title="To expect (nothing was run or written)", title_justify="left", show_header=False)
+    table = Table(title="Estimate (nothing was run or written)", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in figures.items():

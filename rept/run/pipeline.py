@@ -221,5 +221,5 @@ def run_job(job: Job) -> None:
         layer = choose_layer(config.tokens.layer, layers, len(Architecture.of(job.model)))
         with folder.stage("tokens"):
             best = {query: rows[: config.tokens.hits] for query, rows in hits.items()}
-            write_tokens(job, best, layer)
+            write_tokens(job, job.extractor, best, layer)
     meet(config.max_wait)  # rank 0 writes what the callers on all ranks read next

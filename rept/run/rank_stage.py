@@ -1,4 +1,4 @@
-"""From stored signatures to results: ranking, hits with their text, measures. No model is needed here."""
+"""Ranks stored signatures: hits with their texts, measures and calibration. The model is not needed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from rept.calibration.decision import Decision, decide, fewest
 from rept.calibration.references import References, load_references
 from rept.calibration.statistics import Resemblance
 from rept.config.schema import AttributeConfig
+from rept.data.behaviours import behaviour_of
 from rept.data.datamodule import AttributionDataModule
+from rept.data.samples import Sample
 from rept.distributed.collectives import gathered, meet, process
 from rept.ranking.histogram import Histogram
 from rept.ranking.metrics import measures
-from rept.ranking.rank import Hits, Ranking, ScoreFile, blocks_share, merge, rank, read_scores
+from rept.ranking.rank import Ranking, ScoreFile, blocks_share, merge, rank, read_scores
 from rept.ranking.scorer import Scorer
+from rept.ranking.topk import Hits
 from rept.results.near_duplicates import representatives
 from rept.results.run_folder import RunFolder
 from rept.store.reader import AttributionStore
-from rept.types import Key, Status
+from rept.types import Key, Side, Status
 from rept.utils.json_files import write_json, write_jsonl
 from rept.utils.progress import progress
 
@@ -36,7 +39,7 @@ from rept.utils.progress import progress
 class Scoring:
     """Ranks the signatures stored in ``folder``, and writes results, opponents and measures into ``out``.
 
-    Every process of a run scores its share of the store; rank 0 writes.
+    Each process of a run scores its share of the store; rank 0 writes.
     """
 
     folder: RunFolder
@@ -47,14 +50,14 @@ class Scoring:
     device: torch.device | str = "cpu"
 
     def run(self) -> dict[int, list[int]]:
-        """The rows of the best hits of each query that was attributed."""
-        asked = self.query.read(self.queries, self.query.keys)
-        ranking, decision, measured = self._rank(asked)
+        """Returns the rows of the best hits by query, for the queries that were attributed."""
+        fields = self.query.read(self.queries, self.query.keys)
+        ranking, decision, measured = self._rank(fields)
         if process()[0] == 0:
             self.write(ranking, decision)
-            self.out.describe(blocks=_blocks(self.train, asked, ranking.best))
+            self.out.describe(blocks=_blocks(self.train, fields, ranking.best))
         if self.config.each:
-            measured |= {"each": self._each(asked)}
+            measured |= {"each": self._each(fields)}
         self.finish(measured)
         return dict(zip(self.queries, ranking.best.row.tolist(), strict=True))
 
@@ -69,49 +72,47 @@ class Scoring:
     @cached_property
     def queries(self) -> list[int]:
         """The queries that have a signature, by their row in the query data."""
-        return self.query.attributed.tolist()
+        return [int(row) for row in self.query.attributed]
 
     @cached_property
     def labels(self) -> tuple[list[str | None], list[str | None]] | None:
-        """Labels of the training rows and of the ranked queries; None unless both sides have some."""
-        train, query = (self._labels(side) for side in ("train", "query"))
-        query = [query[row] for row in self.queries]
-        return (train, query) if any(train) and any(query) else None
+        """The behaviours of training rows and of ranked queries; None unless both sides have some."""
+        train, query = self._labels("train"), self._labels("query")
+        ranked = [query[row] for row in self.queries]
+        return (train, ranked) if any(train) and any(ranked) else None
 
-    def _labels(self, side: str) -> list[str | None]:
+    def _labels(self, side: Side) -> list[str | None]:
         source = self.datamodule.source(side)
         samples = (source[row] for row in range(len(source)))
-        return [None if isinstance(sample, Status) else sample.label for sample in samples]
+        return [None if isinstance(sample, Status) else behaviour_of(sample.label) for sample in samples]
 
-    def _each(self, asked: Mapping[Key, Tensor]) -> dict[str, Any]:
-        """Results and measures by each site and layer alone."""
+    @cached_property
+    def references(self) -> References | None:
+        """The references of the calibration; None if the run is not calibrated."""
+        calibration, seed = self.config.calibration, self.config.seed
+        return load_references(calibration, seed, self.folder, self.train, self.datamodule)
+
+    def _each(self, fields: Mapping[Key, Tensor]) -> dict[str, Any]:
+        """Writes the results of each site and layer alone; returns their measures."""
         measured = {}
-        for site, layer in sorted({key[:2] for key in asked}):
-            alone = {key: block for key, block in asked.items() if key[:2] == (site, layer)}
+        for site, layer in sorted({(key.site, key.layer) for key in fields}):
+            alone = {key: block for key, block in fields.items() if (key.site, key.layer) == (site, layer)}
             ranking, decision, measured[f"{site}/{layer}"] = self._rank(alone)
             if process()[0] == 0:
                 self._write_hits(self.out.alone(site, layer), ranking.best, decision)
         return measured
 
-    @cached_property
-    def known(self) -> References | None:
-        """What the calibration holds the queries against; None: the run is not calibrated."""
-        return load_references(self.config.calibration, self.config.seed, self.folder, self.train, self.datamodule)
-
-    def _rank(self, asked: Mapping[Key, Tensor]) -> tuple[Ranking, Decision | None, dict[str, Any]]:
-        """The ranking by the mean over the sites and layers asked for, what stands out in it, a histogram of all
-        scores, and the measures if there are labels."""
+    def _rank(self, fields: Mapping[Key, Tensor]) -> tuple[Ranking, Decision | None, dict[str, Any]]:
+        """The ranking by the mean over the sites and layers of ``fields``, its calibration, and its measures."""
         part, parts = process()
-        histogram = Histogram()
-        known = self.known
-        watch = self._watch(known, asked) if known else None
+        histogram, watch = Histogram(), self._watch(fields)
         paths = [self.out.path / f".scores-{i}-of-{parts}" for i in range(parts)]
         with ExitStack() as stack:
             scores = stack.enter_context(closing(ScoreFile(paths[part]))) if self.labels else None
             advance = stack.enter_context(progress("Ranking", total=len(self.train.attributed), unit="rows"))
             ranking = rank(
                 self.train,
-                asked,
+                fields,
                 self.scorer,
                 top_k=self.config.top_k,
                 bottom_k=self.config.bottom_k,
@@ -124,22 +125,23 @@ class Scoring:
         meet(self.config.max_wait)
         ranking = merge(gathered(ranking), self.config.top_k, self.config.bottom_k)
         histogram = Histogram.merged(gathered(histogram))
-        measured = self._measures(paths) if self.labels and part == 0 else {}
-        meet(self.config.max_wait)  # the next ranking writes its scores under the same names
+        measured = self._measures(paths) if part == 0 else {}
+        meet(self.config.max_wait)  # the next ranking writes its scores into the same files
         measured["scores"] = histogram.as_dict()
-        decision = None
-        if known and watch:
-            decision = decide(gathered(watch.share()), ranking.best, self.config.calibration.rate, self.config.top_k)
-            measured["calibration"] = self._told(decision, known.source)
+        decision, rate = None, self.config.calibration.rate
+        if self.references and watch and rate is not None:
+            decision = decide(gathered(watch.share()), ranking.best, rate, self.config.top_k)
+            measured["calibration"] = self._calibration(decision, self.references.source, rate)
         return ranking, decision, measured
 
-    def _watch(self, known: References, asked: Mapping[Key, Tensor]) -> Resemblance:
-        read = {key: block for key, block in asked.items() if key.field in self.scorer.needs}
-        return Resemblance(self.train, read, known, self.config.top_k, self.device)
+    def _watch(self, fields: Mapping[Key, Tensor]) -> Resemblance | None:
+        if self.references is None:
+            return None
+        read = {key: block for key, block in fields.items() if key.field in self.scorer.needs}
+        return Resemblance(self.train, read, self.references, self.config.top_k, self.device)
 
-    def _told(self, decision: Decision, source: str) -> dict[str, Any]:
-        """The calibration as metrics.json has it."""
-        rate = self.config.calibration.rate
+    def _calibration(self, decision: Decision, source: str, rate: float) -> dict[str, Any]:
+        """The calibration as in metrics.json."""
         return {
             "rate": rate,
             "references": decision.references,
@@ -154,7 +156,8 @@ class Scoring:
         }
 
     def _measures(self, paths: list[Path]) -> dict[str, Any]:
-        assert self.labels is not None
+        if self.labels is None:
+            return {}
         train, query = self.labels
         measured = measures(lambda i: read_scores(paths, i), query, train)
         for path in paths:
@@ -164,7 +167,7 @@ class Scoring:
         return measured
 
     def write(self, ranking: Ranking, decision: Decision | None = None) -> None:
-        """The ranking in place of the one before: its configuration, its hits, and opponents if there are any."""
+        """Replaces the previous ranking: its configuration, its hits, and opponents if there are any."""
         self.out.forget_ranking()
         self.out.write_config(self.config)
         self._write_hits(self.out.results, ranking.best, decision)
@@ -172,36 +175,40 @@ class Scoring:
             self._write_hits(self.out.opponents, ranking.lowest)
 
     def finish(self, measured: Mapping[str, Any]) -> None:
-        """The measures, with the count of rows: the file that makes the run a finished one."""
-        write_json(self.out.metrics, {**measured, "rows": _rows(self.train.status)})
+        """Writes the measures and the counts of rows: a run with this file is finished."""
+        write_json(self.out.metrics, {**measured, "rows": _row_counts(self.train.status)})
 
     def _write_hits(self, path: Path, hits: Hits, decision: Decision | None = None) -> None:
-        """Each query's hits with their texts."""
-        sample = lru_cache(maxsize=4096)(self.datamodule.sample)
+        sample = lru_cache(maxsize=4096)(self._sample)
 
         def lines() -> Iterator[dict[str, Any]]:
             for i, query in enumerate(self.queries):
                 asked = sample("query", query)
                 rows, scores = hits.row[i].tolist(), hits.score[i].tolist()
-                samples = [sample("train", row) for row in rows]
-                group = representatives([f"{found.prompt}\n{found.response}" for found in samples])
-                for position, (row, score, found) in enumerate(zip(rows, scores, samples, strict=True), start=1):
+                found = [sample("train", row) for row in rows]
+                group = representatives([f"{one.prompt}\n{one.response}" for one in found])
+                for position, (row, score, one) in enumerate(zip(rows, scores, found, strict=True)):
                     yield {
                         "query": query,
-                        "rank": position,
+                        "rank": position + 1,
                         "row": row,
                         "score": float(f"{score:.7g}"),
-                        "label": found.label,
-                        "prompt": found.prompt,
-                        "response": found.response,
-                        "same_as_query": (found.prompt, found.response) == (asked.prompt, asked.response),
-                        "group": 1 + group[position - 1],
-                    } | (decision.of_hit(i, position - 1) if decision else {})
+                        "label": one.label,
+                        "prompt": one.prompt,
+                        "response": one.response,
+                        "same_as_query": (one.prompt, one.response) == (asked.prompt, asked.response),
+                        "group": group[position] + 1,
+                    } | (decision.of_hit(i, position) if decision else {})
 
         write_jsonl(path, lines())
 
+    def _sample(self, side: Side, row: int) -> Sample:
+        sample = self.datamodule.sample(side, row)
+        assert isinstance(sample, Sample)  # only attributed rows are ranked
+        return sample
 
-def _rows(status: np.ndarray) -> dict[str, Any]:
+
+def _row_counts(status: np.ndarray) -> dict[str, Any]:
     counts = Counter(Status(code) for code in status.tolist())
     return {
         "read": len(status),
@@ -211,13 +218,13 @@ def _rows(status: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _blocks(train: AttributionStore, asked: Mapping[Key, Tensor], best: Hits) -> dict[str, dict[str, float]]:
+def _blocks(train: AttributionStore, fields: Mapping[Key, Tensor], best: Hits) -> dict[str, dict[str, float]]:
     """Mean norms of each block on both sides, and its share of the cosine of the concatenation over the best hits."""
     return {
         key.path: {
             "train_norm": train.mean_norm(key),
-            "query_norm": float(asked[key].norm(dim=1).mean()),
+            "query_norm": float(fields[key].norm(dim=1).mean()),
             "share": share,
         }
-        for key, share in blocks_share(train, asked, best).items()
+        for key, share in blocks_share(train, fields, best).items()
     }

@@ -2,53 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
+from rept.data.datamodule import AttributionDataModule
 from rept.distributed.partition import Deal
 from rept.model.placement import input_device
 from rept.ranking.token_influence import Form, TokenStates, token_agreement, token_influence
-from rept.types import IGNORE, Batch, Key, Side
+from rept.signatures.extractor import ReadsAllPositions
+from rept.types import IGNORE, Batch, Side
 
-Row = tuple[Side, int]
-
-
-def token_states(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> Iterator[tuple[Row, TokenStates]]:
-    """A TokenTrace for each sample of the batch, from one forward and one backward pass.
-
-    Args:
-        extractor: has ``tokens(model, batch, layers)`` giving (B T D) blocks; its first site is the one that is read.
-        layer: from 1.
-    """
-    with torch.enable_grad():
-        states: Mapping[Key, Tensor] = extractor.all_positions(model, batch, [layer])
-    site = next(iter(states)).site
-    of_site = {key.field: block.cpu() for key, block in states.items() if key.site == site}
-    representation = of_site["representation"]
-    gradient = normalize(of_site["gradient"], dim=-1, eps=1e-30)
-    for i, row in enumerate(batch.row.tolist()):
-        length = int(batch.length[i])
-        response = (batch.labels[i, :length] != IGNORE).cpu()
-        yield (
-            (batch.side, row),
-            TokenStates(
-                representation=representation[i, :length].clone(),
-                gradient=gradient[i, :length].clone(),
-                direction=gradient[i, :length][response].sum(0),
-                steps=gradient[i, :length][response.roll(-1)].clone(),
-                anchor=representation[i, int(batch.prompt_end[i])].clone(),
-            ),
-        )
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PairScores(NamedTuple):
     """The token scores of one side of a pair."""
 
-    place: tuple[int, int]  # the group of queries, and the batch of training rows in it: orders what ranks have made
+    order: tuple[int, int]  # the group of queries and the batch of training rows in it, to sort what ranks computed
     query: int
     row: int
     side: Side  # whose tokens are scored
@@ -57,9 +32,9 @@ class PairScores(NamedTuple):
 
 
 def score_pairs(
-    model: nn.Module,
-    extractor: Any,
-    datamodule: Any,
+    model: PreTrainedModel,
+    extractor: ReadsAllPositions,
+    datamodule: AttributionDataModule,
     pairs: Sequence[tuple[int, int]],
     layer: int,
     form: Form,
@@ -67,12 +42,11 @@ def score_pairs(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[PairScores]:
-    """Token scores of both sides of each (query, row) pair, as far as they are this rank's.
+    """Yields the token scores of both sides of each (query, row) pair of this rank's share.
 
-    Groups of queries go to the ranks in turn, and of the last ones the batches of training rows, see `rept.distributed.partition`. A
-    batch is the same on any number of ranks, so the scores are, too, bit for bit; ``place`` tells their order.
-
-    Memory: the states of ``queries_at_once`` queries and of one batch of training rows.
+    Groups of queries are partitioned over the ranks, see `rept.distributed.partition`. Batches, and so the scores, are
+    the same for any number of ranks, bit for bit. Memory: the states of ``queries_at_once`` queries and of one batch of
+    training rows.
     """
     queries = sorted({query for query, _ in pairs})
     groups = [queries[start : start + queries_at_once] for start in range(0, len(queries), queries_at_once)]
@@ -80,29 +54,57 @@ def score_pairs(
     for number, group in enumerate(groups):
         if not deal.concerns(number, rank):
             continue
-        asked = set(group)
-        wanted: dict[int, list[int]] = {}
+        members = set(group)
+        queries_of: dict[int, list[int]] = {}
         for query, row in pairs:
-            if query in asked:
-                wanted.setdefault(row, []).append(query)
-        batches = list(datamodule.batches("train", sorted(wanted)))
-        mine = [(i, b) for i, b in enumerate(batches) if deal.holder(number, i, len(batches)) == rank]
-        if not mine:
+            if query in members:
+                queries_of.setdefault(row, []).append(query)
+        batches = list(datamodule.batches("train", sorted(queries_of)))
+        own = [(i, batch) for i, batch in enumerate(batches) if deal.holder(number, i, len(batches)) == rank]
+        if not own:
             continue
         known: dict[int, TokenStates] = {}
         for batch in datamodule.batches("query", group):
-            known |= {row: trace for (_, row), trace in _traced(model, extractor, batch, layer)}
-        for i, batch in mine:
-            for (_, row), trace in _traced(model, extractor, batch, layer):
-                for query in wanted[row]:
-                    sides: tuple[tuple[Side, TokenStates, TokenStates], ...] = (
-                        ("train", trace, known[query]),
-                        ("query", known[query], trace),
-                    )
-                    for side, tokens, other in sides:
-                        scores, agrees = token_influence(tokens, other, form), token_agreement(tokens, other)
-                        yield PairScores((number, i), query, row, side, scores, agrees)
+            known |= token_states(model, extractor, batch, layer)
+        for i, batch in own:
+            for row, states in token_states(model, extractor, batch, layer).items():
+                for query in queries_of[row]:
+                    for side, scored, other in (("train", states, known[query]), ("query", known[query], states)):
+                        yield PairScores(
+                            order=(number, i),
+                            query=query,
+                            row=row,
+                            side=side,  # type: ignore[arg-type]  # a literal in a tuple is inferred as str
+                            scores=token_influence(scored, other, form),
+                            agrees=token_agreement(scored, other),
+                        )
 
 
-def _traced(model: nn.Module, extractor: Any, batch: Batch, layer: int) -> Iterator[tuple[Row, TokenStates]]:
-    return token_states(model, extractor, batch.to(input_device(model)), layer)
+def token_states(
+    model: PreTrainedModel, extractor: ReadsAllPositions, batch: Batch, layer: int
+) -> dict[int, TokenStates]:
+    """Returns the states of each sample of the batch by row number, from one forward and one backward pass.
+
+    Args:
+        extractor: its first site is read.
+        layer: from 1.
+    """
+    batch = batch.to(input_device(model))
+    with torch.enable_grad():
+        blocks = extractor.all_positions(model, batch, [layer])
+    site = next(iter(blocks)).site
+    of_site = {key.field: block.cpu() for key, block in blocks.items() if key.site == site}
+    representation = of_site["representation"]
+    gradient = normalize(of_site["gradient"], dim=-1, eps=1e-30)
+    found = {}
+    for i, row in enumerate(batch.row.tolist()):
+        length = int(batch.length[i])
+        response = (batch.labels[i, :length] != IGNORE).cpu()
+        found[row] = TokenStates(
+            representation=representation[i, :length].clone(),  # a view would keep the whole batch in memory
+            gradient=gradient[i, :length].clone(),
+            direction=gradient[i, :length][response].sum(0),
+            steps=gradient[i, :length][response.roll(-1)].clone(),
+            anchor=representation[i, int(batch.prompt_end[i])].clone(),
+        )
+    return found

@@ -1,4 +1,4 @@
-"""The last stage that needs the model: token scores of the best hits, in tokens.jsonl. Every rank scores its share."""
+"""The last stage that needs the model: tokens.jsonl, the token scores of the best hits."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ import numpy as np
 
 from rept.distributed.collectives import meet, process
 from rept.ranking.metrics import token_average_precision
+from rept.ranking.token_influence import check_form
 from rept.run.job import Job
 from rept.run.token_pairs import score_pairs
+from rept.signatures.extractor import ReadsAllPositions
+from rept.types import Status
 from rept.utils.json_files import each_line, read_json, write_json, write_jsonl, write_lines
 from rept.utils.progress import progress
 
 
-def write_tokens(job: Job, hits: Mapping[int, Sequence[int]], layer: int) -> None:
-    """tokens.jsonl; and where the true spans are known, the mean token_average_precision in metrics.json.
+def write_tokens(job: Job, extractor: ReadsAllPositions, hits: Mapping[int, Sequence[int]], layer: int) -> None:
+    """Writes tokens.jsonl and, if the true spans are known, the mean token_average_precision into metrics.json.
 
-    Each rank leaves its share in a file of its own, and rank 0 joins them in the order of a single process.
+    Each rank writes its share to a file; rank 0 joins them in the order of a single process.
 
     Args:
+        extractor: of the job.
         hits: the row numbers of each query's best hits.
         layer: from 1.
     """
-    # Where the model is split over the ranks, all must run it for every pair, and rank 0 keeps what comes of it.
+    # If the model is split over the ranks, all run it for every pair, and rank 0 writes the result.
     rank, world_size = (0, 1) if job.in_step else process()
     shares = [job.folder.path / f".tokens-{i}-of-{world_size}" for i in range(world_size)]
-    scored = _scored(job, hits, layer, rank, world_size)
+    scored = _scored(job, extractor, hits, layer, rank, world_size)
     if job.in_step and not job.trainer.is_global_zero:
         deque(scored, maxlen=0)
     else:
@@ -42,44 +46,46 @@ def write_tokens(job: Job, hits: Mapping[int, Sequence[int]], layer: int) -> Non
 
 
 def _scored(
-    job: Job, hits: Mapping[int, Sequence[int]], layer: int, rank: int, world_size: int
+    job: Job, extractor: ReadsAllPositions, hits: Mapping[int, Sequence[int]], layer: int, rank: int, world_size: int
 ) -> Iterator[dict[str, Any]]:
-    """This rank's lines of tokens.jsonl, each with its place and, where the true spans are known, its precision."""
+    """This rank's lines of tokens.jsonl, each with its order and, if the true spans are known, its precision."""
     pairs = [(query, row) for query, rows in hits.items() for row in rows]
     encoded = lru_cache(maxsize=256)(job.datamodule.encoded)
-    form = job.config.tokens.form
-    ranks = {"rank": rank, "world_size": world_size}
+    form = check_form(job.config.tokens.form)
+    found = score_pairs(job.model, extractor, job.datamodule, pairs, layer, form, rank=rank, world_size=world_size)
     with progress("Scoring tokens", total=2 * len(pairs), unit="texts") as advance:
-        for one in score_pairs(job.model, job.extractor, job.datamodule, pairs, layer, form, **ranks):
+        for one in found:
             text = encoded(one.side, one.row if one.side == "train" else one.query)
+            assert not isinstance(text, Status)  # only attributed rows are ranked
             advance(world_size)
+            scores = [float(f"{score:.6g}") for score in one.scores.tolist()]
             line = {
                 "query": one.query,
                 "row": one.row,
                 "side": one.side,
                 "tokens": [text.text[start:end] for start, end in text.pieces],
-                "scores": [float(f"{score:.6g}") for score in one.scores.tolist()],
+                "scores": scores,
                 "special": text.special,
                 "agrees": [[i for i in others if i >= 0] for others in one.agrees.tolist()],
                 "layer": layer,
                 "form": form,
             }
-            judged = token_average_precision(line["scores"], text.marked) if one.side == "train" else None
-            yield {"place": one.place, "precision": judged, "line": line}
+            precision = token_average_precision(scores, text.marked) if one.side == "train" else None
+            yield {"order": one.order, "precision": precision, "line": line}
 
 
 def _join(job: Job, shares: Sequence[Path]) -> None:
-    found: list[float] = []
+    precisions: list[float] = []
 
     def lines() -> Iterator[dict[str, Any]]:
-        for entry in merge(*map(each_line, shares), key=lambda entry: entry["place"]):
+        for entry in merge(*map(each_line, shares), key=lambda entry: entry["order"]):
             if entry["precision"] is not None:
-                found.append(entry["precision"])
+                precisions.append(entry["precision"])
             yield entry["line"]
 
     write_jsonl(job.folder.tokens, lines())
     for share in shares:
         share.unlink()
-    if found:
-        measured = {"token_average_precision": float(np.mean(found)), "texts": len(found)}
+    if precisions:
+        measured = {"token_average_precision": float(np.mean(precisions)), "texts": len(precisions)}
         write_json(job.folder.metrics, read_json(job.folder.metrics) | {"tokens": measured})

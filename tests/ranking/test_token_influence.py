@@ -28,7 +28,7 @@ class Samples:
 
 @pytest.fixture(scope="module")
 def traces() -> list[TokenStates]:
-    return [trace for _, trace in token_states(tiny_model(), ResidualStream(), tiny_batch(), LAYER)]
+    return list(token_states(tiny_model(), ResidualStream(), tiny_batch(), LAYER).values())
 
 
 def test_agreement_is_the_product_of_both_cosines_whichever_side_is_asked(traces: list[TokenStates]) -> None:
@@ -77,14 +77,14 @@ def test_ranks_share_the_work_and_their_scores_are_those_of_one_process() -> Non
     pairs = [(query, row) for query in range(4) for row in range(4) if query != row]
     arguments = (tiny_model(), ResidualStream(), Samples(), pairs, LAYER, "matched")
     alone = list(score_pairs(*arguments, queries_at_once=3))
-    assert [one.place for one in alone] == sorted(one.place for one in alone) and len({one.place for one in alone}) > 3
+    assert [one.order for one in alone] == sorted(one.order for one in alone) and len({one.order for one in alone}) > 3
     for world_size in (2, 3, 7):
         shares = [
             list(score_pairs(*arguments, queries_at_once=3, rank=rank, world_size=world_size))
             for rank in range(world_size)
         ]
-        joined = list(merge(*shares, key=lambda one: one.place))
-        assert sum(map(bool, shares)) == min(world_size, len({one.place for one in alone}))
+        joined = list(merge(*shares, key=lambda one: one.order))
+        assert sum(map(bool, shares)) == min(world_size, len({one.order for one in alone}))
         for one, other in zip(joined, alone, strict=True):
             assert one[:4] == other[:4]
             assert torch.equal(one.scores, other.scores) and torch.equal(one.agrees, other.agrees)

@@ -269,7 +269,7 @@ def test_files_of_the_run_folder(done):
         "results.jsonl", "opponents.jsonl", "tokens.jsonl", "metrics.json",
     }  # fmt: skip
     known = done.provenance
-    assert known["schema"] == 1
+    assert known["schema"] == 2
     assert set(known["stages"]) == {"answers", "layers", "extract query", "extract train", "rank", "tokens"}
     assert {"weights", "tokenizer", "training data", "layers"} <= set(known["fingerprints"])
     assert read_json(done.folder.layers)["layers"] == [2]

@@ -36,7 +36,7 @@ def as_rank(alone, config, monkeypatch):
     def run(rank):
         monkeypatch.setattr(token_stage, "process", lambda: (rank, 2))
         job.trainer = SimpleNamespace(is_global_zero=rank == 0, strategy=None)
-        write_tokens(job, hits, 2)
+        write_tokens(job, job.extractor, hits, 2)
 
     return run
 
