@@ -88,7 +88,7 @@ def report(name: str, found: Sequence[float], models: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="key=value of attribute.py, such as datamodule.rows=500")
-    parser.add_argument("--experiments", nargs="+", default=["rept", "rept-paper", "bm25", "random"])
+    parser.add_argument("--experiments", nargs="+", default=["rept", "rept-paper", "bm25", "random"], help="methods")
     parser.add_argument("--subsets", type=int, default=10, help="models trained on random halves")
     parser.add_argument("--random", type=int, default=4, help="models trained without k random rows")
     parser.add_argument("--k", type=int, default=60, help="rows left out of a training")

@@ -151,7 +151,7 @@ def attempt(folder: Path, expected: bytes, resumed: bool) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=10_000, help="damaged stores that are read")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the changes")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     outcomes: Counter[tuple[str, str]] = Counter()

@@ -216,7 +216,7 @@ class Soak:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="kills until the benchmark ends")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         make_material(Path(scratch))

@@ -44,7 +44,8 @@ def test_the_diagram_shows_the_imports():
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_files_named_in_the_documents_exist(path: Path):
     text = path.read_text()
-    named = re.findall(rf"(?<![\w/])((?:{FOLDERS})/[\w/-]+(?:\.\w+)+)", text) + re.findall(r"\]\(([\w/.-]+\.\w+)\)", text)
+    named = re.findall(rf"(?<![\w/])((?:{FOLDERS})/[\w/-]+(?:\.\w+)+)", text)
+    named += re.findall(r"\]\(([\w/.-]+\.\w+)\)", text)  # links
     named = [name for name in named if "NAME" not in name]
     assert not [name for name in named if not (ROOT / name).exists() and not (path.parent / name).exists()]
 
