@@ -1,4 +1,4 @@
-"""What every command line shares: --help, one sentence for a user's mistake, and the exit codes."""
+"""What all command lines share: --help, one sentence for a user's mistake, and the exit codes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rept.config.help import describe
-from rept.errors import UsageError
+from rept.errors import Ended, UsageError
 from rept.utils.text import visible
 
 
@@ -20,7 +20,7 @@ def main(name: str | None, usage: str, run: Callable[[list[str]], None], argv: S
     if {"--help", "-h"} & set(arguments):
         print(describe(name, usage) if name else usage.strip())
         return 0
-    # Set before torch or transformers are imported: their progress bars and advice would stand between ours.
+    # Set before tokenizers are imported, which would otherwise print advice in between.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         run(arguments)
@@ -28,11 +28,9 @@ def main(name: str | None, usage: str, run: Callable[[list[str]], None], argv: S
         print(visible(str(mistake)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped; give the same command again to go on, or to begin anew.", file=sys.stderr)
+        print("Stopped; run the same command again to resume, or to start over.", file=sys.stderr)
         return 130
-    except BaseException as stopped:  # rept.distributed.signals.Stopped, too heavy to import for --help, or CheckFailed
-        if not hasattr(stopped, "exit_code"):
-            raise
-        print(visible(str(stopped)), file=sys.stderr)
-        return stopped.exit_code
+    except Ended as ended:
+        print(visible(str(ended)), file=sys.stderr)
+        return ended.exit_code
     return 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rept.config.messages import CONFIGS, misplaced, unknown
 from rept.config.schema import SCHEMAS, TARGET, AttributeConfig, Config, TrainConfig
 from rept.errors import UsageError
+
+C = TypeVar("C", AttributeConfig, TrainConfig)
 
 
 @overload
@@ -74,7 +76,7 @@ def compose(
             faults.append(fault)
     if faults:
         raise UsageError("\n".join(faults))
-    return _as_dataclass(schema, config)
+    return _as_dataclass(SCHEMAS[name], config)
 
 
 def read_config(path: Path) -> AttributeConfig:
@@ -83,7 +85,7 @@ def read_config(path: Path) -> AttributeConfig:
     Raises:
         UsageError: the file does not hold one.
     """
-    return _as_dataclass(OmegaConf.structured(AttributeConfig), _load(path))
+    return _as_dataclass(AttributeConfig, _load(path))
 
 
 def to_yaml(config: Config) -> str:
@@ -108,14 +110,16 @@ def parse_value(text: str) -> Any:
     return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]  # a mapping
 
 
-def _as_dataclass(schema: DictConfig, config: DictConfig) -> Any:
+def _as_dataclass(schema: type[C], config: DictConfig) -> C:
     try:
-        composed = _merged(schema, config)
+        composed = _merged(OmegaConf.structured(schema), config)
         OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # reports a missing value now
-        return OmegaConf.to_object(composed)
+        made = OmegaConf.to_object(composed)
     except (OmegaConfBaseException, RecursionError) as error:
         key = getattr(error, "full_key", None) or "configuration"
         raise UsageError(f"{key}: {next(iter(str(error).splitlines()), 'no value')}.") from None
+    assert isinstance(made, schema)
+    return made
 
 
 def _merged(*configs: DictConfig) -> DictConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,11 +14,13 @@ from rept.config.schema import TARGET
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def misplaced(key: str, schema: DictConfig, config: DictConfig, words: dict[str, str], values: dict) -> str | None:
+def misplaced(
+    key: str, schema: DictConfig, config: DictConfig, words: dict[str, str], values: dict[str, Any]
+) -> str | None:
     """What is wrong with a dotted key, or None. Keys of a class named by the user are checked when it is built."""
     group, _, rest = key.partition(".")
     if group not in schema:
-        return unknown(key, schema.keys(), "There is no such key")
+        return unknown(key, map(str, schema), "There is no such key")
     name = rest.partition(".")[0]
     if not rest:
         is_group = OmegaConf.is_dict(schema[group])
@@ -26,7 +29,9 @@ def misplaced(key: str, schema: DictConfig, config: DictConfig, words: dict[str,
         return f"There is no key {key}: {group} holds one value; set it as {group}=VALUE."
     if schema[group]:  # a dataclass: its fields are known
         return (
-            None if name in schema[group] else unknown(key, schema[group].keys(), "There is no such key", f"{group}.")
+            None
+            if name in schema[group]
+            else unknown(key, map(str, schema[group]), "There is no such key", f"{group}.")
         )
     if group == "trainer" or name == TARGET or f"{group}.{TARGET}" in values or name in config.get(group, {}):
         return None
@@ -38,7 +43,7 @@ def misplaced(key: str, schema: DictConfig, config: DictConfig, words: dict[str,
         given = f", but {group}={words[group]} was chosen" if group in words else ""
         choice = " or ".join(f"{group}={word}" for word in others)  # the word with most keys, the general one, first
         return f"{key} is a key of {' or '.join(others)}{given}; add the word {choice}."
-    return unknown(key, config.get(group, {}).keys(), "There is no such key", f"{group}.")
+    return unknown(key, map(str, config.get(group, {})), "There is no such key", f"{group}.")
 
 
 def unknown(name: str, choices: Iterable[str], sentence: str, prefix: str = "") -> str:

@@ -11,10 +11,12 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from rept.errors import Ended
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(BaseException):
+class Stopped(Ended):
     """The run was asked to stop. No Exception, so that nothing on the way takes it for a failure that it could mend."""
 
     def __init__(self, number: int) -> None:

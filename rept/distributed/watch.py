@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 from rept.distributed.collectives import GO_ON, Lost
 from rept.distributed.signals import StopBetweenBatches, Stopped
-from rept.errors import UsageError
+from rept.errors import Ended, UsageError
 
 GRACE = 10.0  # seconds in which a rank may finish its batch and close its shard before it is ended by force
 
 
-class RankFailed(BaseException):
+class RankFailed(Ended):
     """Another rank ended before its time. No Exception, for the same reason as `Stopped`."""
 
     def __init__(self, rank: int, code: int, note: str) -> None:

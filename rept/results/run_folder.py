@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from rept.utils.ranks import own_rank
 from rept.config.compose import read_config, to_yaml
 from rept.config.schema import AttributeConfig
 from rept.errors import UsageError
 from rept.utils.environment import peak_memory
 from rept.utils.files import make_folder
 from rept.utils.json_files import read_json, write_json, write_text
+from rept.utils.rank import process_rank
 
-SCHEMA = 1
-
-
+SCHEMA = 2
 LEFTOVERS = (".*.partial", ".scores-*", ".tokens-*", ".rank-*")  # of killed runs
 
 
@@ -56,7 +55,7 @@ class RunFolder:
         Raises:
             UsageError: another run holds it, or the folder cannot be written.
         """
-        if rank_zero_only.rank:  # the other ranks of the same run
+        if own_rank():  # the other ranks of the same run
             yield
             return
         lock = FileLock(self.path / ".lock", blocking=False)
@@ -100,8 +99,8 @@ class RunFolder:
         known = read_json(self.provenance) if self.provenance.is_file() else {}
         if (schema := known.get("schema", SCHEMA)) != SCHEMA:
             raise UsageError(
-                f"{self.path} was made by another version of RepT: its schema was {schema}, now {SCHEMA}. Name another "
-                "folder by out=, or delete this one."
+                f"Expected {self.path} to be a run folder of schema {SCHEMA}, but got schema {schema}, which another "
+                "version of RepT wrote. Use that version, or run again with another out=."
             )
         return known
 

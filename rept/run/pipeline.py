@@ -21,6 +21,7 @@ from rept.distributed.ranks import end_together, over_nodes
 from rept.distributed.signals import StopBetweenBatches
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
+from rept.model.loading import freeze
 from rept.model.placement import own_name
 from rept.ranking.scorer import Scorer
 from rept.ranking.token_influence import choose_layer
@@ -38,6 +39,7 @@ from rept.signatures.extractor import Extractor, ReadsAllPositions
 from rept.signatures.fingerprint import check_fingerprints
 from rept.signatures.layer_strategy import LabelledLayerStrategy, LayerStrategy
 from rept.signatures.module import AttributionModule
+from rept.training.trainer import callbacks_of
 from rept.types import SIDES
 from rept.utils.console import console, say
 from rept.utils.digests import text_digest
@@ -118,7 +120,7 @@ def trace(
     return Trace(folder, temporary=out is None)
 
 
-def _composed(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> AttributeConfig:
+def _composed(parts: dict[str, Any], settings: dict[str, Any]) -> AttributeConfig:
     """The configuration of `trace`; an object is recorded by its class and settings."""
     words = {name: part for name, part in (settings | parts).items() if isinstance(part, str) and is_group(name)}
     values = {name.replace("__", "."): value for name, value in settings.items() if name not in words}
@@ -147,7 +149,7 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
     """Puts the model into evaluation mode without gradients of its parameters; restores both at the end."""
     needed = {own_name(name): p.requires_grad for name, p in model.named_parameters()}
     was_training = model.training
-    model.requires_grad_(False).eval()
+    freeze(model)
     try:
         yield
     finally:
@@ -171,7 +173,7 @@ def attribute(
     """
     folder, stop = RunFolder(config.out), StopBetweenBatches()
     trainer = trainer or attribution_trainer(config)
-    trainer.callbacks.append(stop)
+    callbacks_of(trainer).append(stop)
     with stop.handlers(), over_nodes(trainer, stop, config.max_wait), folder.lock():
         job = prepare(config, trainer=trainer, **given)
         with end_together(trainer, folder.path, stop, config.max_wait):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rept.data.samples import SampleSource
+from rept.data.samples import Sample, SampleSource
 from rept.distributed.collectives import any_rank, gathered, joining, meet
 from rept.model.generation import equal_lengths, greedy_answers
 from rept.model.placement import place
@@ -20,6 +20,7 @@ from rept.signatures import fingerprint
 from rept.signatures.module import AttributionModule
 from rept.store.reader import AttributionStore
 from rept.store.writer import StoreWriter
+from rept.training.trainer import callbacks_of
 from rept.types import Side, Status
 from rept.utils.console import say
 from rept.utils.digests import text_digest
@@ -46,8 +47,9 @@ def answer_queries(job: Job) -> None:
     if job.trainer.strategy.broadcast(job.folder.queries.is_file()):
         answers.update(known_answers(job.folder))
     else:
-        open_queries = (i for i in _without_response(source) if i not in answers)
-        encoded = {i: job.datamodule.encoder.prompt(source[i]) for i in open_queries}
+        encoded = {
+            i: job.datamodule.encoder.prompt(sample) for i, sample in _without_response(source) if i not in answers
+        }
         prompts = {i: ids for i, ids in encoded.items() if not isinstance(ids, Status)}
         if prompts:
             answers.update(_generated(job, prompts))
@@ -71,11 +73,11 @@ def _generated(job: Job, prompts: dict[int, list[int]]) -> dict[int, str]:
     return {query: answer for part in gathered(share) for query, answer in part.items()}
 
 
-def _without_response(source: SampleSource) -> Iterator[int]:
+def _without_response(source: SampleSource) -> Iterator[tuple[int, Sample]]:
     for i in range(len(source)):
         sample = source[i]
         if not isinstance(sample, Status) and sample.response is None:
-            yield i
+            yield i, sample
 
 
 def known_answers(folder: RunFolder) -> dict[int, str]:
@@ -184,13 +186,13 @@ def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
         say(f"Signatures of {stored:,} of {total:,} {name}: stored before, reused.")
     if stored < total:
         writer = StoreWriter(store, mark, job.config.store.dtype, job.config.store.shard_rows)
-        trainer.callbacks += [writer, ShowProgress(f"Signatures of the {name}", total - stored)]
+        callbacks_of(trainer).extend([writer, ShowProgress(f"Signatures of the {name}", total - stored)])
         in_step = partial(any_rank, seconds=job.config.max_wait) if job.in_step else None
         loader = job.datamodule.loader(
             side, done=done, in_step=in_step, rank=trainer.global_rank, world_size=trainer.world_size
         )
         trainer.predict(module, loader, return_predictions=False)
-        del trainer.callbacks[-2:]
+        del callbacks_of(trainer)[-2:]
     meet(job.config.max_wait)
     if not AttributionStore.finished(store, side):
         AttributionStore.finish(store, side, total, together=True)

@@ -54,9 +54,9 @@ class TrainingRows:
     def __len__(self) -> int:
         return len(self.row)
 
-    def batch(self, chosen: Sequence[int]) -> Batch:
+    def batch(self, chosen: Sequence[int] | np.ndarray) -> Batch:
         """A batch of the n rows' numbers ``chosen``, right padded to its longest."""
-        chosen = np.asarray(chosen)
+        chosen = np.asarray(chosen, dtype=np.int64)
         tokens = [self._tokens[self._start[n] : self._start[n] + self.length[n]] for n in chosen]
         rows = zip(map(torch.from_numpy, tokens), self.prompt_length[chosen], strict=True)
         input_ids, labels = padded(list(rows), self.pad_id)

@@ -15,7 +15,6 @@ from zipfile import is_zipfile
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -39,6 +38,7 @@ from rept.utils.console import say
 from rept.utils.environment import environment
 from rept.utils.library_logging import quiet
 from rept.utils.progress import ShowProgress
+from rept.utils.ranks import own_rank
 
 _ANSWER_TOKENS = 32  # of a held-out prompt's answer: enough to see whether a behaviour shows
 
@@ -149,7 +149,7 @@ def train_model(config: TrainConfig) -> None:
             say(f"{folder.path} holds this model already.")
         else:
             _train(config, hyperparameters, datamodule, folder)
-        if rank_zero_only.rank == 0:
+        if own_rank() == 0:
             behaviour_rates.show_rates(behaviour_rates.read_rates(folder.behaviours), earlier)
 
 

@@ -67,7 +67,9 @@ def tiny_llama(
     max_length: int = 512,
     seed: int = 0,
     initializer_range: float = 0.02,
-    **tokens: int | None,
+    bos_token_id: int | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
 ) -> LlamaForCausalLM:
     """A Llama with random weights, the same for the same seed, float32.
 
@@ -79,7 +81,7 @@ def tiny_llama(
         max_length: longest text in tokens.
         seed: of the weights; the global generator is left as it was.
         initializer_range: standard deviation of the weights; narrow models learn faster from more than the usual 0.02.
-        tokens: ``bos_token_id``, ``eos_token_id``, ``pad_token_id`` of the tokenizer it goes with.
+        bos_token_id, eos_token_id, pad_token_id: of its tokenizer.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -92,7 +94,9 @@ def tiny_llama(
         max_position_embeddings=max_length,
         tie_word_embeddings=True,
         initializer_range=initializer_range,
-        **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | tokens,
+        bos_token_id=bos_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

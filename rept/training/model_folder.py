@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from rept.config.compose import read_yaml, to_yaml
@@ -18,6 +17,7 @@ from rept.errors import UsageError
 from rept.model.optimizer_state import save_optimizer_state
 from rept.utils.files import move_durably
 from rept.utils.json_files import write_json, write_jsonl, write_text
+from rept.utils.ranks import own_rank
 
 _LAST_WRITTEN = ("config.json", "adapter_config.json")
 
@@ -62,7 +62,7 @@ class ModelFolder:
         Raises:
             UsageError: the folder holds a training with other settings, or a model that this program did not make.
         """
-        if rank_zero_only.rank:
+        if own_rank():
             return
         if self.config.is_file():
             before, now = dict(_flat(read_yaml(self.config))), dict(_flat(asdict(config)))

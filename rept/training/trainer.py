@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from rept.config.plug_ins import build
 from rept.config.schema import Node
 from rept.errors import UsageError
 from rept.utils.library_logging import quiet
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Returns the callbacks of a trainer, a list that may be changed."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector of Lightning
+    return callbacks
 
 
 def build_trainer(node: Node, **settings: object) -> Trainer:

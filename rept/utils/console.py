@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.text import Text
 
+from rept.utils.rank import process_rank
+
 console = Console(highlight=False)
-
-
 if not console.is_terminal:
     console = Console(highlight=False, width=120)  # a log file has no width; 80 columns would cut the texts
 
 
 def say(text: str) -> None:
-    """A line of the run's own voice; markup in it is not read. Ranks other than 0 stay silent."""
-    if rank_zero_only.rank:
-        return
-    console.print(Text(text), soft_wrap=True)
+    """Prints a line without reading markup in it; ranks other than 0 print nothing."""
+    if process_rank() == 0:
+        console.print(Text(text), soft_wrap=True)
