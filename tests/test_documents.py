@@ -7,6 +7,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.helpers.commands import ROOT
 from tests.test_architecture import ORDER, PLUG_INS, parts
@@ -48,6 +49,11 @@ def test_files_named_in_the_documents_exist(path: Path):
     named += re.findall(r"\]\(([\w/.-]+\.\w+)\)", text)  # links
     named = [name for name in named if "NAME" not in name]
     assert not [name for name in named if not (ROOT / name).exists() and not (path.parent / name).exists()]
+
+
+def test_the_citation_has_the_keys_that_its_format_requires():
+    citation = OmegaConf.load(ROOT / "CITATION.cff")
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
 
 
 def reachable(start: str, graph: dict[str, set[str]]) -> set[str]:
