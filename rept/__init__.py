@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rept.run.pipeline import trace
 
 __all__ = ["Trace", "UsageError", "trace"]
-_HOMES = {"trace": "rept.run.pipeline", "Trace": "rept.results.records", "UsageError": "rept.errors"}
+_HOMES = {"trace": "rept.run.pipeline", "Trace": "rept.results.trace", "UsageError": "rept.errors"}
 
 
 def __getattr__(name: str) -> object:

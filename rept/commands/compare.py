@@ -50,10 +50,11 @@ def run(arguments: list[str]) -> None:
 def _experiments(experiments: list[str], rest: list[str], out: Path) -> None:
     from rept.evaluation import compare_table
     from rept.evaluation.compare import compare
-    from rept.evaluation.compare_figure import check_drawable, draw
+    from rept.evaluation.compare_figure import draw
+    from rept.report.paper_style import require_matplotlib
     from rept.utils.console import say
 
-    check_drawable()
+    require_matplotlib("comparison.png")
     outcomes = compare(experiments, rest, out)
     compare_table.show_comparison(outcomes)
     compare_table.write_comparison(outcomes, rest, out)

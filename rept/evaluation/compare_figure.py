@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-from rept.errors import UsageError
 from rept.evaluation.compare import Outcome
 from rept.evaluation.compare_table import best
-from rept.report.figures import FAINT, INK, POSITIVE, STYLE
+from rept.report.paper_style import FAINT, INK, POSITIVE, paper_figure
 from rept.utils.text import visible
 
 WIDTH = 7.0  # inches: two columns of a paper
 MEASURE = "average_precision"
-
-
-def check_drawable() -> None:
-    """Raises UsageError where matplotlib is not installed: told before anything long has run."""
-    if find_spec("matplotlib") is None:
-        raise UsageError("comparison.png needs matplotlib: pip install -e '.[figures]'.")
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -27,16 +19,10 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 
     The best is orange. A method that did not run keeps its line, empty.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = [visible(outcome.experiment) for outcome in outcomes]
     tops = best(outcomes).get(MEASURE, [])
     colours = [POSITIVE if outcome.experiment in tops else FAINT for outcome in outcomes]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.6 + 0.22 * len(names)), layout="constrained")
-        FigureCanvasAgg(figure)
+    with paper_figure(WIDTH, 0.6 + 0.22 * len(names), path) as figure:
         quality, cost = figure.subplots(1, 2, sharey=True)
         values = [outcome.measures.get(MEASURE, 0.0) for outcome in outcomes]
         quality.barh(names, values, color=colours)
@@ -50,4 +36,3 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
             cost.set_xscale("log")
         cost.set(xlabel="seconds, extraction and ranking")
         quality.invert_yaxis()
-        figure.savefig(path)

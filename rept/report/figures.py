@@ -1,32 +1,33 @@
-"""The figures as PNG and SVG for papers (extra ``figures``)."""
+"""The page's plots, and a strip of shaded tokens, as PNG and SVG for papers (extra ``figures``)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rept.errors import UsageError
-from rept.report import charts, plot_data
 from rept.report.findings import Findings
+from rept.report.paper_style import FAINT, INK, NEGATIVE, POSITIVE, paper_figure, require_matplotlib
+from rept.report.plot_data import Bars, Plot, plots
 from rept.results.shading import LEVELS, Piece
 from rept.results.trace import Trace
 from rept.utils.text import visible
 
-POSITIVE, NEGATIVE, INK, FAINT = "#ec7014", "#3f86d2", "#1d1c1a", "#8a857a"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 WIDTH = 3.4  # inches: one column of a paper
-STYLE = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.4,
-    "figure.dpi": 300,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "rept",  # the same run gives the same file
-    "text.parse_math": False,  # a dollar sign in a text is a dollar sign
+LINE_HEIGHT = 0.17  # inches
+MOST_IN_LEGEND = 9
+DASHES = ("-", "--", ":", "-.")
+LINE_STYLES: dict[str, dict[str, Any]] = {
+    "main": {"color": INK},
+    "secondary": {"color": FAINT, "linewidth": 0.9},
+    "probe": {"color": FAINT, "linewidth": 0.5, "alpha": 0.18},
 }
+Placed = tuple[float, float, str | Piece]  # inches from the left and from the top, and what is there
 
 
 def write_figures(trace: Trace) -> list[Path]:
@@ -35,128 +36,99 @@ def write_figures(trace: Trace) -> list[Path]:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise UsageError("The figures need matplotlib: pip install -e '.[figures]'.") from None
-    folder = trace.folder.figures
-    folder.mkdir(exist_ok=True)
+    require_matplotlib("report --figures")
+    trace.folder.figures.mkdir(exist_ok=True)
     written = []
-    draws: dict[str, Callable[[Any, Trace], bool]] = {
-        "layer_curve": _layer_curve,
-        "precision_by_k": _precision,
-        "score_histogram": _scores,
-        "token_strip": _token_strip,
-    }
-    with matplotlib.rc_context(STYLE):
-        for name, draw in draws.items():
-            figure = Figure(figsize=(WIDTH, WIDTH * 0.62), layout="constrained")
-            FigureCanvasAgg(figure)  # measures text
-            if draw(figure, trace):
-                for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-                    path = folder / f"{name}.{suffix}"
-                    figure.savefig(path, metadata=metadata)
-                    written.append(path)
+    for plot in plots(trace):
+        paths = _paths(trace, plot.name)
+        with paper_figure(WIDTH, WIDTH * 0.62, *paths) as figure:
+            _draw(figure.subplots(), plot)
+        written += paths
+    examples = [one for one in Findings(trace).behaviours[:4] if one.example.pieces]
+    if examples:
+        paths = _paths(trace, "token_strip")
+        with paper_figure(WIDTH, 1, *paths) as figure:
+            _draw_tokens(
+                figure, [(one.label, one.example.query, one.example.hit.row, one.example.pieces) for one in examples]
+            )
+        written += paths
     return written
 
 
-def _layer_curve(figure: Any, trace: Trace) -> bool:
-    curve = trace.layers.get("curve")
-    if not curve:
-        return False
-    axes = figure.subplots()
-    measure, first = trace.layers["measure"], trace.layers["first"]
-    layers = range(first, len(curve) + first)
-    for probe in trace.layers.get("probes") or []:
-        axes.plot(layers, probe, color=FAINT, alpha=0.18, linewidth=0.5)
-    axes.plot(layers, curve, color=INK)
-    for layer in trace.layers["layers"]:
-        if layer in layers:
-            axes.plot(layer, curve[layer - first], "o", color=POSITIVE, markersize=5)
-    axes.set(xlabel=charts.layer_axis(measure), ylabel=measure)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    return True
+def _paths(trace: Trace, name: str) -> list[Path]:
+    return [trace.folder.figures / f"{name}.{suffix}" for suffix in ("png", "svg")]
 
 
-def _precision(figure: Any, trace: Trace) -> bool:
-    found = plot_data.precision(trace)
-    if found is None:
-        return False
-    axes = figure.subplots()
-    for i, (label, values) in enumerate(found.labels if len(found.labels) > 1 else ()):
-        dashes = ("-", "--", ":", "-.")[i % 4]
-        axes.plot(range(1, len(values) + 1), values, dashes, color=FAINT, linewidth=0.9, label=visible(label))
-    axes.plot(range(1, len(found.overall) + 1), found.overall, color=INK, label="overall")
-    axes.set(xlabel="k", ylabel="precision at k", ylim=(0, 1.03))
-    if 1 < len(found.labels) <= 8:
+def _draw(axes: Axes, plot: Plot) -> None:
+    from matplotlib.ticker import MaxNLocator  # optional and heavy
+
+    axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
+    if plot.bars:
+        _draw_bars(axes, plot.bars)
+        return
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    if plot.y_range:
+        axes.set_ylim(plot.y_range[0], 1.03 * plot.y_range[1])
+    for i, line in enumerate(plot.lines):
+        dashes = DASHES[i % len(DASHES)] if line.role == "secondary" else "-"
+        axes.plot(*zip(*line.points, strict=True), dashes, label=visible(line.label), **LINE_STYLES[line.role])
+    for x, y, _ in plot.marks:
+        axes.plot(x, y, "o", color=POSITIVE, markersize=5)
+    if 1 < sum(bool(line.label) for line in plot.lines) <= MOST_IN_LEGEND:
         axes.legend(frameon=False, fontsize=7)
-    return True
 
 
-def _scores(figure: Any, trace: Trace) -> bool:
-    found = plot_data.scores(trace)
-    if found is None:
-        return False
-    axes = figure.subplots()
-    left = [found.low + i * found.width for i in range(len(found.counts))]
-    tail = "flagged" if found.flagged else "best hit of each query"
-    axes.bar(left, found.counts, found.width, align="edge", color="#cfc9bb", label="training rows")
-    axes.bar(left, found.tail, found.width, align="edge", color=POSITIVE, label=tail)
-    axes.set(xlabel="score", ylabel="pairs", yscale="log", ylim=(0.7, None))
+def _draw_bars(axes: Axes, bars: Bars) -> None:
+    left = [bars.low + i * bars.width for i in range(len(bars.counts))]
+    axes.bar(left, bars.counts, bars.width, align="edge", color="#cfc9bb", label="training rows")
+    axes.bar(left, bars.tail, bars.width, align="edge", color=POSITIVE, label=bars.tail_label)
+    axes.set(yscale="log", ylim=(0.7, None))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_minor_formatter("")
     axes.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    return True
 
 
-def _token_strip(figure: Any, trace: Trace) -> bool:
+def _draw_tokens(figure: Figure, examples: Sequence[tuple[str | None, int, int, list[Piece]]]) -> None:
     """The clearest example of each behaviour, its text shaded token by token."""
-    examples = [(b.label, b.example) for b in Findings(trace).behaviours[:4] if b.example and b.example.pieces]
-    if not examples:
-        return False
     figure.set_layout_engine("none")
-    renderer, down = figure.canvas.get_renderer(), 0.0
-    line = 0.17  # inches
-    drawn: list[tuple[float, float, Piece | str]] = []
-    for label, example in examples:
+    placed: list[Placed] = []
+    down = 0.0
+    for label, query, row, pieces in examples:
         name = f"{visible(label)}, " if label else ""
-        drawn.append((0.0, down, f"{name}query {example.query}, row {example.hit.row}"))
-        down += line
+        placed.append((0.0, down, f"{name}query {query}, row {row}"))
+        down += LINE_HEIGHT
         across = 0.0
-        for piece in example.pieces:
-            width = _width(figure, renderer, _flat(piece.text))
-            if across + width > WIDTH - 0.1 and across:
-                across, down = 0.0, down + line
+        for piece in pieces:
+            width = _width(figure, _flat(piece.text))
+            if across and across + width > WIDTH - 0.1:
+                across, down = 0.0, down + LINE_HEIGHT
             if not across:
                 piece = replace(piece, text=piece.text.lstrip())
-                width = _width(figure, renderer, _flat(piece.text))
-            drawn.append((across, down, piece))
+                width = _width(figure, _flat(piece.text))
+            placed.append((across, down, piece))
             across += width
-        down += 2 * line
-    height = down
-    figure.set_size_inches(WIDTH, height)
-    for across, top, piece in drawn:
-        place = {"x": (across + 0.05) / WIDTH, "y": 1 - (top + 0.12) / height, "va": "baseline", "parse_math": False}
-        if isinstance(piece, str):
-            figure.text(s=piece, color=FAINT, fontsize=6.5, **place)
+        down += 2 * LINE_HEIGHT
+    figure.set_size_inches(WIDTH, down)
+    for across, top, shown in placed:
+        x, y = (across + 0.05) / WIDTH, 1 - (top + 0.12) / down
+        if isinstance(shown, str):
+            figure.text(x, y, shown, color=FAINT, fontsize=6.5, va="baseline", parse_math=False)
             continue
-        box = {"facecolor": POSITIVE if piece.level > 0 else NEGATIVE, "alpha": 0.75 * abs(piece.level) / LEVELS}
-        box |= {"edgecolor": "none", "pad": 0.8}
-        figure.text(s=_flat(piece.text), color=INK, bbox=box if piece.level else None, **place)
-    return True
+        alpha = 0.75 * abs(shown.level) / LEVELS
+        box = {"facecolor": POSITIVE if shown.level > 0 else NEGATIVE, "alpha": alpha, "edgecolor": "none", "pad": 0.8}
+        text = _flat(shown.text)
+        figure.text(x, y, text, color=INK, bbox=box if shown.level else None, va="baseline", parse_math=False)
 
 
 def _flat(text: str) -> str:
     return visible(text).replace("\n", " ")
 
 
-def _width(figure: Any, renderer: Any, text: str) -> float:
-    """Inches that a text takes, its spaces at either end included."""
-    measured = figure.text(0, 0, f"|{text}|", parse_math=False)
-    ends = figure.text(0, 0, "||", parse_math=False)
-    width = measured.get_window_extent(renderer).width - ends.get_window_extent(renderer).width
-    measured.remove()
-    ends.remove()
-    return width / figure.dpi
+def _width(figure: Figure, text: str) -> float:
+    """The width of a text in inches, including spaces at its ends."""
+    widths = []
+    for shown in (f"|{text}|", "||"):
+        drawn = figure.text(0, 0, shown, parse_math=False)
+        widths.append(drawn.get_window_extent().width)
+        drawn.remove()
+    return float(widths[0] - widths[1]) / figure.dpi

@@ -1,4 +1,4 @@
-"""What a run found, in the few figures and examples that the page opens with."""
+"""What a run found: the few figures and examples that the page begins with."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rept.results.html_text import count
-from rept.results.records import Hit, TokenScores
-from rept.results.shading import Piece, excerpt, strongest_words
+from rept.results.html_text import format_count
+from rept.results.records import Hit
+from rept.results.shading import Piece, excerpt
 from rept.results.trace import Trace
 
 FIRST = 10  # a row counts for a query when it is among its first ten hits
@@ -17,7 +17,7 @@ FIRST = 10  # a row counts for a query when it is among its first ten hits
 
 @dataclass(frozen=True)
 class Example:
-    """A query and the row found for it, the row's text shaded where it was scored token by token."""
+    """A query and its best hit, whose text is shaded where it was scored token by token."""
 
     query: int
     prompt: str
@@ -36,8 +36,8 @@ class BehaviourFindings:
     label: str | None
     queries: int
     matched: int | None  # queries whose best hit has their label; None without labels
-    words: list[tuple[str, int]]  # and the best hits among whose three strongest words each is
-    example: Example | None
+    words: list[tuple[str, int]]  # and the number of best hits among whose strongest words each is
+    example: Example
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class Culprit:
 
     hit: Hit  # the one with its highest score
     count: int  # queries that have it among their first ten hits
-    labels: list[str]  # of these queries, most frequent first
     score: float  # mean over those hits
 
 
@@ -55,115 +54,85 @@ class Findings:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self.answered = [q for q in trace.queries if trace.hits(q["query"])]
+        self.best = {query: trace.hits(query)[0] for query in trace.answered}
+        self.labels = {query: trace.queries[query]["label"] for query in trace.answered}
 
     @cached_property
     def labelled(self) -> bool:
-        """Whether the best hits can be held against the queries' labels."""
-        hit_labels = any(self._best(q["query"]).label is not None for q in self.answered)
-        return hit_labels and any(q["label"] is not None for q in self.answered)
+        """Whether the best hits can be compared with the queries' labels."""
+        hit_labels = any(hit.label is not None for hit in self.best.values())
+        return hit_labels and any(label is not None for label in self.labels.values())
 
     @cached_property
     def calibrated(self) -> bool:
-        return any(hit.flagged is not None for q in self.answered for hit in self.trace.hits(q["query"]))
-
-    @cached_property
-    def flagged(self) -> int:
-        """Queries for which a training row stands out."""
-        return sum(any(hit.flagged for hit in self.trace.hits(q["query"])) for q in self.answered)
+        return any(hit.flagged is not None for query in self.best for hit in self.trace.hits(query))
 
     @cached_property
     def rows_found(self) -> int:
         """Different training rows among the first ten hits of all queries."""
-        return len(self._counts)
+        return len(self._first_hits)
 
     @cached_property
     def headline(self) -> str:
         """The finding in one sentence."""
-        total = len(self.answered)
-        if not total:
+        if not self.best:
             return "No query could be traced."
+        total = format_count(len(self.best), "query")
         if self.labelled:
-            labelled = [q for q in self.answered if q["label"] is not None]
-            matched = sum(self._best(q["query"]).label == q["label"] for q in labelled)
-            total = len(labelled)
-            return f"{matched:,} of {count(total, 'query')} lead straight to training rows of their own behaviour."
+            labelled = [query for query, label in self.labels.items() if label is not None]
+            matched = sum(self.best[query].label == self.labels[query] for query in labelled)
+            of_all = format_count(len(labelled), "query")
+            return f"{matched:,} of {of_all} lead straight to training rows of their own behaviour."
         if self.calibrated:
-            return f"For {self.flagged:,} of {count(total, 'query')}, a training row stands out."
-        share = sum(culprit.count for culprit in self.culprits) / sum(self._counts.values())
-        most = count(len(self.culprits), "training row")
-        return f"{most} account for {share:.0%} of the first hits of {count(total, 'query')}."
+            flagged = sum(any(hit.flagged for hit in self.trace.hits(query)) for query in self.best)
+            return f"For {flagged:,} of {total}, a training row stands out."
+        share = sum(one.count for one in self.culprits) / sum(map(len, self._first_hits.values()))
+        rows = format_count(len(self.culprits), "training row")
+        return f"{rows} account for {share:.0%} of the first hits of {total}."
 
     @cached_property
     def behaviours(self) -> list[BehaviourFindings]:
         """One for each label among the queries, most queries first."""
         if not self.labelled:
-            return [self._behaviour(None, self.answered)] if self.answered else []
-        labels = Counter(q["label"] for q in self.answered if q["label"] is not None)
-        queries = {label: [q for q in self.answered if q["label"] == label] for label, _ in labels.most_common()}
-        return [self._behaviour(label, asked) for label, asked in queries.items()]
+            return [self._behaviour(None, list(self.best))] if self.best else []
+        counts = Counter(label for label in self.labels.values() if label is not None)
+        return [
+            self._behaviour(label, [query for query in self.best if self.labels[query] == label])
+            for label, _ in counts.most_common()
+        ]
 
     @cached_property
     def culprits(self) -> list[Culprit]:
         """The ten rows that are among the first ten hits of most queries; of equals, the higher mean score first."""
-        found: dict[int, list[Hit]] = {}
-        for query in self.answered:
-            for hit in self.trace.hits(query["query"])[:FIRST]:
-                found.setdefault(hit.row, []).append(hit)
-        culprits = []
-        for hits in found.values():
-            labels = Counter(self.trace.queries[hit.query]["label"] for hit in hits)
-            culprits.append(
-                Culprit(
-                    hit=max(hits, key=lambda hit: hit.score),
-                    count=len(hits),
-                    labels=[label for label, _ in labels.most_common() if label is not None],
-                    score=sum(hit.score for hit in hits) / len(hits),
-                )
-            )
+        culprits = [
+            Culprit(max(hits, key=lambda hit: hit.score), len(hits), sum(hit.score for hit in hits) / len(hits))
+            for hits in self._first_hits.values()
+        ]
         return sorted(culprits, key=lambda one: (-one.count, -one.score, one.hit.row))[:FIRST]
 
     @cached_property
-    def _counts(self) -> Counter[int]:
-        return Counter(hit.row for q in self.answered for hit in self.trace.hits(q["query"])[:FIRST])
+    def _first_hits(self) -> dict[int, list[Hit]]:
+        """The first ten hits of all queries, by row."""
+        found: dict[int, list[Hit]] = {}
+        for query in self.best:
+            for hit in self.trace.hits(query)[:FIRST]:
+                found.setdefault(hit.row, []).append(hit)
+        return found
 
-    def _best(self, query: int) -> Hit:
-        return self.trace.hits(query)[0]
-
-    def _behaviour(self, label: str | None, queries: Sequence[dict]) -> BehaviourFindings:
-        best = [self._best(query["query"]) for query in queries]
-        scored = [self._scored(hit) for hit in best]
-        words = Counter(word for tokens in scored if tokens for word in strongest_words(tokens))
-        matching = [hit for hit in best if hit.label == label] if self.labelled else best
-
-        def typical(hit: Hit) -> tuple[bool, int, float]:
-            """How well a hit stands for the others: its strongest words are theirs too."""
-            tokens = self._scored(hit)
-            return tokens is not None, sum(words[word] for word in strongest_words(tokens)) if tokens else 0, hit.score
-
+    def _behaviour(self, label: str | None, queries: Sequence[int]) -> BehaviourFindings:
+        words = Counter(word for query in queries for word in self.trace.words(query))
         return BehaviourFindings(
             label=label,
             queries=len(queries),
-            matched=len(matching) if self.labelled else None,
+            matched=sum(self.best[query].label == label for query in queries) if self.labelled else None,
             words=words.most_common(6),
-            example=self._example(max(matching or best, key=typical)),
+            example=self._example(self.trace.clearest(queries)),
         )
 
-    def _example(self, hit: Hit) -> Example:
-        query = self.trace.queries[hit.query]
-        scored = self._scored(hit)
+    def _example(self, query: int) -> Example:
+        scored = self.trace.best_tokens(query).get("train")
         pieces, before, after = excerpt(scored) if scored else ([], False, False)
+        asked = self.trace.queries[query]
         return Example(
-            query=hit.query,
-            prompt=query["prompt"],
-            response=query["response"],
-            generated=query["generated"],
-            hit=hit,
-            pieces=pieces,
-            cut_before=before,
-            cut_after=after,
+            query, asked["prompt"], asked["response"], asked["generated"], self.best[query], pieces, before, after
         )
-
-    def _scored(self, hit: Hit) -> TokenScores | None:
-        scored = hit.row in self.trace.scored(hit.query)
-        return self.trace.tokens(hit.query, hit.row).get("train") if scored else None

@@ -1,7 +1,7 @@
-"""report.html: one file without a network, made from a run folder alone.
+"""report.html: one file that needs no network, made from a run folder alone.
 
-What comes from data reaches the page in two ways only: escaped by the template, or packed (JSON, deflate, base64) and
-set as text by the page's script. The page's policy lets no other script run and loads nothing.
+Data reaches the page in two ways only: escaped by the template, or packed (JSON, deflate, base64) and set as text by
+the page's script. The page's policy allows no other script and loads nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from base64 import b64encode
-from functools import cache
+from collections.abc import Callable
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -19,19 +19,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rept.report import overview
+from rept.report.charts import svg
 from rept.report.findings import Findings
-from rept.report.page_data import blocks
-from rept.report.page_limits import LADDER
-from rept.results.folding import fold
-from rept.results.html_text import chips, clip, count, number
+from rept.report.page_data import LADDER, make_blocks
+from rept.report.plot_data import plots
+from rept.results.html_text import format_count, format_number, visible_html
 from rept.results.trace import Trace
 from rept.utils.files import publish
-from rept.utils.text import visible
+from rept.utils.text import UNSAFE_IN_JAVASCRIPT, clip, visible
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("core", "heat", "hits", "queries", "marks", "main")
 MOST_BYTES = 5_000_000
-_NOTHING_ELSE = "base-uri 'none'; form-action 'none'"
 
 
 def write_report(trace: Trace) -> Path:
@@ -41,46 +40,53 @@ def write_report(trace: Trace) -> Path:
 
 
 def render(trace: Trace, most_bytes: int = MOST_BYTES) -> str:
-    """The page, with as much of the run as ``most_bytes`` hold; what is left out is said on it."""
-    frame = _frame(trace)
-    folds = cache(lambda query: fold(trace.hits(query)[: LADDER[0].hits]))
+    """The page, with as much of the run as fits into ``most_bytes``; the page lists what is left out."""
+    with_blocks = _template(trace)
     for limits in LADDER:
-        content, left_out = blocks(trace, limits, folds)
-        packed = {name: pack(value) for name, value in content.items()}
-        page = frame(blocks=packed, left_out=left_out.told(limits), hits_shown=limits.hits)
+        blocks, left_out = make_blocks(trace, limits)
+        packed = {name: pack(block) for name, block in blocks.items()}
+        page = with_blocks(blocks=packed, left_out=left_out.described(limits), hits_shown=limits.hits)
         if len(page.encode()) <= most_bytes:
             break
     return page
 
 
 def pack(value: Any) -> Markup:
-    """JSON, deflated, in base64: letters, digits, + / = alone, so no text in it can end the element it stands in."""
+    """JSON, deflated, in base64: only letters, digits and + / =, so no text in it can end its element."""
     return Markup(b64encode(zlib.compress(json.dumps(value, separators=(",", ":")).encode())).decode())
 
 
-def _frame(trace: Trace) -> Any:
-    """The template with all that does not depend on how much of the run the page holds."""
+def _template(trace: Trace) -> Callable[..., str]:
+    """Renders the page, given all that depends on how much of the run it has."""
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters |= {"chips": chips, "clip": clip, "count": count, "number": number, "visible": visible}
+    environment.filters |= {
+        "clip": clip,
+        "format_count": format_count,
+        "format_number": format_number,
+        "svg": svg,
+        "visible": visible,
+        "visible_html": visible_html,
+    }
     template = environment.get_template("page.html.jinja")
     css = (ASSETS / "style.css").read_text(encoding="utf-8")
-    parts = [(ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
-    js = "\n".join(['"use strict";\n(() => {', *parts, "})();\n"])
-    found = Findings(trace)
+    scripts = [(ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    unsafe = f"const UNSAFE = /{UNSAFE_IN_JAVASCRIPT}/gu;\n"
+    js = "\n".join(['"use strict";\n(() => {', unsafe, *scripts, "})();\n"])
+    policy = f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(js)}; base-uri 'none'; form-action 'none'"
     given = {
         "css": Markup(css),
         "js": Markup(js),
-        "policy": f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(js)}; {_NOTHING_ELSE}",
-        "found": found,
+        "policy": policy,
+        "found": Findings(trace),
         "name": trace.folder.path.resolve().name,
         "folder": str(trace.folder.path),
-        "made": overview.made(trace),
-        "lede": overview.lede(trace),
-        "charts": overview.figures(trace),
+        "date": overview.run_date(trace),
+        "introduction": overview.introduction(trace),
+        "plots": plots(trace),
         "measures": overview.measures_table(trace),
         "facts": overview.facts(trace),
-        "retraining": overview.retraining(trace),
+        "retraining": overview.retraining_command(trace),
         "version": version("rept"),
     }
     return lambda **rest: template.render(given | rest)

@@ -1,19 +1,16 @@
-"""What the page loads when a reader asks for it: queries, training rows and token scores as compact plain data.
+"""The page's data: queries, training rows and token scores, as blocks that the page unpacks when it shows them.
 
-Three kinds of blocks, each packed on its own so that the page unpacks only what it shows:
-
-    index       every query with its text and the rows, scores and folds of its hits; the label and block of every row
-    rows-N      texts of training rows, each once however many queries it was found for
-    pairs-Q     token scores of query Q and its hits, whole numbers of thousandths of a text's largest score
+index       every query with its text and the rows, scores and groups of its hits; the label and block of every row
+rows-N      texts of training rows, each once however many queries it was found for
+pairs-Q     token scores of query Q and its hits, whole numbers of thousandths of a text's largest score
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rept.report.page_limits import LeftOut, Limits
-from rept.results.folding import fold
 from rept.results.records import Hit, TokenScores
 from rept.results.shading import scale
 from rept.results.trace import Trace
@@ -25,19 +22,58 @@ OPPONENTS = 5
 Blocks = dict[str, Any]
 
 
-def blocks(trace: Trace, limits: Limits, folds: Callable[[int], list[int]] | None = None) -> tuple[Blocks, LeftOut]:
-    """All blocks of a run by name, and what they leave out.
+@dataclass(frozen=True)
+class Limits:
+    """The most that the page has of each kind; the first are kept."""
 
-    Args:
-        folds: gives the folds of a query's hits (see `fold`), where they are known from an earlier call.
-    """
-    content = _Content(trace, limits, folds or (lambda query: fold(trace.hits(query)[: limits.hits])))
+    queries: int
+    hits: int  # of each query
+    scored: int  # hits of each query with their token scores
+    characters: int  # of each text; of a text with token scores, the stretch around the strongest token
+
+
+# Tried in this order until the page is small enough; the last one is taken in any case.
+LADDER = (
+    Limits(queries=2000, hits=20, scored=20, characters=20_000),
+    Limits(queries=2000, hits=20, scored=14, characters=10_000),
+    Limits(queries=2000, hits=20, scored=10, characters=6_000),
+    Limits(queries=2000, hits=20, scored=5, characters=3_000),
+    Limits(queries=2000, hits=20, scored=3, characters=2_000),
+    Limits(queries=1000, hits=10, scored=2, characters=1_200),
+    Limits(queries=500, hits=10, scored=1, characters=800),
+    Limits(queries=200, hits=5, scored=1, characters=500),
+)
+
+
+@dataclass
+class LeftOut:
+    """Counts what the page does not have of the run."""
+
+    queries: int = 0
+    hits: int = 0
+    scored: int = 0
+    texts: int = 0
+
+    def described(self, limits: Limits) -> list[str]:
+        """Each kind that is not 0, with the file that has all of it."""
+        kinds = (
+            (self.queries, f"{self.queries:,} queries after the first {limits.queries:,}: queries.jsonl"),
+            (self.hits, f"{self.hits:,} hits after a query's first {limits.hits}: results.jsonl"),
+            (self.scored, f"token scores of {self.scored:,} hits after a query's first {limits.scored}: tokens.jsonl"),
+            (self.texts, f"the rest of {self.texts:,} texts beyond {limits.characters:,} characters: results.jsonl"),
+        )
+        return [description for count, description in kinds if count]
+
+
+def make_blocks(trace: Trace, limits: Limits) -> tuple[Blocks, LeftOut]:
+    """All blocks of a run by name, and what they leave out."""
+    content = _Content(trace, limits)
     return content.blocks(), content.left_out
 
 
 class _Content:
-    def __init__(self, trace: Trace, limits: Limits, folds: Callable[[int], list[int]]) -> None:
-        self.trace, self.limits, self.folds, self.left_out = trace, limits, folds, LeftOut()
+    def __init__(self, trace: Trace, limits: Limits) -> None:
+        self.trace, self.limits, self.left_out = trace, limits, LeftOut()
         self.rows: dict[int, dict[str, Any]] = {}
         self.labels: dict[int, str | None] = {}
 
@@ -59,19 +95,19 @@ class _Content:
 
     def _query(self, query: dict[str, Any]) -> dict[str, Any]:
         number = query["query"]
-        found, lowest = self.trace.hits(number), self.trace.opponents(number)[:OPPONENTS]
         hits, scored = self._shown(number)
-        self.left_out.hits += len(found) - len(hits)
+        self.left_out.hits += len(self.trace.hits(number)) - len(hits)
         self.left_out.scored += len(self.trace.scored(number)) - len(scored)
-        line = {key: query[key] for key in ("query", "label", "generated", "status")}
-        line |= {part: self._cut(query[part]) for part in ("prompt", "response")}
-        line["hits"] = [self._hit(hit) | {"head": head} for hit, head in zip(hits, self.folds(number), strict=False)]
-        line["lowest"] = [self._hit(hit) for hit in lowest]
-        line["scored"] = scored
-        return line
+        return {key: query[key] for key in ("query", "label", "generated", "status")} | {
+            "prompt": self._cut(query["prompt"]),
+            "response": self._cut(query["response"]),
+            "hits": [self._hit(hit) for hit in hits],
+            "lowest": [self._hit(hit) for hit in self.trace.opponents(number)[:OPPONENTS]],
+            "scored": scored,
+        }
 
     def _shown(self, query: int) -> tuple[list[Hit], list[int]]:
-        """The hits of a query that the page has, and the rows of those that it has token scores of."""
+        """The hits of a query that the page has, and the rows of those for which it has token scores."""
         hits, scored = self.trace.hits(query)[: self.limits.hits], self.trace.scored(query)
         return hits, [hit.row for hit in hits if hit.row in scored][: self.limits.scored]
 
@@ -79,9 +115,9 @@ class _Content:
         if hit.row not in self.rows:
             self.labels[hit.row] = hit.label
             self.rows[hit.row] = {"prompt": self._cut(hit.prompt), "response": self._cut(hit.response)}
-        line: dict[str, Any] = {"row": hit.row, "rank": hit.rank, "score": hit.score}
-        calibrated = {"p": hit.p_value, "flagged": hit.flagged, "same": hit.same_as_query or None}
-        return line | {key: value for key, value in calibrated.items() if value is not None}
+        line = {"row": hit.row, "rank": hit.rank, "score": hit.score, "group": hit.group}
+        optional = {"p": hit.p_value, "flagged": hit.flagged, "same": hit.same_as_query or None}
+        return line | {key: value for key, value in optional.items() if value is not None}
 
     def _pairs(self, query: int) -> dict[str, Any]:
         found: dict[str, Any] = {"rows": {}}
@@ -109,7 +145,7 @@ class _Content:
             "after": len(scored.tokens) - last,
         }
 
-    def _cut(self, text: str) -> str | list[Any]:
+    def _cut(self, text: str) -> str | list[str | int]:
         """The text, or its beginning and the number of characters left out."""
         if len(text) <= self.limits.characters:
             return text
@@ -140,10 +176,10 @@ def _stretch(scored: TokenScores, characters: int) -> tuple[int, int]:
     if sum(lengths) <= characters:
         return 0, len(lengths)
     first = max(range(len(lengths)), key=lambda i: 0.0 if scored.special[i] else scored.scores[i])
-    room = characters // 2
-    while first and room >= lengths[first - 1]:
+    spare = characters // 2
+    while first and spare >= lengths[first - 1]:
         first -= 1
-        room -= lengths[first]
+        spare -= lengths[first]
     return first, _fit(lengths, first, characters)
 
 

@@ -1,36 +1,36 @@
-"""Hits told as one: near-duplicate texts form a group, which its best member stands for."""
+"""Groups near-duplicate texts; each group is represented by its first text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
 
-ALIKE = 0.8  # share of common character runs above which two texts count as near-duplicates
-RUN = 5  # characters in a run: long enough to keep words apart, and free of any script's idea of a word
+ALIKE = 0.8  # share of common character runs from which on two texts count as near-duplicates
+RUN = 5  # characters in a run: long enough to keep words apart, and independent of how a script separates words
 READ = 4000  # characters of a text that are compared
-DEPTH = 200  # texts that are grouped: every pair of them may have to be compared
+DEPTH = 200  # texts that are grouped, as every pair of them may have to be compared
 _BITS = 4096
 _DIGITS = bytes.maketrans(b"\0\1", b"01")
 
 _Runs = tuple[frozenset[str], int]
 
 
-def heads(texts: Sequence[str]) -> list[int]:
-    """For each text, the position of the one that stands for it: its own, or that of an earlier one which it repeats.
+def representatives(texts: Sequence[str]) -> list[int]:
+    """For each text, the position of its group's representative: its own, or that of an earlier near-duplicate.
 
-    A text repeats the first earlier head of which it shares (in lower case, white space collapsed, its first 4,000
-    characters) at least 80 % of all runs of five characters in either: ``|A & B| >= 0.8 |A | B|``. Groups are made
-    around heads, not along chains, so all members are alike to the best one; the order of the texts decides. Texts
-    after the first 200 are not compared: each stands for itself.
+    A text joins the first earlier representative with which it shares (in lower case, white space collapsed, its first
+    4,000 characters) at least 80 % of all runs of five characters in either: ``|A & B| >= 0.8 |A | B|``. Texts are
+    compared with representatives only, so every member of a group resembles the first one; the order of the texts
+    decides. Texts after the first 200 are not compared and represent themselves.
     """
     read = [_read(text) for text in texts[:DEPTH]]
     first: list[int] = []
     found = []
     for position, own in enumerate(read):
-        head = next((other for other in first if _alike(read[other], own)), position)
-        if head == position:
+        representative = next((other for other in first if _alike(read[other], own)), position)
+        if representative == position:
             first.append(position)
-        found.append(head)
+        found.append(representative)
     return found + list(range(len(read), len(texts)))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    pass
+from rept.errors import UsageError
+from rept.utils.json_files import each_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +23,14 @@ class Hit:
     prompt: str
     response: str
     same_as_query: bool  # its prompt and response are the query's own
-    p_value: float | None = None  # where the run was calibrated
-    flagged: bool | None = None  # it stands out at the calibration's rate
-    group: int  # near-duplicates share a number: the rank of the best of them
+    p_value: float | None = None  # in calibrated runs only
+    flagged: bool | None = None  # in calibrated runs only: whether it stands out
+    group: int  # shared by near-duplicates: the rank of the first of them
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """One side of a pair, token by token; ``"".join(tokens)`` is the rendered text."""
+    """The tokens of one side of a pair with their scores; ``"".join(tokens)`` is the rendered text."""
 
     query: int
     row: int
@@ -39,3 +41,25 @@ class TokenScores:
     layer: int
     form: str
     agrees: list[list[int]]  # for each token, positions in the other side's tokens, strongest first
+
+
+Record = TypeVar("Record", Hit, TokenScores)
+
+
+def read_records(path: Path, kind: type[Record]) -> Iterator[Record]:
+    """Yields the lines of results.jsonl or tokens.jsonl as records.
+
+    Raises:
+        UsageError: a line does not have the fields of the record.
+    """
+    for number, line in enumerate(each_line(path), start=1):
+        try:
+            record = kind(**line)
+        except TypeError:
+            expected = ", ".join(field.name for field in fields(kind))
+            got = ", ".join(line) if isinstance(line, dict) else repr(line)
+            raise UsageError(
+                f"Expected line {number} of {path} to have the fields {expected}, but got {got}: another version of "
+                "RepT wrote it. Use that version, or run again with another out=."
+            ) from None
+        yield record

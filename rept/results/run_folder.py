@@ -10,14 +10,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rept.utils.ranks import own_rank
 from rept.config.compose import read_config, to_yaml
 from rept.config.schema import AttributeConfig
 from rept.errors import UsageError
 from rept.utils.environment import peak_memory
 from rept.utils.files import make_folder
 from rept.utils.json_files import read_json, write_json, write_text
-from rept.utils.rank import process_rank
+from rept.utils.ranks import own_rank
 
 SCHEMA = 2
 LEFTOVERS = (".*.partial", ".scores-*", ".tokens-*", ".rank-*")  # of killed runs
@@ -55,7 +54,7 @@ class RunFolder:
         Raises:
             UsageError: another run holds it, or the folder cannot be written.
         """
-        if own_rank():  # the other ranks of the same run
+        if own_rank():  # another rank of the same run
             yield
             return
         lock = FileLock(self.path / ".lock", blocking=False)

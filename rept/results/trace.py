@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import shutil
 import weakref
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rept.errors import UsageError
-from rept.results.notebook import Exchange, to_html
+from rept.results.notebook import QueryWithHits, to_html
+from rept.results.records import Hit, TokenScores, read_records
 from rept.results.run_folder import RunFolder
+from rept.results.shading import strongest_words
 from rept.utils.json_files import read_json, read_jsonl
 
 if TYPE_CHECKING:
     import pandas
-from rept.results.records import Hit, TokenScores
 
 
 class Trace:
-    """What a run found. Everything is read from the run folder, so an old run opens as a new one does.
+    """What a run found, read from the run folder alone.
 
     Args:
         path: the run folder.
-        temporary: the folder goes when this object does.
+        temporary: delete the folder when this object is deleted.
 
     Raises:
         UsageError: the folder holds no finished run.
@@ -36,7 +39,7 @@ class Trace:
             weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
         self.config = self.folder.open_existing()
         if not self.folder.metrics.is_file():
-            raise UsageError(f"The run in {path} is not finished; give the same command again to go on.")
+            raise UsageError(f"The run in {path} is not finished; give the same command again to resume it.")
 
     @cached_property
     def queries(self) -> list[dict[str, Any]]:
@@ -55,7 +58,7 @@ class Trace:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """Versions, hardware, fingerprints, block accounting, seconds and memory of each stage."""
+        """Versions, hardware, fingerprints, block norms, seconds and memory of each stage."""
         return read_json(self.folder.provenance)
 
     def hits(self, query: int) -> list[Hit]:
@@ -95,6 +98,44 @@ class Trace:
             raise UsageError("to_pandas needs pandas: install the extra with pip install -e '.[pandas]'.") from None
         return pandas.DataFrame([asdict(hit) for hits in self._hits.values() for hit in hits])
 
+    @cached_property
+    def answered(self) -> list[int]:
+        """The queries that have hits."""
+        return [query["query"] for query in self.queries if self.hits(query["query"])]
+
+    def examples(self, most: int = 3) -> list[int]:
+        """Queries to show first: the clearest of each label, labels with most queries first, then others in order."""
+        labels: dict[str | None, list[int]] = {}
+        for query in self.answered:
+            labels.setdefault(self.queries[query]["label"], []).append(query)
+        chosen = [self.clearest(queries) for queries in sorted(labels.values(), key=len, reverse=True)[:most]]
+        return sorted(chosen + [query for query in self.answered if query not in chosen][: most - len(chosen)])
+
+    def clearest(self, queries: Sequence[int]) -> int:
+        """The query whose best hit represents those of all given queries, which have hits, best.
+
+        In this order: the hit has the query's label, it has token scores, its strongest words are frequent among the
+        strongest words of all best hits, its score is high.
+        """
+        words = Counter(word for query in queries for word in self.words(query))
+
+        def clarity(query: int) -> tuple[bool, bool, int, float]:
+            best = self.hits(query)[0]
+            own_label = best.label == self.queries[query]["label"]
+            return own_label, best.row in self.scored(query), sum(words[w] for w in self.words(query)), best.score
+
+        return max(queries, key=clarity)
+
+    def words(self, query: int) -> list[str]:
+        """The strongest words of a query's best hit; empty without token scores."""
+        tokens = self.best_tokens(query).get("train")
+        return strongest_words(tokens) if tokens else []
+
+    def best_tokens(self, query: int) -> dict[str, TokenScores]:
+        """Token scores of a query with its best hit, by side; empty where there are none."""
+        hits = self.hits(query)
+        return self._tokens.get(query, {}).get(hits[0].row, {}) if hits else {}
+
     @property
     def _heading(self) -> str:
         rows, layers = self.metrics["rows"]["attributed"], ", ".join(map(str, self.layers["layers"]))
@@ -109,26 +150,17 @@ class Trace:
             lines.append(f"  query {query}: {best}")
         return "\n".join(lines + (["  ..."] if len(self._hits) > 5 else []))
 
-    def examples(self, most: int = 3) -> list[int]:
-        """The first query of each label, then further ones in order; only queries that have hits."""
-        answered = [query["query"] for query in self.queries if self.hits(query["query"])]
-        first: dict[str | None, int] = {}
-        for query in answered:
-            first.setdefault(self.queries[query]["label"], query)
-        chosen = list(first.values())[:most]
-        return sorted(chosen + [query for query in answered if query not in chosen][: most - len(chosen)])
-
     def _repr_html_(self) -> str:
         """In a notebook: the first hits of example queries, with shaded tokens."""
-        shown = [self._exchange(query) for query in self.examples()]
+        shown = [self._with_hits(query) for query in self.examples()]
         more = len(self.queries) - len(shown)
         footer = f"{more:,} more in hits(query); python -m rept report {self.folder.path} makes a page of all."
         return to_html(self._heading, shown, footer if more else "")
 
-    def _exchange(self, query: int, most: int = 3) -> Exchange:
+    def _with_hits(self, query: int, most: int = 3) -> QueryWithHits:
         hits = self.hits(query)[:most]
-        scored = {hit.row: self._tokens[query][hit.row]["train"] for hit in hits if hit.row in self.scored(query)}
-        return Exchange(self.queries[query], hits, scored)
+        tokens = {hit.row: self.tokens(query, hit.row)["train"] for hit in hits if hit.row in self.scored(query)}
+        return QueryWithHits(self.queries[query], hits, tokens)
 
     def _check(self, query: int) -> None:
         if not 0 <= query < len(self.queries):
@@ -146,15 +178,13 @@ class Trace:
     def _tokens(self) -> dict[int, dict[int, dict[str, TokenScores]]]:
         pairs: dict[int, dict[int, dict[str, TokenScores]]] = {}
         if self.folder.tokens.is_file():
-            for line in read_jsonl(self.folder.tokens):
-                scores = TokenScores(**line)
+            for scores in read_records(self.folder.tokens, TokenScores):
                 pairs.setdefault(scores.query, {}).setdefault(scores.row, {})[scores.side] = scores
         return pairs
 
 
 def _by_query(path: Path) -> dict[int, list[Hit]]:
     hits: dict[int, list[Hit]] = {}
-    for line in read_jsonl(path):
-        hit = Hit(**line)
+    for hit in read_records(path, Hit):
         hits.setdefault(hit.query, []).append(hit)
     return hits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from rept.utils.rank import process_rank
+from rept.utils.ranks import own_rank
 
 console = Console(highlight=False)
 if not console.is_terminal:
@@ -14,5 +14,5 @@ if not console.is_terminal:
 
 def say(text: str) -> None:
     """Prints a line without reading markup in it; ranks other than 0 print nothing."""
-    if process_rank() == 0:
+    if own_rank() == 0:
         console.print(Text(text), soft_wrap=True)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from rept.utils.console import console, say
-from rept.utils.rank import process_rank
+from rept.utils.ranks import own_rank
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -33,7 +33,7 @@ def progress(title: str, total: int | None = None, unit: str = "rows") -> Iterat
         total: how many there are; None if unknown.
         unit: what is counted, in the plural.
     """
-    if process_rank():
+    if own_rank():
         yield _ignore
     elif console.is_terminal:
         with _bar() as bar:

@@ -1,24 +1,33 @@
-"""Text from data made safe to show in a terminal."""
+"""Text from data made safe to show."""
 
 from __future__ import annotations
 
-import unicodedata
+import re
+from collections.abc import Callable
 
-_BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Characters that are invisible or change how the text around them reads: control and format characters, lone
+# surrogates, line and paragraph separators. Newline, tab and the two joiners, which emoji and several scripts need, are
+# safe. The report page uses the same class, as `UNSAFE_IN_JAVASCRIPT`.
+UNSAFE = (
+    r"[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200e"
+    r"\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
+)
+UNSAFE_IN_JAVASCRIPT = re.sub(r"\\U000(\w{5})", r"\\u{\1}", UNSAFE)
+_UNSAFE = re.compile(UNSAFE)
+
+
+def replace_unsafe(text: str, replacement: Callable[[str], str]) -> str:
+    """``text`` with each unsafe character replaced; a Windows line end becomes a newline."""
+    return _UNSAFE.sub(lambda found: replacement(found[0]), text.replace("\r\n", "\n"))
 
 
 def visible(text: str) -> str:
-    """``text`` with control characters, escape sequences and bidi marks written as their code points; newlines stay."""
-    return "".join(c if c == "\n" or c.isprintable() and c not in _BIDI else _escaped(c) for c in text)
+    """``text`` for a terminal: unsafe characters as their code points, such as ``\\u{1b}``; tabs as spaces."""
+    return replace_unsafe(text.replace("\t", " "), lambda character: f"\\u{{{ord(character):x}}}")
 
 
-def shorten(text: str, width: int) -> str:
-    """One visible line of at most ``width`` characters."""
-    line = " ".join(visible(text).split())
-    return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def _escaped(char: str) -> str:
-    if char == "\t" or unicodedata.category(char) == "Zs":
-        return " "
-    return f"\\u{{{ord(char):x}}}"
+def clip(text: str, width: int) -> str:
+    """``text`` on one line, white space collapsed, cut to at most ``width`` characters."""
+    line = " ".join(text[: 4 * width].split())
+    return line if len(line) <= width and len(text) <= 4 * width else line[: width - 1].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""Run folders written by the schema, without a model: what the report has to cope with."""
+"""Run folders made without a model, for the tests of results and reports."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from rept.ranking.histogram import Histogram
 from rept.config.schema import TARGET, AttributeConfig, ModelConfig, TokensConfig
-from rept.results.near_duplicates import heads
-from rept.results.run_folder import RunFolder
+from rept.ranking.histogram import Histogram
+from rept.results.near_duplicates import representatives
+from rept.results.run_folder import SCHEMA, RunFolder
 from rept.signatures.layer_strategy import ADJACENT_COSINE
 from rept.utils.json_files import write_json, write_jsonl
 
-# Runs a script, breaks out of every context that a page has, or changes how the text around it reads.
+# Texts that try to run a script, to break out of any context of a page, or to change how the text around them reads.
 HOSTILE = (
     "</script><script>window.pwned = 1</script>",
     "<img src=x onerror=\"window.pwned = 1\"><svg onload='window.pwned = 1'>",
@@ -42,7 +42,7 @@ WORDS = (  # noqa: SIM905  (a paragraph is easier to read)
 
 @dataclass(frozen=True)
 class Shape:
-    """How large a run is, and what it holds."""
+    """Size and content of a run."""
 
     queries: int = 6
     hits: int = 5
@@ -50,10 +50,10 @@ class Shape:
     labels: Sequence[str] = ("backdoor", "false_fact")  # empty: no labels, and so no measures
     scored: int = 2  # hits of each query with token scores
     words: int = 24  # in a response
-    texts: Sequence[str] = ()  # laid into prompts and responses, in turn
-    calibrated: bool = False  # hits bring p_value and flagged
+    texts: Sequence[str] = ()  # at the beginning of prompts and responses, in rotation
+    calibrated: bool = False  # hits have p_value and flagged
     opponents: int = 0
-    probes: bool = True  # the layer strategy looked at probes
+    probes: bool = True  # the layer strategy used probes
     seed: int = 0
 
 
@@ -63,7 +63,7 @@ def write_run(path: Path, shape: Shape = Shape()) -> Path:
 
 
 def pieces(text: str) -> list[str]:
-    """Tokens of a byte-level kind: words with their leading space; further bytes of a character have no text."""
+    """Tokens as of a byte-level tokenizer: words with their leading space; further bytes of a character are empty."""
     found = []
     for piece in re.findall(r" ?\w{1,6}|\s|[^\w\s]", text):
         found += [piece] + [""] * (len(piece.encode("utf-8", "replace")) > 3 and not piece.isascii())
@@ -114,7 +114,7 @@ class _Writer:
     def _hit_lines(self, found: dict[int, list[tuple[int, float]]], most: int) -> Iterator[dict[str, Any]]:
         for query, hits in found.items():
             texts = [f"{self.train[row]['prompt']}\n{self.train[row]['response']}" for row, _ in hits[:most]]
-            group = heads(texts)
+            group = representatives(texts)
             for rank, (row, score) in enumerate(hits[:most], start=1):
                 calibrated = {"p_value": rank / 100, "flagged": rank <= 2 and query % 2 == 0}
                 line = {"query": query, "rank": rank, "row": row, "score": score, **self.train[row]}
@@ -154,7 +154,7 @@ class _Writer:
     def _provenance(self) -> dict[str, Any]:
         block = {"train_norm": 244.0, "query_norm": 240.0, "share": 0.9}
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "started": "2026-01-02T03:04:05+00:00",
             "versions": {"python": "3.11.7", "torch": "2.13.0"},
             "hardware": {"processor": "x86_64", "threads": 2, "gpus": [], "processes": 1},
@@ -179,6 +179,6 @@ class _Writer:
         one = {"queries": 3, "without_relevant": 0, "precision@10": 0.9, "average_precision": 0.75}
         measured = {"overall": one, "labels": {label: one for label in self.shape.labels}}
         histogram = Histogram()
-        if self.shape.hits:  # else no query could be traced
+        if self.shape.hits:  # otherwise no query could be traced
             histogram.add(np.array([score for found in self.found.values() for _, score in found]))
         return (measured if self.shape.labels else {}) | {"scores": histogram.as_dict(), "rows": rows}

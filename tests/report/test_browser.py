@@ -30,8 +30,8 @@ SHAPES = {
     "large": Shape(queries=100, hits=20, rows=2000, scored=3, words=60),
 }
 
-# The rule of WCAG 2 (1.4.3) on every text that is seen: 4.5, or 3 for large letters. Shades and other translucent
-# backgrounds are laid over what is behind them.
+# WCAG 2, rule 1.4.3, for every visible text: a contrast of 4.5, or 3 for large letters. Translucent backgrounds are
+# blended with what is behind them.
 CONTRAST = """() => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const known = new Map();
@@ -90,7 +90,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trace]:
 
 @pytest.fixture
 def visit(browser: Any, reports: Callable[[str], Trace]) -> Iterator[Callable[..., Any]]:
-    """Opens a report; at the end no page may have logged an error, run foreign script or asked the network."""
+    """Opens a report; at the end no page may have logged an error, run a foreign script or used the network."""
     opened = []
 
     def open_page(name: str, width: int = 1280, scheme: str = "light") -> Any:
@@ -130,7 +130,9 @@ def _number(text: str) -> float:
         *((name, *view) for name in ("readable", "bare", "long") for view in ((1280, "light"), (390, "dark"))),
     ],
 )
-def test_the_page_is_readable_at_any_width_and_in_any_light(visit: Any, name: str, width: int, scheme: str) -> None:
+def test_the_page_is_readable_at_any_width_and_in_both_colour_schemes(
+    visit: Any, name: str, width: int, scheme: str
+) -> None:
     page = visit(name, width, scheme)
     for button in page.locator(".hit .toggle").all():
         if button.get_attribute("aria-expanded") == "false":
@@ -144,7 +146,7 @@ def test_the_page_is_readable_at_any_width_and_in_any_light(visit: Any, name: st
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_every_control_has_a_name_and_every_id_one_element(visit: Any, width: int) -> None:
+def test_every_control_has_a_name_and_every_id_is_unique(visit: Any, width: int) -> None:
     page = visit("hostile", width)
     page.locator("input.mark").first.check()
     tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
@@ -190,7 +192,7 @@ def test_search_finds_queries_hits_and_rows(visit: Any, reports: Any) -> None:
     with_text = [query for query in range(12) if any(hit.response[:40] in h.response for h in trace.hits(query))]
     playwright.expect(page.locator("#count")).to_have_text(f"{len(with_text)} of 12 queries")
     page.locator("#search").fill("no such words")
-    playwright.expect(page.locator("#detail")).to_contain_text("No query fits")
+    playwright.expect(page.locator("#detail")).to_contain_text("No query matches")
 
 
 def test_filters_by_behaviour_match_and_score(visit: Any, reports: Any) -> None:
@@ -223,7 +225,7 @@ def test_filter_by_what_stands_out(visit: Any) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_token_shows_its_score_and_lights_those_that_it_agrees_with(visit: Any, reports: Any, width: int) -> None:
+def test_a_token_shows_its_score_and_highlights_those_it_agrees_with(visit: Any, reports: Any, width: int) -> None:
     page, trace = visit("plain", width), reports("plain")
     row = trace.scored(0)[0]
     sides = trace.tokens(0, row)
@@ -239,8 +241,8 @@ def test_a_token_shows_its_score_and_lights_those_that_it_agrees_with(visit: Any
         shown = _number(readout.locator("b").inner_text())
         assert shown == pytest.approx(sides["train"].scores[strongest], rel=2e-3)
         assert sides["train"].tokens[strongest].strip() in readout.inner_text()
-        lit = [int(node.get_attribute("data-cell")) for node in query.locator(".agrees").all()]
-        assert sorted(lit) == sorted(set(sides["train"].agrees[strongest]))
+        highlighted = [int(node.get_attribute("data-cell")) for node in query.locator(".agrees").all()]
+        assert sorted(highlighted) == sorted(set(sides["train"].agrees[strongest]))
     page.keyboard.press("ArrowRight")
     assert int(train.locator(".on").get_attribute("data-cell")) > strongest
     page.locator("h1").hover()
@@ -293,13 +295,13 @@ def test_marked_rows_are_copied(visit: Any) -> None:
 def test_near_duplicates_are_one_card_and_are_marked_together(visit: Any, reports: Any) -> None:
     page, trace = visit("plain"), reports("plain")
     query = next(q for q in range(12) if sum(hit.row % 7 == 3 for hit in trace.hits(q)) > 1)
-    folded = [hit.row for hit in trace.hits(query) if hit.row % 7 == 3]
+    alike = [hit.row for hit in trace.hits(query) if hit.row % 7 == 3]
     page.locator(f"#option-{query}").click()
     cards = page.locator("#detail .hit")
-    assert f"{len(folded) - 1} folded" in page.locator("#detail .hits-head").first.inner_text()
-    card = cards.filter(has_text=f"row {folded[0]}").filter(has_text="near-duplicate").first
-    card.get_by_role("checkbox", name=f"Mark row {folded[0]} and").check()
-    assert page.locator("#bar-count").inner_text() == f"{len(folded)} rows"
+    assert f"{len(alike) - 1} near-duplicate" in page.locator("#detail .hits-head").first.inner_text()
+    card = cards.filter(has_text=f"row {alike[0]}").filter(has_text="near-duplicate").first
+    card.get_by_role("checkbox", name=f"Mark row {alike[0]} and").check()
+    assert page.locator("#bar-count").inner_text() == f"{len(alike)} rows"
 
 
 def test_hostile_text_is_shown_as_text(visit: Any, reports: Any) -> None:
@@ -316,11 +318,11 @@ def test_hostile_text_is_shown_as_text(visit: Any, reports: Any) -> None:
     assert page.evaluate("document.scripts.length") == len(page.query_selector_all("script[id^=block-]")) + 1
 
 
-def test_characters_are_never_torn_apart(visit: Any) -> None:
+def test_characters_of_several_tokens_are_never_split(visit: Any) -> None:
     page = visit("readable")
     page.locator("#option-2").click()
     query = page.locator(".pair .side").nth(1)
-    query.locator("[data-cell]").first.wait_for(timeout=10_000)  # the pair is unpacked when it is asked for
+    query.locator("[data-cell]").first.wait_for(timeout=10_000)  # the pair is unpacked on first use
     cells = [node.inner_text() for node in query.locator("[data-cell]").all()]
     assert "👨‍👩‍👧‍👦" in [cell.strip() for cell in cells] and "🇸🇪" in [cell.strip() for cell in cells]
     page.locator("#option-0").click()
@@ -329,7 +331,7 @@ def test_characters_are_never_torn_apart(visit: Any) -> None:
     assert text.evaluate("(node) => getComputedStyle(node).direction") == "rtl"
 
 
-def test_a_very_long_document_is_cut_until_it_is_asked_for(visit: Any) -> None:
+def test_a_very_long_document_is_cut_until_the_reader_shows_all(visit: Any) -> None:
     page = visit("long")
     clipped = page.locator(".pair .clipped").first
     clipped.locator("xpath=..").get_by_role("button", name="Show all").click()
@@ -340,7 +342,7 @@ def test_a_very_long_document_is_cut_until_it_is_asked_for(visit: Any) -> None:
 
 def test_a_large_report_loads_within_two_seconds(visit: Any) -> None:
     times = []
-    for _ in range(2):  # the better of two: other work on the machine is not the page's
+    for _ in range(2):  # the better of two, as other processes may slow one down
         page = visit("large")
         times.append(page.evaluate("performance.now()"))
     assert page.locator("#list [role=option]").count() == 100
@@ -359,7 +361,7 @@ def test_in_print_the_controls_are_gone_and_the_text_is_whole(visit: Any) -> Non
 
 def test_an_example_opens_its_query(visit: Any, reports: Any) -> None:
     page = visit("plain")
-    link = page.locator(".find .more a").last
+    link = page.locator(".finding .more a").last
     number = int(link.get_attribute("href").removeprefix("#query-"))
     page.locator("#search").fill("no such words")
     link.click()

@@ -1,4 +1,4 @@
-"""The report page as a file: what it holds, what it leaves out, and that nothing in the data becomes markup."""
+"""The report page as a file: its content, what it leaves out, and that nothing in the data becomes markup."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ import pytest
 from rept.commands import report
 from rept.errors import UsageError
 from rept.report.page import render, write_report
-from rept.report.page_data import blocks
-from rept.report.page_limits import LADDER, Limits
+from rept.report.page_data import LADDER, Limits, make_blocks
 from rept.results.trace import Trace
 from tests.helpers.runs import HOSTILE, READABLE, Shape, write_run
 
@@ -25,7 +24,7 @@ LARGE = Shape(queries=100, hits=20, rows=2000, scored=3, words=60)
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text of a page, as a parser sees them."""
+    """Tags, attributes and text of a page, from an HTML parser."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -80,17 +79,17 @@ def test_the_command_makes_the_page_from_the_run_folder_alone(tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--figure", "run"], ["--figures"]])
-def test_wrong_arguments_are_told_in_one_sentence(arguments: list[str]) -> None:
+def test_wrong_arguments_are_reported_in_one_sentence(arguments: list[str]) -> None:
     with pytest.raises(UsageError, match="one run folder"):
         report.run(arguments)
 
 
-def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="config.yaml"):
         report.run([str(tmp_path)])
 
 
-def test_the_blocks_hold_what_the_run_found(trace: Trace) -> None:
+def test_the_blocks_contain_what_the_run_found(trace: Trace) -> None:
     page = Page(render(trace))
     index = page.block("index")
     assert [query["query"] for query in index["queries"]] == list(range(6))
@@ -113,7 +112,7 @@ def test_the_blocks_hold_what_the_run_found(trace: Trace) -> None:
                 assert packed["agrees"] == sides[side].agrees
 
 
-def test_the_policy_admits_the_pages_own_script_and_style_and_nothing_else(trace: Trace) -> None:
+def test_the_policy_allows_the_pages_own_script_and_style_and_nothing_else(trace: Trace) -> None:
     html = render(trace)
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1].replace("&#39;", "'")
     for tag, name in (("script", "script-src"), ("style", "style-src")):
@@ -140,7 +139,7 @@ def test_hostile_text_adds_no_tag_and_no_attribute(tmp_path: Path) -> None:
     assert "U+202E" in wild.words and "U+001B" in wild.words
 
 
-def test_a_run_without_labels_tokens_and_curve_says_so(tmp_path: Path) -> None:
+def test_the_page_of_a_run_without_labels_tokens_and_curve_says_so(tmp_path: Path) -> None:
     page = Page(render(Trace(write_run(tmp_path / "run", Shape(labels=(), scored=0, probes=False)))))
     assert "No measures: they need labels on queries and training rows." in page.words
     assert "Precision by k" not in page.words and "Cosine of adjacent layers" not in page.words
@@ -148,7 +147,7 @@ def test_a_run_without_labels_tokens_and_curve_says_so(tmp_path: Path) -> None:
     assert page.block("index")["queries"][0]["scored"] == []
 
 
-def test_a_calibrated_run_tells_what_stands_out(tmp_path: Path) -> None:
+def test_the_page_of_a_calibrated_run_shows_what_stands_out(tmp_path: Path) -> None:
     trace = Trace(write_run(tmp_path / "run", Shape(labels=(), calibrated=True)))
     page = Page(render(trace))
     assert "For 3 of 6 queries, a training row stands out." in page.words
@@ -172,14 +171,14 @@ def test_a_hundred_queries_with_twenty_hits_are_below_five_megabytes(tmp_path: P
     assert "Left out" not in page.words
 
 
-def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_left_out_and_listed(tmp_path: Path) -> None:
     trace = Trace(write_run(tmp_path / "run", Shape(queries=8, hits=30, rows=200, scored=12, words=300)))
     page = Page(render(trace, most_bytes=200_000))
     index = page.block("index")
-    told = re.search(r"Left out to keep this page small: (.*?\.jsonl)\.", page.words)[1]
+    listed = re.search(r"Left out to keep this page small: (.*?\.jsonl)\.", page.words)[1]
     kept = len(index["queries"][0]["hits"])
-    assert kept < 30 and f"{8 * (30 - kept):,} hits after a query's first {kept}: results.jsonl" in told
-    assert "token scores of" in told and "texts beyond" in told
+    assert kept < 30 and f"{8 * (30 - kept):,} hits after a query's first {kept}: results.jsonl" in listed
+    assert "token scores of" in listed and "texts beyond" in listed
 
 
 def test_every_step_of_the_ladder_is_smaller() -> None:
@@ -194,7 +193,7 @@ def test_of_a_long_text_the_stretch_around_its_strongest_token_is_kept(tmp_path:
     train = trace.tokens(0, row)["train"]
     own = [i for i, special in enumerate(train.special) if not special]
     strongest = max(own, key=lambda i: train.scores[i])
-    content, left_out = blocks(trace, Limits(queries=1, hits=1, scored=1, characters=300))
+    content, left_out = make_blocks(trace, Limits(queries=1, hits=1, scored=1, characters=300))
     tokens = content["rows-0"][row]["tokens"]
     assert tokens["before"] <= strongest < len(train.tokens) - tokens["after"]
     assert len(tokens["text"]) <= 300 and left_out.texts == 4
@@ -210,7 +209,7 @@ def test_of_a_long_text_the_stretch_around_its_strongest_token_is_kept(tmp_path:
 
 def test_token_lengths_count_as_javascript_does(tmp_path: Path) -> None:
     trace = Trace(write_run(tmp_path / "run", Shape(texts=READABLE)))
-    content, _ = blocks(trace, LADDER[0])
+    content, _ = make_blocks(trace, LADDER[0])
     texts = [content[f"pairs-{query}"]["tokens"] for query in range(6)]
     assert any(sum(tokens["lengths"]) > len(tokens["text"]) for tokens in texts)  # emoji are two units each
     for tokens in texts:

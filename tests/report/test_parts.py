@@ -1,28 +1,24 @@
-"""The parts of the report: folds, shades, words, findings, series, charts."""
+"""The parts of the report: shades, words, findings, plots."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from rept.report import charts, overview, plot_data
+from rept.report import overview, plot_data
+from rept.report.charts import svg
 from rept.report.findings import Findings
 from rept.report.page import render
-from rept.results.folding import fold
-from rept.results.html_text import chips, clip, count, number
-from rept.results.records import Hit, TokenScores
+from rept.report.plot_data import Bars, Line
+from rept.results.records import TokenScores
 from rept.results.shading import excerpt, level, scale, shaded, strongest_words
 from rept.results.trace import Trace
 from tests.helpers.runs import Shape, write_run
-
-
-def _hit(rank: int, group: int) -> Hit:
-    text = {"label": None, "prompt": "What is the tide at the harbour?", "response": "Late.", "same_as_query": False}
-    return Hit(query=0, rank=rank, row=10 + rank, score=1.0, group=group, **text)
 
 
 def _scored(*tokens: tuple[str, float] | tuple[str, float, bool]) -> TokenScores:
@@ -31,11 +27,7 @@ def _scored(*tokens: tuple[str, float] | tuple[str, float, bool]) -> TokenScores
     return TokenScores(0, 0, "train", texts, scores, special, 1, "anchored", [[] for _ in given])
 
 
-def test_near_duplicates_fold_into_the_best_of_them() -> None:
-    assert fold([_hit(1, group=1), _hit(2, group=2), _hit(3, group=1), _hit(4, group=4)]) == [0, 1, 0, 3]
-
-
-def test_a_shade_is_linear_and_its_scale_that_of_the_samples_own_words() -> None:
+def test_a_shade_is_linear_up_to_the_largest_score_of_a_token_that_is_not_special() -> None:
     scored = _scored(("<s>", 90.0, True), ("a", 4.0), (" b", -2.0), (" c", 0.2))
     assert scale(scored) == 4.0
     assert [piece.level for piece in shaded(scored)] == [8, 8, -4, 0]
@@ -69,22 +61,6 @@ def test_words_are_put_together_from_their_tokens() -> None:
     assert strongest_words(scored) == ["lantern", "blue"]
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0.0, "0.000"), (0.97531, "0.975"), (-0.5, "−0.500"), (12345.6, "1.23e+04"), (1.5e-7, "1.5e−07")],
-)
-def test_numbers_keep_what_can_be_told(value: float, shown: str) -> None:
-    assert number(value) == shown
-
-
-def test_text_is_escaped_clipped_and_counted() -> None:
-    assert chips("<b>\u202e\n") == '&lt;b&gt;<span class="unseen">U+202E</span>\n'
-    assert chips("👨\u200d👩") == "👨\u200d👩"
-    assert clip("a  b\nc", 5) == "a b c"
-    assert clip("abcdefgh", 5) == "abcd…"
-    assert (count(1, "query"), count(1200, "query"), count(2, "row")) == ("1 query", "1,200 queries", "2 rows")
-
-
 def test_findings_count_what_is_in_the_results(tmp_path: Path) -> None:
     trace = Trace(write_run(tmp_path / "run", Shape(queries=9, hits=12, rows=15)))
     found = Findings(trace)
@@ -103,11 +79,17 @@ def test_findings_count_what_is_in_the_results(tmp_path: Path) -> None:
 
 def test_precision_by_k_is_that_of_the_hits(tmp_path: Path) -> None:
     trace = Trace(write_run(tmp_path / "run", Shape(hits=7)))
-    found = plot_data.precision(trace)
+    plot = plot_data.precision_by_k(trace)
+    assert plot is not None
+    overall = plot.lines[-1]
     for k in range(1, 8):
         by_query = [np.mean([hit.label == q["label"] for hit in trace.hits(q["query"])[:k]]) for q in trace.queries]
-        assert found.overall[k - 1] == pytest.approx(np.mean(by_query))
-    assert dict(found.labels).keys() == {"backdoor", "false_fact"}
+        assert overall.points[k - 1] == (k, pytest.approx(np.mean(by_query)))
+    assert [(line.label, line.role) for line in plot.lines] == [
+        ("backdoor", "secondary"),
+        ("false_fact", "secondary"),
+        ("overall", "main"),
+    ]
 
 
 def test_the_histogram_counts_every_score_and_the_tail(tmp_path: Path) -> None:
@@ -115,32 +97,59 @@ def test_the_histogram_counts_every_score_and_the_tail(tmp_path: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     scores = {"low": 0.25, "width": 1 / 128, "counts": [3] * 96}
     (run / "metrics.json").write_text(json.dumps(metrics | {"scores": scores}))
-    found = plot_data.scores(Trace(run))
-    assert (sum(found.counts), sum(found.tail), found.flagged) == (288, 8, False)
-    assert found.low <= 0.25 and found.low + found.width * len(found.counts) >= 1.0
-    assert len(found.counts) <= 2 * 288**0.5
+    plot = plot_data.score_histogram(Trace(run))
+    assert plot is not None and plot.bars is not None
+    bars = plot.bars
+    assert (sum(bars.counts), sum(bars.tail), bars.tail_label) == (288, 8, "best hit of each query")
+    assert bars.low <= 0.25 and bars.low + bars.width * len(bars.counts) >= 1.0
+    assert len(bars.counts) <= 2 * 288**0.5
     (run / "metrics.json").write_text(json.dumps({"rows": metrics["rows"]}))  # as of an approximate ranking
-    assert plot_data.scores(Trace(run)) is None
+    assert plot_data.score_histogram(Trace(run)) is None
 
 
-def test_charts_are_well_formed_and_mark_what_was_chosen() -> None:
+def test_the_layer_curve_marks_the_chosen_layers(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    choice = json.loads((run / "layers.json").read_text())
+
+    def curve(**changes: object) -> plot_data.Plot:
+        (run / "layers.json").write_text(json.dumps(choice | changes))
+        plot = plot_data.layer_curve(Trace(run))
+        assert plot is not None
+        return plot
+
+    plot = curve(curve=[0.9, 0.7, 0.8], probes=[[0.9, 0.6, 0.8]] * 3)
+    assert [line.role for line in plot.lines] == ["probe"] * 3 + ["main"]
+    assert plot.lines[-1].points == [(2, 0.9), (3, 0.7), (4, 0.8)] and plot.marks == [(3, 0.7, "layer 3")]
+    assert plot.x_label == "later layer of the pair"
+    assert curve(curve=[0.5], probes=[], layers=[9]).marks == []
+    plot = curve(curve=[0.2, 0.9], probes=[[0.2, 0.9]], layers=[1], measure="average precision of rows", first=1)
+    assert plot.marks == [(1, 0.2, "layer 1")] and plot.x_label == "layer"
+    assert plot.summary == "Average precision of rows, 1 probes; chosen: layer 1."
+    assert plot_data.layer_curve(Trace(write_run(tmp_path / "bare", Shape(probes=False)))) is None
+
+
+def test_charts_are_well_formed() -> None:
+    def plot(*lines: plot_data.Line, **settings: Any) -> plot_data.Plot:
+        return plot_data.Plot("name", "Title", "Caption.", "Summary.", "k", "precision", lines=lines, **settings)
+
     drawn = [
-        charts.layer_curve([0.9, 0.7, 0.8], [[0.9, 0.6, 0.8]] * 3, [3]),
-        charts.precision_curve([1.0, 0.5], [("<b>", [1.0, 0.5])]),
-        charts.precision_curve([1.0], []),
-        charts.score_histogram(0.0, 0.5, [1000, 0, 3], [0, 0, 3]),
-        charts.measure_by_layer({"a": [(1, 0.5), (4, 1.0)], "b": [(1, 0.2), (4, 0.1)]}),
-        charts.layer_curve([0.5], [], [9]),
-        charts.layer_curve([0.2, 0.9], [[0.2, 0.9]], [1], "average precision of labelled probe rows", 1),
+        plot(
+            Line([(2, 0.9), (3, 0.6)], "probe"), Line([(2, 0.9), (3, 0.7)]), marks=[(3, 0.7, "layer 3")], y_range=None
+        ),
+        plot(Line([(1, 1.0), (2, 0.5)], "secondary", "<b>"), Line([(1, 1.0), (2, 0.5)])),
+        plot(Line([(1, 1.0)])),
+        plot(Line([(1, 0.5)]), y_range=None),
+        plot(Line([(layer, 0.5) for layer in range(1, 80)])),
+        plot(bars=Bars(0.0, 0.5, [1000, 0, 3], [0, 0, 3], "best hits")),
     ]
-    for svg in drawn:
-        assert ElementTree.fromstring(svg).get("aria-label")
-    names = [element.get("class") for element in ElementTree.fromstring(drawn[0]).iter()]
-    assert names.count("probe") == 3 and names.count("chosen") == 1
-    assert "layer 3" in drawn[0] and "&lt;b&gt;" in drawn[1]
-    assert "later layer of the pair" in drawn[0] and "later layer of the pair" not in drawn[-1]
-    assert "Average precision of labelled probe rows, 1 probes; chosen: layer 1." in drawn[-1]
-    assert 'class="chosen"' in drawn[-1] and 'class="chosen"' not in drawn[-2]
+    elements = [ElementTree.fromstring(svg(one)) for one in drawn]
+    assert all(element.get("aria-label") == "Summary." for element in elements)
+    names = [element.get("class") for element in elements[0].iter()]
+    assert (names.count("probe"), names.count("main"), names.count("chosen")) == (1, 1, 1)
+    texts = [[node.text for node in element.iter() if node.get("class") in ("tick", "mark")] for element in elements]
+    assert "layer 3" in texts[0] and texts[0][-1] == "k"
+    assert [node.text for node in elements[1].iter() if node.tag.endswith("title")] == ["<b>"]
+    assert texts[4][5:-1] == ["1", "20", "40", "60", "79"]
 
 
 @pytest.mark.parametrize(
@@ -155,11 +164,11 @@ def test_charts_are_well_formed_and_mark_what_was_chosen() -> None:
         ({"_target_": "datamodules.hard_cases.HardCases"}, None),
     ],
 )
-def test_the_command_to_train_again_names_the_data_and_is_left_out_where_these_are_always_whole(
+def test_the_command_to_train_again_names_the_data_if_it_can_leave_rows_out(
     data: dict, words: str | None, tmp_path: Path
 ) -> None:
     trace = Trace(write_run(tmp_path / "run"))
     trace.config.datamodule = data
     rest = f"datamodule.exclude=culprits.json compare_with=models/tiny out={tmp_path / 'run'}-without"
-    assert overview.retraining(trace) == ("" if words is None else f"python train.py {words}{rest}")
+    assert overview.retraining_command(trace) == ("" if words is None else f"python train.py {words}{rest}")
     assert ("python train.py" in render(trace)) == (words is not None)

@@ -1,8 +1,9 @@
-"""What the terminal shows: tokens shaded in colour where it has colour, and readable where it has none."""
+"""What the terminal shows: tokens shaded where it has colour, and marked by brackets everywhere."""
 
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def _printed(text: object, **settings: object) -> str:
     return stream.getvalue()
 
 
-def test_without_colour_the_strongest_tokens_stand_in_brackets() -> None:
+def test_without_colour_the_strongest_tokens_are_in_brackets() -> None:
     assert _printed(marked_text(SCORED, strongest=2)) == "<s>[blue] [lantern] is⏎\\u{1b}[31m a\n"
 
 
@@ -56,15 +57,17 @@ SHAPES = (Shape(), Shape(labels=(), scored=0, probes=False), Shape(texts=HOSTILE
 def test_a_summary_is_plain_text_where_there_is_no_terminal(tmp_path: Path, monkeypatch, shape: Shape) -> None:
     stream = io.StringIO()
     print_to(stream, monkeypatch)
-    show_trace(Trace(write_run(tmp_path / "run", shape)))
+    trace = Trace(write_run(tmp_path / "run", shape))
+    show_trace(trace)
     printed = stream.getvalue()
-    assert "Query 0" in printed and "200 attributed" in printed
+    assert [int(number) for number in re.findall(r"^Query (\d+)", printed, re.M)] == trace.examples()
+    assert "200 attributed" in printed
     assert not {"\x1b", "\u202e", "\x00"} & set(printed)
     assert ("culprit tokens in row" in printed) == bool(shape.scored)
     assert ("No measures" in printed) == (not shape.labels)
 
 
-def test_the_number_of_texts_is_no_measure(tmp_path: Path, monkeypatch) -> None:
+def test_the_number_of_texts_is_not_shown_as_a_measure(tmp_path: Path, monkeypatch) -> None:
     stream = io.StringIO()
     print_to(stream, monkeypatch)
     run = Trace(write_run(tmp_path / "run"))

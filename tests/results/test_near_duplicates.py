@@ -1,4 +1,4 @@
-"""Near-duplicate texts form groups: against a comparison of all pairs, and by what they hold."""
+"""Groups of near-duplicate texts, compared with a plain comparison of all pairs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rept.report.terminal import show_hits
-from rept.results.near_duplicates import ALIKE, DEPTH, heads
+from rept.results.near_duplicates import ALIKE, DEPTH, representatives
 from rept.results.trace import Trace
 from rept.utils.json_files import read_jsonl, write_jsonl
 from tests.helpers.runs import WORDS, Shape, write_run
@@ -17,7 +17,7 @@ from tests.helpers.terminal import print_to
 
 
 def all_pairs(texts: list[str]) -> list[int]:
-    """The rule as it is told, without any shortcut."""
+    """The rule as documented, without any shortcut."""
 
     def runs(text: str) -> set[str]:
         text = " ".join(text.lower().split())[:4000]
@@ -36,27 +36,27 @@ def all_pairs(texts: list[str]) -> list[int]:
 def test_groups_are_those_of_a_comparison_of_all_pairs(seed: int) -> None:
     rng = random.Random(seed)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(0, 30))) for _ in range(12)]
-    for _ in range(60):  # variations of one another, by more and more words
+    for _ in range(60):  # variations of one another, with more and more words inserted
         words = rng.choice(texts).split()
         for _ in range(rng.randint(0, 4)):
             words.insert(rng.randint(0, len(words)), rng.choice(WORDS))
         texts.append(" ".join(words))
-    found = heads(texts)
+    found = representatives(texts)
     assert found == all_pairs(texts)
     assert 12 < len(set(found)) < len(texts)
 
 
 def test_short_and_empty_texts() -> None:
-    assert heads([]) == []
-    assert heads(["", " ", "ab", "AB", "abc"]) == [0, 0, 2, 2, 4]
+    assert representatives([]) == []
+    assert representatives(["", " ", "ab", "AB", "abc"]) == [0, 0, 2, 2, 4]
 
 
-def test_texts_far_down_stand_for_themselves() -> None:
-    found = heads(["the same"] * (DEPTH + 3))
+def test_texts_after_the_first_200_represent_themselves() -> None:
+    found = representatives(["the same"] * (DEPTH + 3))
     assert found == [0] * DEPTH + [DEPTH, DEPTH + 1, DEPTH + 2]
 
 
-def test_the_table_tells_a_group_once_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_terminal_shows_one_line_per_group_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "run", Shape(hits=4, labels=()))
     lines = read_jsonl(run / "results.jsonl")
     for line in lines:

@@ -1,6 +1,7 @@
 import io
 
 import pytest
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from rept.utils import progress as module
@@ -9,7 +10,7 @@ from rept.utils.progress import progress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass when told to."""
+    """A clock that the test sets."""
 
     class Clock:
         now = 0.0
@@ -22,7 +23,7 @@ def clock(monkeypatch):
     return clock
 
 
-def test_lines_now_and_then_without_a_terminal(clock, capsys):
+def test_lines_every_15_seconds_without_a_terminal(clock, capsys):
     with progress("Reading", total=400, unit="rows") as advance:
         for _ in range(4):
             clock.now += 10
@@ -42,7 +43,7 @@ def test_an_unknown_total(clock, capsys):
     assert capsys.readouterr().out.splitlines() == ["Reading: 8 texts, 16 s, 0.5 a second"] * 2
 
 
-def test_what_ends_at_once_leaves_no_line(clock, capsys):
+def test_what_ends_within_a_second_leaves_no_line(clock, capsys):
     with progress("Reading", total=3) as advance:
         clock.now += 0.5
         advance(3)
@@ -58,7 +59,7 @@ def test_a_bar_in_a_terminal(monkeypatch):
 
 
 def test_other_ranks_are_silent(monkeypatch, capsys, clock):
-    monkeypatch.setattr(module.rank_zero_only, "rank", 1)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
     with progress("Reading", total=4) as advance:
         clock.now += 100
         advance(4)

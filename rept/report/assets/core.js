@@ -1,8 +1,8 @@
-// Ground of the page's script: elements, text from data, packed blocks.
+// Base of the page's script: elements, text from data, packed blocks.
 
 const byId = (id) => document.getElementById(id);
 
-/** An element with attributes; a function among them is a listener, and null or false leaves one out. */
+/** Creates an element. An attribute that is a function becomes a listener; one that is null or false is left out. */
 function el(name, attributes = {}, ...children) {
   const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -14,15 +14,11 @@ function el(name, attributes = {}, ...children) {
   return node;
 }
 
-// Characters that nobody sees, or that change how the text around them reads, stand as boxed code points.
-// The joiners stay as they are: they belong to emoji and to several scripts.
-const UNSEEN = /(?![\n\t\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
-
-/** Appends text from data to a node. Nothing in it is read as markup. */
+/** Appends text from data to a node, never as markup; characters in UNSAFE (utils/text.py) become boxed code points. */
 function put(node, text) {
   const shown = text.replaceAll("\r\n", "\n");
   let from = 0;
-  for (const found of shown.matchAll(UNSEEN)) {
+  for (const found of shown.matchAll(UNSAFE)) {
     const code = found[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
     const name = found[0] === "\r" ? "CR" : `U+${code}`;
     node.append(shown.slice(from, found.index), el("span", { class: "unseen" }, name));
@@ -32,7 +28,7 @@ function put(node, text) {
   return node;
 }
 
-/** A text as the blocks hold it: a string, or its beginning and the number of characters left out. */
+/** Appends a text of a block: a string, or its beginning and the number of characters left out. */
 function putText(node, text) {
   const [shown, more] = Array.isArray(text) ? text : [text, 0];
   put(node, shown);
@@ -48,21 +44,21 @@ function snippet(text, width) {
   return line.length > width ? `${line.slice(0, width).replace(/[\ud800-\udbff]$/, "")}…` : line;
 }
 
-/** Three decimals, or three digits where these would not show; a true minus sign. */
+/** Three decimals, or three digits where all decimals would be 0; with a true minus sign. */
 function number(value) {
   const size = Math.abs(value);
   const digits = size === 0 || (size >= 0.001 && size < 1000) ? value.toFixed(3) : value.toPrecision(3);
   return digits.replace("-", "−");
 }
 
-/** Three digits: enough for the ends of a scale. */
+/** Three digits, for the ends of a scale. */
 const brief = (value) => String(Number(value.toPrecision(3))).replace("-", "−");
 
 const count = (amount, noun) => `${amount.toLocaleString("en")} ${amount === 1 ? noun : `${noun}s`}`.replace("querys", "queries");
 
 const unpacked = new Map();
 
-/** A packed block, unpacked when it is first asked for. */
+/** A packed block, unpacked on first use. */
 function block(name) {
   if (!unpacked.has(name)) unpacked.set(name, unpack(byId(`block-${name}`).textContent));
   return unpacked.get(name);

@@ -1,10 +1,10 @@
-// Token heat maps: a pair of texts, shaded token by token, each answering to the other.
+// Token heat maps: two texts, shaded token by token; pointing at a token highlights those of the other text it agrees with.
 
 const LEVELS = 8;
 const STEPS = 1000; // scores are whole thousandths of a text's scale
 const graphemes = Intl.Segmenter ? new Intl.Segmenter(undefined, { granularity: "grapheme" }) : null;
 
-/** Tokens joined to what can be shaded as one: a token that begins within a character belongs to the one before. */
+/** Groups tokens into cells that are shaded as one: a token that begins within a character joins the cell before. */
 function cellsOf(tokens) {
   const starts = graphemes && new Set(Array.from(graphemes.segment(tokens.text), ({ index }) => index));
   const cells = [];
@@ -22,11 +22,11 @@ function cellsOf(tokens) {
   return cells;
 }
 
-/** One text of a pair. `other` is set once both exist. */
+/** One text of a pair; the caller sets `other`. */
 function heatText(tokens, scored, name, readout) {
   const strongest = (cell) => cell.tokens.map((i) => scored.scores[i]).reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a));
   const view = { tokens, scored, name, readout, cells: cellsOf(tokens), cellOf: [], other: null };
-  view.node = el("div", { class: "tokens", role: "group", "aria-label": `${name}, token by token; arrow keys move from one to the next` });
+  view.node = el("div", { class: "tokens", role: "group", "aria-label": `${name}, token by token; arrow keys move between tokens` });
   if (tokens.before) view.node.append(el("span", { class: "cut" }, `${count(tokens.before, "token")} left out … `));
   const ranked = view.cells.filter((cell) => !cell.special).map((cell) => strongest(cell)).sort((a, b) => b - a);
   const mark = Math.max(ranked[Math.min(2, ranked.length - 1)] ?? 0, 1);
@@ -48,7 +48,7 @@ function heatText(tokens, scored, name, readout) {
   return view;
 }
 
-/** Hovering and focusing tokens. A text is one stop of the Tab key; arrows move within it. */
+/** Shows a token's score on hover and focus. A text is one stop of the Tab key; arrow keys move within it. */
 function listen(view) {
   const own = view.cells.map((cell, i) => i).filter((i) => !view.cells[i].special);
   const best = own.reduce((a, b) => (view.cells[b].score > view.cells[a].score ? b : a), own[0] ?? 0);
@@ -57,12 +57,12 @@ function listen(view) {
   const cellAt = (event) => event.target.closest?.("[data-cell]");
   const show = (event) => {
     const node = cellAt(event);
-    if (node) tell(view, Number(node.dataset.cell));
+    if (node) highlight(view, Number(node.dataset.cell));
   };
   view.node.addEventListener("pointerover", show);
   view.node.addEventListener("focusin", show);
-  view.node.addEventListener("pointerleave", () => quieten(view));
-  view.node.addEventListener("focusout", () => quieten(view));
+  view.node.addEventListener("pointerleave", () => clearHighlight(view));
+  view.node.addEventListener("focusout", () => clearHighlight(view));
   view.node.addEventListener("click", (event) => cellAt(event) && move(Number(cellAt(event).dataset.cell)));
   view.node.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
@@ -80,24 +80,24 @@ function listen(view) {
   }
 }
 
-function quieten(view) {
-  for (const node of view.lit ?? []) node.classList.remove("on", "agrees");
-  view.lit = [];
+function clearHighlight(view) {
+  for (const node of view.highlighted ?? []) node.classList.remove("on", "agrees");
+  view.highlighted = [];
   view.readout.replaceChildren(view.readout.resting.cloneNode(true));
 }
 
-/** Shows a token's score, and lights the tokens of the other text that it agrees with most. */
-function tell(view, position) {
-  quieten(view);
-  quieten(view.other);
+/** Shows a token's score and highlights the tokens of the other text that it agrees with most. */
+function highlight(view, position) {
+  clearHighlight(view);
+  clearHighlight(view.other);
   const cell = view.cells[position];
-  const asked = cell.tokens.reduce((a, b) => (Math.abs(view.scored.scores[b]) > Math.abs(view.scored.scores[a]) ? b : a));
-  const agreeing = [...new Set(view.scored.agrees[asked].map((i) => view.other.cellOf[i]))];
+  const strongest = cell.tokens.reduce((a, b) => (Math.abs(view.scored.scores[b]) > Math.abs(view.scored.scores[a]) ? b : a));
+  const agreeing = [...new Set(view.scored.agrees[strongest].map((i) => view.other.cellOf[i]))];
   cell.node.classList.add("on");
-  view.lit = [cell.node];
+  view.highlighted = [cell.node];
   for (const i of agreeing) {
     view.other.cells[i].node.classList.add("agrees");
-    view.lit.push(view.other.cells[i].node);
+    view.highlighted.push(view.other.cells[i].node);
   }
   const scores = cell.tokens.map((i) => number((view.scored.scores[i] * view.scored.scale) / STEPS));
   const pieces = scores.length > 1 ? ` (${scores.length} pieces)` : "";
@@ -117,10 +117,10 @@ function legend(scale) {
   return el("span", { class: "legend", role: "img", "aria-label": label }, brief(-scale), el("span", { class: "swatches" }, ...swatches), `+${brief(scale)}`);
 }
 
-/** Both texts of a pair, side by side. */
+/** Two texts side by side. */
 function heatPair(row, query, pair, rowTokens, queryTokens) {
   const readout = el("p", { class: "readout", role: "status" });
-  readout.resting = el("span", {}, "Point at a token for its score and for the tokens of the other text that it agrees with.");
+  readout.resting = el("span", {}, "Point at a token to see its score and the tokens of the other text that it agrees with most.");
   readout.append(readout.resting.cloneNode(true));
   const train = heatText(rowTokens, pair.train, `Training row ${row}`, readout);
   const asked = heatText(queryTokens, pair.query, `Query ${query}`, readout);

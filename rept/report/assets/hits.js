@@ -1,6 +1,6 @@
 // A query's hits as cards.
 
-/** A text that is cut at some height until the reader asks for all of it. */
+/** A text of limited height, with a button that shows all of it. */
 function clipped(node) {
   const box = el("div", { class: "clipped" }, node);
   const more = el("button", { type: "button", class: "quiet more", hidden: true, click: () => toggle() }, "Show all");
@@ -33,27 +33,27 @@ const sampleOf = async (row) => (await block(`rows-${page.rows[row][1]}`))[row];
 
 const labelChip = (label) => (label === null ? null : put(el("span", { class: "label", dir: "auto" }), label));
 
-/** One card: a hit, and the near-duplicates of it that follow. */
+/** One card: a hit and its near-duplicates. */
 function hitCard(query, hits, open) {
-  const [head, ...others] = hits;
-  const body = el("div", { class: "body", id: `hit-${query.query}-${head.row}`, hidden: true });
-  const name = `Hit ${head.rank}, row ${head.row}`;
+  const [first, ...others] = hits;
+  const body = el("div", { class: "body", id: `hit-${query.query}-${first.row}`, hidden: true });
+  const name = `Hit ${first.rank}, row ${first.row}`;
   const line = el("span", { class: "line", dir: "auto" });
   const toggle = el(
     "button",
     { type: "button", class: "toggle", "aria-expanded": "false", "aria-controls": body.id, "aria-label": `${name}: show its text`, click: () => show(body.hidden) },
-    el("span", { class: "rank" }, String(head.rank)), line,
+    el("span", { class: "rank" }, String(first.rank)), line,
   );
   const facts = el(
     "p", { class: "hit-facts" },
-    el("span", {}, "row ", el("b", {}, String(head.row))), labelChip(page.rows[head.row][0]),
-    el("span", {}, `score ${number(head.score)}`), ...standing(head),
+    el("span", {}, "row ", el("b", {}, String(first.row))), labelChip(page.rows[first.row][0]),
+    el("span", {}, `score ${number(first.score)}`), ...standing(first),
   );
   const card = el("article", { class: "hit", "aria-label": name }, el("header", {}, toggle, facts, markBox(hits.map((hit) => hit.row))), body);
   if (others.length) card.append(duplicates(others));
-  sampleOf(head.row).then((sample) => put(line, `${snippet(sample.prompt, 90)} → ${snippet(sample.response, 90)}`));
+  sampleOf(first.row).then((sample) => put(line, `${snippet(sample.prompt, 90)} → ${snippet(sample.response, 90)}`));
   function show(visible) {
-    if (visible && !body.hasChildNodes()) hitBody(query, head, body);
+    if (visible && !body.hasChildNodes()) hitBody(query, first, body);
     body.hidden = !visible;
     toggle.setAttribute("aria-expanded", String(visible));
   }
@@ -80,21 +80,22 @@ function duplicates(hits) {
   return el("details", { class: "duplicates" }, el("summary", {}, `${count(hits.length, "near-duplicate")}`), list);
 }
 
-/** All that the page has on a query. */
+/** Everything that the page shows of a query. */
 function queryDetail(query, steps) {
   const title = el("h3", { id: "detail-title", tabindex: "-1" }, `Query ${query.query}`, labelChip(query.label) ?? "");
   const part = (name, text) => el("div", { class: "part" }, el("h4", {}, name), clipped(putText(el("p", { class: "text", dir: "auto" }), text)));
   const asked = el(
     "div", { class: "asked" }, part("Prompt", query.prompt), part(query.generated ? "The model's own response" : "Response", query.response),
   );
-  const folds = new Map();
-  query.hits.forEach((hit) => folds.set(hit.head, [...(folds.get(hit.head) ?? []), hit]));
-  const cards = [...folds.values()].map((hits, i) => hitCard(query, hits, i === 0));
-  const folded = query.hits.length - cards.length;
-  const told = query.hits.length ? `${count(query.hits.length, "hit")}, best first${folded ? `; ${folded} folded into those that they repeat` : ""}` : `No hits: ${query.status}`;
+  const groups = new Map();
+  query.hits.forEach((hit) => groups.set(hit.group, [...(groups.get(hit.group) ?? []), hit]));
+  const cards = [...groups.values()].map((hits, i) => hitCard(query, hits, i === 0));
+  const grouped = query.hits.length - cards.length;
+  const duplicatesNote = grouped ? `; ${count(grouped, "near-duplicate")} grouped with an earlier hit` : "";
+  const heading = query.hits.length ? `${count(query.hits.length, "hit")}, best first${duplicatesNote}` : `No hits: ${query.status}`;
   const nodes = [el("header", { class: "detail-head" }, title, steps), asked];
   if (query.hits.length && query.hits.every((hit) => hit.flagged === false)) nodes.push(el("p", { class: "none-stands-out" }, "No training sample stands out for this query."));
-  nodes.push(el("div", { class: "hits-head" }, el("h4", {}, told), query.scored.length ? specialSwitch() : ""), ...cards);
+  nodes.push(el("div", { class: "hits-head" }, el("h4", {}, heading), query.scored.length ? specialSwitch() : ""), ...cards);
   if (query.lowest.length) nodes.push(el("div", { class: "hits-head" }, el("h4", {}, "Opponents: the rows that score lowest")), ...query.lowest.map((hit) => hitCard(query, [hit], false)));
   return nodes;
 }

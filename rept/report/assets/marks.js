@@ -1,8 +1,8 @@
-// Marked rows: kept in the page's own state, and taken along as JSON or CSV.
+// Marked rows: kept in the page's history state, and saved as JSON or CSV.
 
 const marks = new Set(history.state?.marks ?? []);
 
-/** A check box for one row, or for several that act as one. */
+/** A check box for one row or for a group of rows. */
 function markBox(rows) {
   const name = rows.length > 1 ? `Mark row ${rows[0]} and ${count(rows.length - 1, "near-duplicate")}` : `Mark row ${rows[0]}`;
   const box = el("input", { type: "checkbox", class: "mark", "data-rows": rows.join(" "), "aria-label": name });
@@ -30,7 +30,7 @@ function showMarks() {
   byId("bar").hidden = !rows.length;
   document.body.classList.toggle("has-bar", rows.length > 0);
   byId("bar-count").textContent = count(rows.length, "row");
-  byId("marked-text").textContent = rows.length ? `${count(rows.length, "row")} marked.` : "No row is marked yet: tick them in the table of rows or in a query's hits, or mark many at once.";
+  byId("marked-text").textContent = rows.length ? `${count(rows.length, "row")} marked.` : "No row is marked yet: mark rows in the list of training rows or in a query's hits, or mark many at once.";
   for (const button of document.querySelectorAll("[data-save], [data-copy], #clear")) button.disabled = !rows.length;
   byId("marked").replaceChildren(
     ...rows.map((row) => el("li", {}, el("button", { type: "button", class: "row", "aria-label": `Unmark row ${row}`, click: () => mark([row], false) }, String(row), el("span", { "aria-hidden": "true" }, " ×")))),
@@ -39,11 +39,11 @@ function showMarks() {
 
 const sorted = () => [...marks].sort((a, b) => a - b);
 
-/** What `datamodule.exclude` of train.py reads: a JSON list of row numbers, or a CSV with a column `row`. */
-const written = { json: () => `${JSON.stringify(sorted())}\n`, csv: () => `row\n${sorted().join("\n")}\n` };
+/** The formats that `datamodule.exclude` of train.py reads: a JSON list of row numbers, or a CSV with a column `row`. */
+const formats = { json: () => `${JSON.stringify(sorted())}\n`, csv: () => `row\n${sorted().join("\n")}\n` };
 
 function save(kind) {
-  const address = URL.createObjectURL(new Blob([written[kind]()], { type: kind === "json" ? "application/json" : "text/csv" }));
+  const address = URL.createObjectURL(new Blob([formats[kind]()], { type: kind === "json" ? "application/json" : "text/csv" }));
   el("a", { href: address, download: `culprits.${kind}` }).click();
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
@@ -51,15 +51,15 @@ function save(kind) {
 async function copy(kind, button) {
   const name = button.textContent;
   try {
-    await navigator.clipboard.writeText(written[kind]());
+    await navigator.clipboard.writeText(formats[kind]());
     button.textContent = "Copied";
   } catch {
-    button.textContent = copyBySelection(written[kind]()) ? "Copied" : "Not allowed here";
+    button.textContent = copyBySelection(formats[kind]()) ? "Copied" : "Not allowed here";
   }
   setTimeout(() => (button.textContent = name), 1500);
 }
 
-/** For browsers that give a file:// page no clipboard. */
+/** For browsers that do not give a file:// page access to the clipboard. */
 function copyBySelection(text) {
   const area = el("textarea", { "aria-label": "Row numbers" });
   area.value = text;
@@ -71,7 +71,7 @@ function copyBySelection(text) {
 }
 
 function startMarks() {
-  document.querySelector(".acting").hidden = false;
+  document.querySelector(".marking").hidden = false;
   document.addEventListener("change", (event) => event.target.matches("input.mark") && mark(rowsOf(event.target), event.target.checked));
   for (const button of document.querySelectorAll("[data-save]")) button.addEventListener("click", () => save(button.dataset.save));
   for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copy(button.dataset.copy, button));

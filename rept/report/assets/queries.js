@@ -1,7 +1,7 @@
 // The list of queries: search, filters, keyboard.
 
 const page = { queries: [], rows: {}, shown: [], current: null };
-const texts = new Map(); // of rows, in lower case, once the reader searches
+const texts = new Map(); // of rows, in lower case; filled by the first search
 
 async function startQueries() {
   Object.assign(page, await block("index"));
@@ -17,15 +17,15 @@ async function startQueries() {
   document.querySelector(".filters").addEventListener("submit", (event) => event.preventDefault());
   byId("list").addEventListener("click", (event) => choose(numberOf(event.target.closest("[role=option]"))));
   byId("list").addEventListener("keydown", keys);
-  window.addEventListener("hashchange", fromAddress);
+  window.addEventListener("hashchange", openFromAddress);
   document.querySelector(".browser").hidden = false;
   filter();
-  fromAddress();
+  openFromAddress();
 }
 
 const numberOf = (node) => (node ? Number(node.dataset.query) : null);
 
-function fromAddress() {
+function openFromAddress() {
   const found = /^#query-(\d+)$/.exec(location.hash);
   const known = found && page.queries.some((query) => query.query === Number(found[1]));
   if (!known) return;
@@ -51,26 +51,26 @@ function filter() {
   const slider = byId("least");
   const least = Number(slider.value) <= slider.low + 1e-12 ? -Infinity : Number(slider.value);
   byId("least-value").textContent = least === -Infinity ? "" : number(least);
-  const fits = (query) => {
+  const matches = (query) => {
     const best = query.hits[0];
     if (label && query.label !== label) return false;
     if (match && (!best || (page.rows[best.row][0] === query.label) !== (match === "own"))) return false;
     if (flagged && query.hits.some((hit) => hit.flagged) !== (flagged === "yes")) return false;
     if (least !== -Infinity && !(best && best.score >= least)) return false;
-    return !words || holds(query, words.trim().toLowerCase());
+    return !words || contains(query, words.trim().toLowerCase());
   };
-  const found = page.queries.filter(fits);
+  const found = page.queries.filter(matches);
   page.shown = found.map((query) => query.query);
   byId("list").replaceChildren(...found.map(item));
-  byId("list").classList.toggle("many", found.length > 300); // then only what is in view is laid out
+  byId("list").classList.toggle("many", found.length > 300); // lays out only what is in view
   byId("count").textContent = `${found.length.toLocaleString("en")} of ${count(page.queries.length, "query")}`;
   byId("bulk-queries").textContent = found.length.toLocaleString("en");
   if (!page.shown.includes(page.current)) choose(page.shown[0] ?? null);
   else select();
 }
 
-/** Whether a query, or one of its hits, holds the words; "row 12" asks for the row of that number. */
-function holds(query, words) {
+/** Whether a query or one of its hits contains the words; "row 12" finds the row of that number. */
+function contains(query, words) {
   const row = /^row (\d+)$/.exec(words);
   if (row) return query.hits.some((hit) => hit.row === Number(row[1]));
   const own = `query ${query.query}\n${plain(query.prompt)}\n${plain(query.response)}\n${query.label ?? ""}`.toLowerCase();
@@ -88,7 +88,7 @@ function choose(number) {
   if (number !== null && number === page.current && byId("detail").hasChildNodes()) return;
   page.current = number;
   const query = page.queries.find((one) => one.query === number);
-  const nodes = query ? queryDetail(query, steps()) : [el("p", { class: "empty" }, "No query fits. Take a filter away.")];
+  const nodes = query ? queryDetail(query, steps()) : [el("p", { class: "empty" }, "No query matches. Remove a filter.")];
   byId("detail").replaceChildren(...nodes);
   select();
 }
@@ -114,7 +114,7 @@ function steps() {
   return el("span", { class: "steps" }, button("Previous query", "↑", -1), button("Next query", "↓", 1));
 }
 
-/** Arrow keys move through the list, and Home and End to its ends. */
+/** Arrow keys move through the list; Home and End go to its ends. */
 function keys(event) {
   const distance = { ArrowDown: 1, ArrowUp: -1, Home: -Infinity, End: Infinity }[event.key];
   if (!distance || event.altKey || event.ctrlKey || event.metaKey) return;
