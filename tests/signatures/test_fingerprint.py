@@ -15,7 +15,8 @@ from extractors.sites.residual_stream import ResidualStream
 from rept.errors import UsageError
 from rept.results import run_folder
 from rept.results.trace import Trace
-from rept.run.pipeline import attribute, score, trace
+from rept.run.pipeline import attribute, trace
+from rept.run.rescore import score
 from rept.signatures import fingerprint
 from rept.utils.json_files import write_jsonl
 from tests.helpers.tiny import tiny_model
@@ -187,8 +188,8 @@ def test_another_setting(material, plain, change, named):
 
 
 def test_another_schema(material, plain, monkeypatch):
-    monkeypatch.setattr(run_folder, "SCHEMA", 2)
-    told = "another version of RepT: its schema was 1, now 2"
+    monkeypatch.setattr(run_folder, "SCHEMA", 3)
+    told = "of schema 3, but got schema 2, which another version of RepT wrote. .*out="
     with pytest.raises(UsageError, match=told):
         attribute(material.config(plain.folder.path, *PLAIN), show_result=False)
     for read in (Trace, lambda path: score([str(path)])):
