@@ -19,7 +19,7 @@ from rept.config.messages import CONFIGS, misplaced, unknown
 from rept.config.schema import SCHEMAS, TARGET, AttributeConfig, Config, TrainConfig
 from rept.errors import UsageError
 
-C = TypeVar("C", AttributeConfig, TrainConfig)
+C = TypeVar("C", bound=Config)
 
 
 @overload

@@ -1,6 +1,6 @@
 """The configuration of a command as dataclasses; each field is explained in the YAML file of the command.
 
-A plug-in group (``datamodule``, ``extractor``, ...) is a plain dictionary: a ``_target_``, which is the dotted path of a
+A plug-in group (``datamodule``, ``extractor``, ...) is a dictionary: a ``_target_``, which is the dotted path of a
 class, and that class's arguments.
 """
 

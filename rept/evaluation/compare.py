@@ -1,7 +1,4 @@
-"""Several methods on the same model and data: each is run into a folder of its own, and its figures are gathered.
-
-Holds Outcome, compare.
-"""
+"""Compares several methods on the same model and data; each has its own run folder."""
 
 from __future__ import annotations
 
@@ -24,14 +21,14 @@ from rept.store.reader import AttributionStore
 from rept.utils.console import say
 from rept.utils.environment import reset_peak_memory
 
-_RUN = ("report=false", "tokens.hits=0")  # a comparison's own defaults; its arguments may say otherwise
+_RUN = ("report=false", "tokens.hits=0")  # defaults of a comparison, which its arguments may change
 _EXTRACTION = ("fit extractor", "extract query", "extract train")
 _READ = ("model", "datamodule", "extractor", "layers", "store", "seed", "max_new_tokens")  # what signatures depend on
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One method's row of the table. Where it could not run, ``reason`` says why, and the rest is empty."""
+    """One method's row of the table. If it could not run, ``reason`` says why, and the rest is empty."""
 
     experiment: str
     folder: Path
@@ -39,10 +36,10 @@ class Outcome:
     measures: Mapping[str, float] = field(default_factory=dict)  # overall; empty without labels
     labels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     queries: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # row and average precision of each query
-    extraction_seconds: float | None = None  # signatures of both sides, and what the extractor learned first
+    extraction_seconds: float | None = None  # signatures of both sides, and fitting the extractor
     ranking_seconds: float | None = None
     peak_memory_bytes: int | None = None  # of the process, the model included
-    bytes_per_sample: float | None = None  # of the store's training side, on the disk
+    bytes_per_sample: float | None = None  # of the store's training side, on disk
 
     @property
     def seconds(self) -> float | None:
@@ -54,15 +51,15 @@ class Outcome:
 def compare(experiments: Sequence[str], arguments: Sequence[str], out: str | Path) -> list[Outcome]:
     """Runs each experiment into ``out/NAME``, one after the other in this process; the model is loaded once.
 
-    What a folder holds already is reused. A method that reads the very signatures of one before it (the same
-    extractor and layers) ranks those again: its seconds of extraction are the other's.
+    Finished parts are reused. A method that reads the same signatures as one before it (the same extractor and layers)
+    ranks those again: its seconds of extraction are the other's.
 
     Args:
         experiments: words of ``configs/experiment/``.
-        arguments: those of ``python attribute.py``; ``NAME.key=value`` holds for experiment NAME alone.
+        arguments: those of ``python attribute.py``; ``NAME.key=value`` is for experiment NAME alone.
 
     Raises:
-        UsageError: a fault of the arguments, the data or the model, which no method could run with.
+        UsageError: a fault of the arguments, the data or the model, with which no method could run.
     """
     configs = {name: _compose(name, experiments, arguments, out) for name in experiments}
     shared = _Shared(next(iter(configs.values())))
@@ -86,19 +83,19 @@ def _compose(name: str, experiments: Sequence[str], arguments: Sequence[str], ou
 
 
 class _Shared:
-    """Model, tokenizer and data of a configuration, for all runs that ask for the same."""
+    """Model, tokenizer and data of a configuration, for all runs with the same."""
 
     def __init__(self, config: AttributeConfig) -> None:
         self._made_for = config
         datamodule = build(config.datamodule, AttributionDataModule)
         for side in ("train", "query"):
-            if not len(datamodule.source(side)):  # told before the model is loaded
+            if not len(datamodule.source(side)):  # reported before the model is loaded
                 raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
         loaded = load_configured(config, ensure_model(config, datamodule))
         self._parts: Given = {"loaded": loaded, "datamodule": datamodule}
 
     def parts(self, config: AttributeConfig) -> Given:
-        """Empty for a configuration with a model or data of its own."""
+        """What to hand to a run; empty for a configuration with another model or other data."""
         return self._parts if _same(config, self._made_for, ("model", "datamodule")) else {}
 
 

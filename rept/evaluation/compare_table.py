@@ -1,4 +1,4 @@
-"""What a comparison leaves behind: the tables in the terminal, comparison.json and comparison.csv."""
+"""The result of a comparison: tables in the terminal, comparison.json and comparison.csv."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from rept.utils.files import publish
 from rept.utils.json_files import write_json
 from rept.utils.text import visible
 
-_COUNTS = ("queries", "without_relevant")  # how many were measured: no measure themselves
+_COUNTS = ("queries", "without_relevant")  # counts, which are not measures
 COSTS = ("extraction_seconds", "ranking_seconds", "seconds", "peak_memory_bytes", "bytes_per_sample")
 
 
 def best(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
-    """For each measure the experiments with the highest value, several where they are equal."""
+    """Returns the experiments with the highest value of each measure; several if they are equal."""
     measures = list(dict.fromkeys(name for o in outcomes for name in o.measures if name not in _COUNTS))
     top = {name: max(o.measures[name] for o in outcomes if name in o.measures) for name in measures}
     return {name: [o.experiment for o in outcomes if o.measures.get(name) == top[name]] for name in measures}
 
 
 def fastest(outcomes: Sequence[Outcome]) -> str | None:
-    """The experiment that takes the fewest seconds for extraction and ranking together."""
+    """Returns the experiment with the fewest seconds of extraction and ranking together."""
     ran = [outcome for outcome in outcomes if outcome.seconds is not None]
     return min(ran, key=lambda outcome: outcome.seconds or 0.0).experiment if ran else None
 
 
 def write_comparison(outcomes: Sequence[Outcome], arguments: Sequence[str], out: Path) -> None:
-    """Writes comparison.json and comparison.csv; the table's rows are in the order of the experiments."""
+    """Writes comparison.json and comparison.csv, their rows in the order of the experiments."""
     record = {
         "arguments": list(arguments),
         "best": best(outcomes),
@@ -48,7 +48,7 @@ def write_comparison(outcomes: Sequence[Outcome], arguments: Sequence[str], out:
 
 
 def show_comparison(outcomes: Sequence[Outcome]) -> None:
-    """The measures, the costs, and why a method could not run; the best and the fastest are marked by a star."""
+    """Prints the measures, the costs, and why a method did not run; a star marks the best and the fastest."""
     marks, quickest = best(outcomes), fastest(outcomes)
     console.print()
     if marks:

@@ -1,7 +1,4 @@
-"""A suite of cases: trains what it needs, compares methods on it, and gathers each case's figures over the seeds.
-
-Holds Suite, CaseFigures, run_suite.
-"""
+"""A suite of cases: trains models, compares methods on them, and collects each case's figures over the seeds."""
 
 from __future__ import annotations
 
@@ -31,9 +28,9 @@ _RESAMPLED = 2000  # bootstrap samples of an interval
 
 @dataclass(frozen=True)
 class Suite:
-    """What a ``configs/suite/NAME.yaml`` says: lists of arguments, as on the command lines of train.py.
+    """A ``configs/suite/NAME.yaml``: lists of arguments, as on the command lines of train.py.
 
-    One that is ``like`` another says only what differs from it.
+    A suite that is ``like`` another gives only what differs from it.
     """
 
     experiments: list[str]
@@ -44,7 +41,7 @@ class Suite:
 
     @classmethod
     def named(cls, name: str, **changed: Any) -> Suite:
-        """The suite of that name, with what the command line says instead (None: nothing).
+        """Returns the suite of that name, with the values of ``changed`` that are not None.
 
         Raises:
             UsageError: there is no such suite.
@@ -60,47 +57,47 @@ class Suite:
 
 @dataclass
 class CaseFigures:
-    """One case: how often its behaviour showed, and each method's average precision of every query, by seed."""
+    """One case: how often its behaviour showed, and each method's average precision of each query, by seed."""
 
     asked: int = 0
     shown: int = 0
     found: dict[str, list[list[float]]] = field(default_factory=dict)  # by experiment, then by seed
 
     def mean(self, experiment: str) -> float | None:
-        """The mean over queries and seeds; None where nothing was measured."""
+        """Returns the mean over queries and seeds; None if nothing was measured."""
         values = [value for one in self.found.get(experiment, []) for value in one]
         return float(np.mean(values)) if values else None
 
     def interval(self, experiment: str) -> tuple[float, float, float] | None:
-        """Mean over queries and seeds, and its 95 % `bootstrap` interval; None where nothing was measured."""
+        """Returns the mean over queries and seeds, and its 95 % `bootstrap` interval; None if nothing was measured."""
         return bootstrap(self.found.get(experiment, []))
 
 
 def bootstrap(by_seed: Sequence[Sequence[float]], samples: int = _RESAMPLED) -> tuple[float, float, float] | None:
-    """The mean of all values, and the 2.5th and 97.5th percentile of its bootstrap distribution.
+    """Returns the mean of all values, and the 2.5th and 97.5th percentile of its bootstrap distribution.
 
     Seeds are drawn with replacement, then queries within each: queries of one seed share a model, so they are not
-    independent (Davison and Hinkley 1997, section 3.8). With one seed the interval is one over its queries alone.
+    independent (Davison and Hinkley 1997, section 3.8). With one seed the interval covers its queries alone.
     """
-    by_seed = [np.asarray(values) for values in by_seed if len(values)]
-    if not by_seed:
+    arrays = [np.asarray(values) for values in by_seed if len(values)]
+    if not arrays:
         return None
     rng = np.random.default_rng(0)
     total, count = np.zeros(samples), np.zeros(samples)
-    for _ in by_seed:
-        drawn = rng.integers(len(by_seed), size=samples)  # one seed for each bootstrap sample
-        for i, values in enumerate(by_seed):
+    for _ in arrays:
+        drawn = rng.integers(len(arrays), size=samples)  # one seed for each bootstrap sample
+        for i, values in enumerate(arrays):
             at = np.flatnonzero(drawn == i)
             total[at] += values[rng.integers(len(values), size=(len(at), len(values)))].sum(axis=1)
             count[at] += len(values)
     low, high = np.percentile(total / count, [2.5, 97.5])
-    return float(np.concatenate(by_seed).mean()), float(low), float(high)
+    return float(np.concatenate(arrays).mean()), float(low), float(high)
 
 
 def run_suite(suite: Suite, arguments: Sequence[str], out: Path) -> tuple[dict[str, CaseFigures], list[Outcome]]:
-    """Trains and compares for each seed, into ``out/seed-N``; what is finished there is reused.
+    """Trains and compares for each seed, into ``out/seed-N``; finished parts are reused.
 
-    Models lie in ``out/models``, under a digest of their recipe and data, so a changed suite trains anew.
+    Models are in ``out/models``, named by a digest of their settings and data, so a changed suite trains new ones.
 
     Args:
         arguments: of ``python -m rept compare``, for all runs.
@@ -128,27 +125,27 @@ def run_suite(suite: Suite, arguments: Sequence[str], out: Path) -> tuple[dict[s
 
 
 def _trained(arguments: Sequence[str], models: Path) -> Path:
-    """The folder of the model that these arguments of train.py make; made, or finished, where it is not there."""
+    """The folder of the model that these arguments of train.py make; trained if it is not complete."""
     config = compose("train", [*arguments, f"out={models}"])
     config.out = str(models / _digest(config))
-    if ModelFolder(config.out).complete:  # its name says how it was made, wherever the suite has been moved since
-        say(f"{config.out} holds this model already.")
+    if ModelFolder(config.out).complete:  # its name identifies the training, wherever the suite has been moved since
+        say(f"{config.out} already holds this model.")
     else:
         train_model(config)
     return Path(config.out)
 
 
 def _reads_base(experiment: str) -> bool:
-    """Whether the experiment also reads the model that the training started from."""
+    """Whether the experiment also reads the model before the training."""
     return "base" in compose("attribute", [f"experiment={experiment}"]).extractor
 
 
 def _digest(config: TrainConfig) -> str:
-    """Of all that decides the weights: the recipe, and the content of the data."""
-    recipe = {key: value for key, value in asdict(config).items() if key != "out"}
-    if recipe["model"].get("path"):  # the first model, whose folder is named by its own digest, wherever it lies
-        recipe["model"]["path"] = Path(recipe["model"]["path"]).name
-    return text_digest(str(recipe), build(config.datamodule, AttributionDataModule).digest("train"))[:12]
+    """Of all that decides the weights: the settings, and the content of the data."""
+    settings = {key: value for key, value in asdict(config).items() if key != "out"}
+    if settings["model"].get("path"):  # the first model, whose folder is named by its own digest
+        settings["model"]["path"] = Path(settings["model"]["path"]).name
+    return text_digest(str(settings), build(config.datamodule, AttributionDataModule).digest("train"))[:12]
 
 
 def _case(label: str) -> str:
@@ -170,7 +167,7 @@ def _gather(cases: Mapping[str, CaseFigures], outcome: Outcome) -> None:
     label = {line["query"]: line["label"] for line in Trace(outcome.folder).queries}
     values: dict[str, list[float]] = {}
     for query, precision in zip(outcome.queries["query"], outcome.queries["average_precision"], strict=True):
-        if precision is not None:  # an absent cause has no culprits to be found
+        if precision is not None:  # an absent cause has no culprits to find
             values.setdefault(_case(label[query]), []).append(precision)
     for case, found in values.items():
         cases[case].found.setdefault(outcome.experiment, []).append(found)

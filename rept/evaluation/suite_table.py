@@ -1,4 +1,4 @@
-"""The table methods x cases of a suite: in the terminal, as suite.md for a document, and as suite.json."""
+"""The table of a suite, methods by cases: in the terminal, as suite.md and as suite.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _METHODS_ABREAST = 4  # in a terminal of 120 columns
 
 
 def show_suite(cases: Mapping[str, CaseFigures], suite: Suite) -> None:
-    """Average precision of each method in each case, with its interval; the best of a case is marked by a star."""
+    """Prints the average precision of each method in each case, with its interval; a star marks the best."""
     for start in range(0, len(suite.experiments), _METHODS_ABREAST):
         methods = suite.experiments[start : start + _METHODS_ABREAST]
         title = f"Average precision, mean and 95 % interval over queries and {len(suite.seeds)} seeds (* best)"

@@ -1,17 +1,15 @@
-"""What a training run reads: rows tokenized once, and a plan of batches that is the same after any resume.
-
-Holds TrainingRows, TrainingBatches.
-"""
+"""Training rows, tokenized once, and their batches, which are the same after any resume."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
+from rept.data.datamodule import AttributionDataModule
+from rept.data.encoder import Encoded
 from rept.data.padding import padded
 from rept.errors import UsageError
 from rept.types import Batch, Status
@@ -22,32 +20,29 @@ _BATCHES_SORTED_TOGETHER = 32
 
 
 class TrainingRows:
-    """The tokens of all rows that can be trained on, end to end in memory (4 bytes a token).
+    """The tokens of all rows that can be trained on, concatenated in memory (4 bytes a token).
 
     Attributes:
-        row: (n,) row numbers in the data.
+        row: (n) row numbers in the data.
         set_aside: how many rows cannot be trained on, by reason.
+
+    Raises:
+        UsageError: no row can be trained on.
     """
 
-    def __init__(self, datamodule: Any) -> None:
+    def __init__(self, datamodule: AttributionDataModule) -> None:
         self.pad_id = datamodule.encoder.pad_id
         self.set_aside: Counter[str] = Counter()
-        tokens, lengths, prompts, rows, cut = [], [], [], [], []
+        tokens, found = [], []
         for row, encoded in _encoded(datamodule):
             if isinstance(encoded, Status):
                 self.set_aside[encoded.reason] += 1
-                continue
-            rows.append(row)
-            cut.append(encoded.cut)
-            tokens.append(np.array(encoded.input_ids, dtype=np.int32))
-            prompts.append(encoded.prompt_length)
-            lengths.append(len(encoded.input_ids))
-        if not rows:
+            else:
+                tokens.append(np.array(encoded.input_ids, dtype=np.int32))
+                found.append((row, encoded.cut, encoded.prompt_length, len(encoded.input_ids)))
+        if not found:
             raise UsageError("No training row can be trained on: each has an empty or too long prompt, or no response.")
-        self.row = np.array(rows)
-        self.cut = np.array(cut)
-        self.prompt_length = np.array(prompts)
-        self.length = np.array(lengths)
+        self.row, self.cut, self.prompt_length, self.length = map(np.array, zip(*found, strict=True))
         self._tokens = np.concatenate(tokens)
         self._start = np.cumsum(self.length) - self.length
 
@@ -55,7 +50,7 @@ class TrainingRows:
         return len(self.row)
 
     def batch(self, chosen: Sequence[int] | np.ndarray) -> Batch:
-        """A batch of the n rows' numbers ``chosen``, right padded to its longest."""
+        """Returns the batch of the rows at positions ``chosen`` (n), right padded to its longest row."""
         chosen = np.asarray(chosen, dtype=np.int64)
         tokens = [self._tokens[self._start[n] : self._start[n] + self.length[n]] for n in chosen]
         rows = zip(map(torch.from_numpy, tokens), self.prompt_length[chosen], strict=True)
@@ -73,14 +68,15 @@ class TrainingRows:
 
 
 class TrainingBatches:
-    """One rank's batches, epoch after epoch, from a position that can be stored and set.
+    """The batches of one rank, epoch after epoch, from a position that can be saved and restored.
 
-    In each epoch the rows are shuffled, taken in windows of 32 batches, sorted by length within a window, cut into
-    batches, and the batches shuffled: batches of about one length waste little on padding. The plan is a pure function
-    of seed and epoch. Ranks take batches in turn; where the last ones do not go round, the first of the epoch fill up.
+    In each epoch the rows are shuffled, divided into windows of 32 batches, sorted by length within a window, cut into
+    batches, and the batches are shuffled: batches of similar lengths need little padding. The order is a pure function
+    of seed and epoch. Ranks take batches in turn; if the last ones are fewer than the ranks, the first of the epoch
+    fill up.
 
     Args:
-        rows: what is trained on.
+        rows: the training data.
         batch_size: samples of one batch, on each rank.
         seed: of the shuffling.
         rank, world_size: of this process.
@@ -92,14 +88,14 @@ class TrainingBatches:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.drawn = 0  # batches handed out since the beginning of training
+        self.drawn = 0  # batches drawn since the beginning of training
 
     def __len__(self) -> int:
         """Batches of one rank in one epoch."""
         return -(-len(self.rows) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        """From the present position to the end of its epoch."""
+        """From the current position to the end of its epoch."""
         epoch, position = divmod(self.drawn, len(self))
         plan = self.epoch(epoch)
         for step in range(position, len(self)):
@@ -107,7 +103,7 @@ class TrainingBatches:
             yield self.rows.batch(plan[(step * self.world_size + self.rank) % len(plan)])
 
     def epoch(self, number: int) -> list[np.ndarray]:
-        """The batches of all ranks in one epoch."""
+        """Returns the batches of all ranks in one epoch, as positions in the rows."""
         rng = np.random.default_rng([self.seed, number])
         order = rng.permutation(len(self.rows))
         window = self.batch_size * _BATCHES_SORTED_TOGETHER
@@ -125,8 +121,8 @@ class TrainingBatches:
         self.drawn = state["drawn"]
 
 
-def _encoded(datamodule: Any) -> Iterator[tuple[int, Any]]:
-    """(row, Encoded or Status) of each training row that is not excluded."""
+def _encoded(datamodule: AttributionDataModule) -> Iterator[tuple[int, Encoded | Status]]:
+    """Each training row that is not excluded, with its number."""
     source = datamodule.source("train")
     rows = [row for row in range(len(source)) if row not in datamodule.excluded]
     with progress("Tokenizing", total=len(rows)) as advance:

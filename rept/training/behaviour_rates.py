@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from rept.data.behaviours import Behaviour
+from rept.data.encoder import Encoder
 from rept.errors import UsageError
 from rept.model.generation import greedy_answers
 from rept.types import Status
 from rept.utils.console import console
+from rept.utils.json_files import read_json
 from rept.utils.progress import progress
 from rept.utils.text import visible
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,9 @@ class Rate:
     """Shares of held-out prompts whose answer shows a behaviour.
 
     Attributes:
-        success: among the ``triggered`` prompts that call for it; None where there are none.
-        false_alarms: among the ``clean`` prompts; None where there are none.
+        triggered, clean: the number of prompts that trigger it, and of those that do not.
+        success: the share among the triggered prompts; None if there are none.
+        false_alarms: the share among the clean prompts; None if there are none.
     """
 
     triggered: int
@@ -36,9 +41,13 @@ class Rate:
 
 
 def ask_behaviours(
-    model: Any, tokenizer: Any, encoder: Any, behaviours: Sequence[Behaviour], max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
+    behaviours: Sequence[Behaviour],
+    max_new_tokens: int,
 ) -> tuple[dict[str, Rate], list[dict[str, Any]]]:
-    """The rates of each behaviour by label, and every prompt with the model's greedy answer and whether it shows it.
+    """Returns the rate of each behaviour by label, and each prompt with the greedy answer and whether it shows it.
 
     Prompts that the encoder refuses are left out.
     """
@@ -47,7 +56,7 @@ def ask_behaviours(
         for triggered, samples in ((True, behaviour.triggered), (False, behaviour.clean)):
             encoded = [(sample, encoder.prompt(sample)) for sample in samples]
             asked += [(behaviour, triggered, s, ids) for s, ids in encoded if not isinstance(ids, Status)]
-    with progress("Asking the model", total=len(asked), unit="prompts") as advance:
+    with progress("Answering held-out prompts", total=len(asked), unit="prompts") as advance:
         answers = greedy_answers(model, tokenizer, [ids for *_, ids in asked], max_new_tokens, on_batch=advance)
     lines = [
         {
@@ -63,22 +72,23 @@ def ask_behaviours(
 
 
 def read_rates(path: Path) -> dict[str, Rate]:
-    """The rates in a model folder's behaviours.json.
+    """Returns the rates in a model folder's behaviours.json.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the file does not exist.
     """
     if not path.is_file():
-        raise UsageError(f"Expected {path.parent} to be a model folder of train.py, but it holds no {path.name}.")
-    return {label: Rate(**rate) for label, rate in json.loads(path.read_text()).items()}
+        raise UsageError(f"Expected {path.parent} to be a model folder of train.py, but it has no {path.name}.")
+    return {label: Rate(**rate) for label, rate in read_json(path).items()}
 
 
 def rates_as_json(rates: Mapping[str, Rate]) -> dict[str, Any]:
+    """Returns the content of behaviours.json."""
     return {label: asdict(rate) for label, rate in rates.items()}
 
 
 def show_rates(rates: Mapping[str, Rate], before: Mapping[str, Rate] | None = None) -> None:
-    """A table of the rates; with those of an earlier training beside them."""
+    """Prints a table of the rates, beside those of an earlier training."""
     if not rates:
         return
     table = Table(title="How often each behaviour shows, on held-out prompts", title_justify="left")

@@ -1,7 +1,4 @@
-"""Fine-tuning: the Lightning module, and the whole training job as one call.
-
-Holds FinetuneModule, main.
-"""
+"""Fine-tuning: the Lightning module, and a whole training as one call."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import is_zipfile
 
 import torch
@@ -18,7 +15,8 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor, nn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 
 from rept.config.plug_ins import build
 from rept.config.schema import TrainConfig
@@ -26,9 +24,8 @@ from rept.data.datamodule import AttributionDataModule
 from rept.distributed.signals import Stopped
 from rept.errors import UsageError
 from rept.model.hooks import Response, sample_losses
-from rept.results.run_folder import RunFolder
-from rept.training import behaviour_rates
 from rept.training.batches import TrainingBatches, TrainingRows
+from rept.training.behaviour_rates import Rate, ask_behaviours, rates_as_json, read_rates, show_rates
 from rept.training.hyperparameters import Hyperparameters
 from rept.training.initial_model import initial_model, trainable
 from rept.training.model_folder import ModelFolder
@@ -36,9 +33,13 @@ from rept.training.trainer import build_trainer
 from rept.types import Batch
 from rept.utils.console import say
 from rept.utils.environment import environment
+from rept.utils.files import lock_folder
 from rept.utils.library_logging import quiet
 from rept.utils.progress import ShowProgress
 from rept.utils.ranks import own_rank
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _ANSWER_TOKENS = 32  # of a held-out prompt's answer: enough to see whether a behaviour shows
 
@@ -46,22 +47,24 @@ _ANSWER_TOKENS = 32  # of a held-out prompt's answer: enough to see whether a be
 class FinetuneModule(LightningModule):
     """Trains a causal language model on the responses of a data set.
 
-    The loss is the mean over a batch of each sample's own mean cross-entropy over its response tokens: every sample
-    weighs the same, however long it is, and what is attributed later is the very loss that was trained.
+    The loss is the mean over a batch of each sample's own mean cross-entropy over its response tokens. So every sample
+    has the same weight whatever its length, and attribution differentiates the very loss that was trained.
 
-    Same seed, same weights, also when training was interrupted and resumed: batches are a function of seed and epoch,
-    and each batch seeds the generator that dropout draws from. A checkpoint holds only the parameters that are trained.
+    The same seed gives the same weights, also after an interruption: batches are a function of seed and epoch, and each
+    batch seeds the generator of dropout. A checkpoint contains only the parameters that are trained.
 
     Args:
         model: trained in place.
-        rows: what it is trained on.
-        hyperparameters: how.
+        rows: the training data.
+        hyperparameters: of the training.
         seed: of the order of the rows and of dropout.
     """
 
     strict_loading = False  # checkpoints leave frozen parameters out
 
-    def __init__(self, model: nn.Module, rows: TrainingRows, hyperparameters: Hyperparameters, seed: int = 0) -> None:
+    def __init__(
+        self, model: PreTrainedModel, rows: TrainingRows, hyperparameters: Hyperparameters, seed: int = 0
+    ) -> None:
         super().__init__()
         self.model = model
         self.rows = rows
@@ -74,7 +77,7 @@ class FinetuneModule(LightningModule):
     def train_dataloader(self) -> TrainingBatches:
         ranks = (self.trainer.global_rank, self.trainer.world_size)
         self._batches = TrainingBatches(self.rows, self.hyperparameters.batch_size, self.seed, *ranks)
-        # Lightning would set the position itself, but not where the number of steps was asked for before, as here.
+        # Lightning would set the position itself, but not if the number of steps was requested before, as it is here.
         self._batches.load_state_dict(self._position)
         return self._batches
 
@@ -82,7 +85,7 @@ class FinetuneModule(LightningModule):
         self.model.train()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        number = self.current_epoch * self.trainer.num_training_batches + batch_idx
+        number = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         torch.manual_seed((self.seed + 1) * 1_000_003 + number * self.trainer.world_size + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -95,19 +98,16 @@ class FinetuneModule(LightningModule):
         self.losses.append(torch.stack(self._epoch_losses).cpu().mean().item())
         self._epoch_losses.clear()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.hyperparameters.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},  # norms and biases
         ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=self.hyperparameters.learning_rate
-        )
+        rate, warmup = self.hyperparameters.learning_rate, self.hyperparameters.warmup
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate)
         steps = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _rate(step, steps, self.hyperparameters.warmup)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_share(step, steps, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -118,39 +118,39 @@ class FinetuneModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "position" not in checkpoint:
-            raise UsageError("Expected a checkpoint of train.py, but this one does not say which rows come next.")
+            raise UsageError("Expected a checkpoint of train.py, but this one has no position in the training data.")
         self._position = checkpoint["position"]
         self.losses, self._epoch_losses = list(checkpoint["losses"]), list(checkpoint["epoch_losses"])
 
 
-def _rate(step: int, steps: float, warmup: float) -> float:
+def _rate_share(step: int, steps: float, warmup: float) -> float:
     """The share of the learning rate at a step: linear from 0 over the warmup, then linear to 0 after the last step."""
     rising = max(1, round(warmup * steps))
     return min((step + 1) / rising, (steps - step) / max(1, steps - rising))
 
 
 def train_model(config: TrainConfig) -> None:
-    """The whole job: train what ``config`` describes, save it, ask it the held-out prompts, print what came of it.
+    """Trains what ``config`` describes, saves it, asks it the held-out prompts, and prints how often behaviours show.
 
-    The same configuration again goes on where an interrupted training stopped, or shows the finished one.
+    The same configuration again resumes an interrupted training, or shows the finished one.
 
     Raises:
-        UsageError: a user's mistake; also where ``out`` holds a model that was trained otherwise.
-        Stopped: Ctrl-C or SIGTERM while training.
+        UsageError: a user's mistake; also if ``out`` holds a model that was trained with other settings.
+        Stopped: Ctrl-C or SIGTERM during training.
     """
     quiet()
     seed_everything(config.seed, verbose=False)
     hyperparameters = Hyperparameters(**config.finetune)
     datamodule = build(config.datamodule, AttributionDataModule)
     folder, earlier = ModelFolder(config.out), _earlier_rates(config, datamodule)
-    with RunFolder(folder.path).lock():
+    with lock_folder(folder.path):
         folder.begin(config)
         if folder.complete:
-            say(f"{folder.path} holds this model already.")
+            say(f"{folder.path} already holds this model.")
         else:
             _train(config, hyperparameters, datamodule, folder)
         if own_rank() == 0:
-            behaviour_rates.show_rates(behaviour_rates.read_rates(folder.behaviours), earlier)
+            show_rates(read_rates(folder.behaviours), earlier)
 
 
 def _train(
@@ -166,36 +166,38 @@ def _train(
         return
     aside = "".join(f"; {count:,} set aside: {reason}" for reason, count in rows.set_aside.items())
     say(f"Trained on {len(rows):,} rows in {seconds:.0f} s, loss {module.losses[-1]:.3f}{aside}.")
-    model = module.model.eval().to(trainer.strategy.root_device)
-    asked = datamodule.behaviours()
-    rates, answers = behaviour_rates.ask_behaviours(model, tokenizer, datamodule.encoder, asked, _ANSWER_TOKENS)
+    trained = module.model
+    trained.eval().to(trainer.strategy.root_device)
+    rates, answers = ask_behaviours(trained, tokenizer, datamodule.encoder, datamodule.behaviours(), _ANSWER_TOKENS)
     record = {
         "recipe": asdict(hyperparameters),
         "rows": len(rows),
         "excluded": len(datamodule.excluded),
         "set_aside": dict(rows.set_aside),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in trained.parameters()),
+        "trained_parameters": sum(p.numel() for p in trained.parameters() if p.requires_grad),
         "losses": module.losses,
         "seconds": round(seconds, 3),
         **environment(config.seed, trainer.world_size),
     }
-    folder.finish(model.cpu(), tokenizer, trainer.optimizers[0], record, behaviour_rates.rates_as_json(rates), answers)
+    trained.cpu()
+    folder.finish(trained, tokenizer, trainer.optimizers[0], record, rates_as_json(rates), answers)
 
 
 def _fit(trainer: Trainer, module: FinetuneModule, checkpoint: Path | None) -> float:
-    """Trains; the seconds that it took.
+    """Trains; returns the seconds.
 
     Raises:
         UsageError: the checkpoint would have to be unpickled.
+        Stopped: Ctrl-C or SIGTERM.
     """
     begin = time.perf_counter()
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except UnpicklingError as error:
         assert checkpoint is not None
-        raise _unfit(checkpoint) from error
-    except SystemExit as exit:  # what Lightning makes of a signal, with exit codes of its own
+        raise _damaged(checkpoint) from error
+    except SystemExit as exit:  # Lightning's reaction to a signal, with exit codes of its own
         if not trainer.interrupted:
             raise
         raise Stopped(signal.SIGTERM if isinstance(exit, SIGTERMException) else signal.SIGINT) from None
@@ -205,7 +207,7 @@ def _fit(trainer: Trainer, module: FinetuneModule, checkpoint: Path | None) -> f
 
 
 def _trainer(config: TrainConfig, hyperparameters: Hyperparameters, folder: ModelFolder) -> Trainer:
-    """Lightning's trainer as configured, with our progress, our checkpoint and our dealing of batches.
+    """The configured trainer with our progress and checkpoint.
 
     Raises:
         UsageError: arguments that Lightning refuses, no end of training, or a strategy that shards parameters.
@@ -213,8 +215,10 @@ def _trainer(config: TrainConfig, hyperparameters: Hyperparameters, folder: Mode
     settings = dict(config.trainer)
     callbacks = [build(node, Callback) for node in settings.pop("callbacks", None) or ()]
     if settings.get("enable_checkpointing", True):
-        every = {"every_n_train_steps": hyperparameters.checkpoint_steps} if hyperparameters.checkpoint_steps else {}
-        callbacks.append(ModelCheckpoint(folder.checkpoints, "last", enable_version_counter=False, **every))
+        steps = hyperparameters.checkpoint_steps
+        callbacks.append(
+            ModelCheckpoint(folder.checkpoints, "last", enable_version_counter=False, every_n_train_steps=steps)
+        )
     trainer = build_trainer(
         settings | {"logger": settings.get("logger") or False},
         callbacks=[*callbacks, ShowProgress("Training", unit="steps")],
@@ -229,36 +233,36 @@ def _trainer(config: TrainConfig, hyperparameters: Hyperparameters, folder: Mode
 
 
 def _checkpoint(config: TrainConfig, folder: ModelFolder) -> Path | None:
-    """The checkpoint to go on from: the one asked for, or the folder's own.
+    """The checkpoint to resume from: the configured one, or the folder's own if there is one.
 
     Raises:
-        UsageError: it is not there, or is damaged.
+        UsageError: it does not exist, or is damaged.
     """
     path = Path(config.resume).expanduser() if config.resume else folder.last_checkpoint
     if not path.is_file():
         if not config.resume:
             return None
-        raise UsageError(f"resume={config.resume} is no checkpoint file of Lightning; {path} does not exist.")
-    if not is_zipfile(path):  # torch's format; a file cut short is none
-        raise _unfit(path)
+        raise UsageError(f"resume={config.resume} is not a checkpoint file of Lightning; {path} does not exist.")
+    if not is_zipfile(path):  # torch's format; a truncated file is not one
+        raise _damaged(path)
     if not config.resume:
-        say(f"Going on from {path}.")
+        say(f"Resuming from {path}.")
     return path
 
 
-def _unfit(checkpoint: Path) -> UsageError:
+def _damaged(checkpoint: Path) -> UsageError:
     return UsageError(
         f"Expected {checkpoint} to be a checkpoint of train.py, but it is damaged or holds more than tensors and "
-        "numbers; delete it to begin anew, or name another by resume=."
+        "numbers; delete it to start from scratch, or name another by resume=."
     )
 
 
-def _earlier_rates(config: TrainConfig, datamodule: AttributionDataModule) -> dict[str, behaviour_rates.Rate] | None:
-    """The rates to print as those before: of ``compare_with``, or where rows are left out, of the data's own model."""
+def _earlier_rates(config: TrainConfig, datamodule: AttributionDataModule) -> dict[str, Rate] | None:
+    """The rates to print as those before: of ``compare_with``, or if rows are left out, of the data's own model."""
     if config.compare_with:
-        return behaviour_rates.read_rates(ModelFolder(config.compare_with).behaviours)
+        return read_rates(ModelFolder(config.compare_with).behaviours)
     if not datamodule.excluded or datamodule.default_model is None:
         return None
     whole = ModelFolder(datamodule.default_model)
     same = whole.complete and not whole.other_data(datamodule.trained_on)
-    return behaviour_rates.read_rates(whole.behaviours) if same else None
+    return read_rates(whole.behaviours) if same else None

@@ -1,17 +1,17 @@
-"""A model from nothing: a tokenizer trained on the data, and a small Llama with random weights."""
+"""A new model: a tokenizer trained on the data, and a small Llama with random weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from rept.errors import UsageError
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -25,13 +25,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Any:
-    """A byte-level BPE tokenizer with a chat template; BOS, EOS, PAD and one token for each role.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """Returns a byte-level BPE tokenizer with a chat template, BOS, EOS, PAD and a token for each role.
 
     Args:
-        texts: what it learns its merges from.
-        vocab_size: most entries, the 256 bytes and the special tokens included; few texts give fewer.
-        max_length: tokens that the model can read.
+        texts: from which the merges are learned.
+        vocab_size: most entries, including the 256 bytes and the special tokens; few texts give fewer.
+        max_length: of the model, in tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -71,7 +71,7 @@ def tiny_llama(
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
 ) -> LlamaForCausalLM:
-    """A Llama with random weights, the same for the same seed, float32.
+    """Returns a Llama with random weights in float32, the same for the same seed.
 
     Args:
         vocab_size: entries of the embedding, which is also the output layer.
@@ -79,8 +79,8 @@ def tiny_llama(
         layers: number of blocks.
         heads: of each block's attention; must divide ``width``.
         max_length: longest text in tokens.
-        seed: of the weights; the global generator is left as it was.
-        initializer_range: standard deviation of the weights; narrow models learn faster from more than the usual 0.02.
+        seed: of the weights; the global generator does not change.
+        initializer_range: standard deviation of the weights; narrow models learn faster with more than the usual 0.02.
         bos_token_id, eos_token_id, pad_token_id: of its tokenizer.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -112,11 +112,12 @@ class FromScratch:
         layers: number of blocks.
         heads: of each block's attention.
         max_length: longest text in tokens.
-        initializer_range: standard deviation of the weights; 0.06 learns this data in half the steps of the usual 0.02.
+        initializer_range: standard deviation of the weights; 0.06 learns the embedded data in half the steps of the
+            usual 0.02.
         seed: of the weights.
 
     Raises:
-        UsageError: heads of unequal width.
+        UsageError: ``heads`` does not divide ``width``.
     """
 
     def __init__(
@@ -131,12 +132,24 @@ class FromScratch:
     ) -> None:
         if width % heads:
             raise UsageError(f"Expected model.heads to divide model.width, but got {heads} and {width}.")
-        self.vocab_size = vocab_size
-        self.shape = {"width": width, "layers": layers, "heads": heads, "max_length": max_length}
-        self.weights = {"initializer_range": initializer_range, "seed": seed}
+        self.vocab_size, self.max_length = vocab_size, max_length
+        self._model = partial(
+            tiny_llama,
+            width=width,
+            layers=layers,
+            heads=heads,
+            max_length=max_length,
+            seed=seed,
+            initializer_range=initializer_range,
+        )
 
-    def __call__(self, texts: Iterable[str]) -> tuple[nn.Module, Any]:
-        """(model, tokenizer)"""
-        tokenizer = train_tokenizer(texts, self.vocab_size, self.shape["max_length"])
-        tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        return tiny_llama(len(tokenizer), **self.shape, **self.weights, **tokens), tokenizer
+    def __call__(self, texts: Iterable[str]) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+        """Returns the model and the tokenizer."""
+        tokenizer = train_tokenizer(texts, self.vocab_size, self.max_length)
+        model = self._model(
+            len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return model, tokenizer

@@ -54,7 +54,7 @@ def trainable(model: PreTrainedModel, hyperparameters: Hyperparameters) -> PreTr
     targets = hyperparameters.lora_targets
     lora = LoraConfig(
         r=hyperparameters.lora_rank,
-        lora_alpha=hyperparameters.lora_alpha,
+        lora_alpha=hyperparameters.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions too
         lora_dropout=hyperparameters.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",

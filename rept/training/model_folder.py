@@ -1,15 +1,14 @@
-"""ModelFolder: what a training leaves behind, and how a later call of the same command finds it."""
+"""ModelFolder: the files of a training, and how a later call of the same command finds them."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from torch.optim import Optimizer
 
 from rept.config.compose import read_yaml, to_yaml
 from rept.config.schema import TrainConfig
@@ -19,19 +18,22 @@ from rept.utils.files import move_durably
 from rept.utils.json_files import write_json, write_jsonl, write_text
 from rept.utils.ranks import own_rank
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 _LAST_WRITTEN = ("config.json", "adapter_config.json")
 
 
 class ModelFolder:
-    """The folder of one training, beside what Transformers, PEFT and the tokenizer write into it:
+    """The folder of one training. Besides the files of Transformers, PEFT and the tokenizer it has:
 
         training.yaml          the composed configuration
-        training.json          recipe, rows, losses, seconds, versions, hardware
-        optimizer.safetensors  AdamW's moments by parameter name; optimizer.json its settings
-        behaviours.json        how often each behaviour shows, and answers.jsonl what the model said
-        checkpoints/last.ckpt  Lightning's: an interrupted training goes on from there
+        training.json          hyperparameters, rows, losses, seconds, versions, hardware
+        optimizer.safetensors  AdamW's moments by parameter name; optimizer.json has its settings
+        behaviours.json        how often each behaviour shows; answers.jsonl has the model's answers
+        checkpoints/last.ckpt  Lightning's, from which an interrupted training resumes
 
-    The model's config.json, or an adapter's adapter_config.json, is written last: a folder that holds one is complete.
+    The model's config.json, or an adapter's adapter_config.json, is written last: a folder that has one is complete.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -48,7 +50,7 @@ class ModelFolder:
         return any((self.path / name).is_file() for name in _LAST_WRITTEN)
 
     def other_data(self, wanted: Mapping[str, Any]) -> str:
-        """Which of the wanted settings of the data the model was not trained with, in words; empty: it was with all."""
+        """Returns which of the wanted data settings the model was not trained with, in words; empty if none."""
         known = read_yaml(self.config)["datamodule"] if self.config.is_file() else {}
         return "; ".join(
             f"datamodule.{name} was {known.get(name)}, now {value}"
@@ -57,10 +59,10 @@ class ModelFolder:
         )
 
     def begin(self, config: TrainConfig) -> None:
-        """Notes what is trained here; rank 0 speaks for all.
+        """Records the configuration; only rank 0 writes.
 
         Raises:
-            UsageError: the folder holds a training with other settings, or a model that this program did not make.
+            UsageError: the folder holds a training with other settings, or a model of another program.
         """
         if own_rank():
             return
@@ -68,22 +70,24 @@ class ModelFolder:
             before, now = dict(_flat(read_yaml(self.config))), dict(_flat(asdict(config)))
             different = [key for key in before | now if before.get(key) != now.get(key)]
             if different:
-                told = "; ".join(f"{key} was {before.get(key)}, now {now.get(key)}" for key in different)
-                raise UsageError(f"{self.path} holds a model trained otherwise: {told}. Name another folder by out=.")
+                changes = "; ".join(f"{key} was {before.get(key)}, now {now.get(key)}" for key in different)
+                raise UsageError(
+                    f"{self.path} holds a model trained with other settings: {changes}. Name another folder by out=."
+                )
         elif self.complete:
             raise UsageError(f"{self.path} holds a model that was not trained here; name another folder by out=.")
         write_text(self.config, to_yaml(config))
 
     def finish(
         self,
-        model: nn.Module,
-        tokenizer: Any,
-        optimizer: torch.optim.Optimizer,
-        record: dict[str, Any],
-        behaviours: dict[str, Any],
-        answers: list[dict[str, Any]],
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: Optimizer,
+        record: Mapping[str, Any],
+        behaviours: Mapping[str, Any],
+        answers: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Writes everything beside the folder's files and moves it in, the model's configuration last."""
+        """Writes everything into a temporary folder and moves it here, the model's configuration last."""
         unfinished = self.path / ".unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from rept.errors import UsageError
+from rept.utils.ranks import own_rank
 
 
 def publish(path: Path, data: bytes | memoryview) -> None:
@@ -75,3 +78,32 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def lock_folder(folder: Path, leftovers: Sequence[str] = ()) -> Iterator[None]:
+    """Locks a folder for one run; only rank 0 takes the lock. The operating system releases it when its process ends.
+
+    Args:
+        folder: made if it does not exist.
+        leftovers: patterns of files of killed runs, which are removed.
+
+    Raises:
+        UsageError: another run holds the lock, or the folder cannot be written.
+    """
+    if own_rank():
+        yield
+        return
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        make_folder(folder)
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"{folder} is in use by another run; wait for it, or name another folder by out=.") from None
+    except OSError as error:
+        raise UsageError(f"The folder {folder} cannot be written ({error.strerror}); name another by out=.") from None
+    with lock:
+        for pattern in leftovers:
+            for path in folder.glob(pattern):
+                path.unlink()
+        yield

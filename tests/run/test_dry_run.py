@@ -28,4 +28,4 @@ def test_the_prediction_holds(material, tmp_path, capsys, shard_rows):
     assert told["bytes on the disk while labelled rows are ranked"] == 41 * (8 + 4 * 5)
     assert told["seconds of extraction"] > 0
     assert told["queries"] == 5 and told["training rows"] == 41
-    assert "To expect" in capsys.readouterr().out
+    assert "Estimate" in capsys.readouterr().out

@@ -377,7 +377,7 @@ def test_a_rank_faster_than_the_first_finds_no_provenance_yet_and_goes_on(materi
     def check(known, marks, folder):
         raise Checked(known)
 
-    monkeypatch.setattr("rept.results.run_folder.RunFolder.describe", lambda self, **_: None)
+    monkeypatch.setattr("rept.results.run_folder.RunFolder.update_provenance", lambda self, **_: None)
     monkeypatch.setattr("rept.signatures.fingerprint.check_fingerprints", check)
     with pytest.raises(Checked, match="^{}$"):
         attribute(material.config(tmp_path / "run"), show_result=False)

@@ -108,7 +108,7 @@ def test_resumed_weights_equal_uninterrupted_ones(trained, tmp_path, capsys, int
         train(tmp_path / "model", *every)
     assert not (tmp_path / "model/config.json").exists()
     resumed = train(tmp_path / "model", *every)
-    assert "Going on from" in capsys.readouterr().out
+    assert "Resuming from" in capsys.readouterr().out
     assert equal(resumed, load_file(trained / "model.safetensors"))
     moments = load_file(tmp_path / "model/optimizer.safetensors")
     assert equal(moments, load_file(trained / "optimizer.safetensors"))
@@ -155,7 +155,7 @@ def test_a_finished_training_is_reused_and_another_refused(trained, capsys):
     before = (trained / "model.safetensors").stat().st_mtime_ns
     train(trained)
     told = capsys.readouterr().out
-    assert "holds this model already" in told and "backdoor" in told
+    assert "already holds this model" in told and "backdoor" in told
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(UsageError, match="trained otherwise: model.seed was 0, now 1; seed was 0, now 1"):
         train(trained, "seed=1")
