@@ -90,4 +90,4 @@ def test_every_file_of_the_run_folder_is_described():
     block = next(text for _, text in BLOCKS if "provenance.json" in text)
     described = set(re.findall(r"^([\w.-]+?)/? {2,}", block, re.M))
     named = {value.name for value in vars(RunFolder("x")).values() if hasattr(value, "name")} - {"x"}
-    assert described == named | {RunFolder("x").alone("SITE", "LAYER").name}
+    assert described == named | {RunFolder("x").results_of("SITE", "LAYER").name}

@@ -115,7 +115,7 @@ def drawn(train: AttributionStore, datamodule: AttributionDataModule, count: int
 
 
 def _of_run(other: RunFolder, own: RunFolder, train: AttributionStore) -> References:
-    made, asked = (folder.description().get("fingerprints", {}) for folder in (other, own))
+    made, asked = (folder.read_provenance().get("fingerprints", {}) for folder in (other, own))
     names = sorted((made.keys() | asked.keys()) - MAY_DIFFER)
     different = [name for name in names if made.get(name) != asked.get(name)]
     if different:

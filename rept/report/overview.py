@@ -132,7 +132,7 @@ def _stages(trace: Trace) -> list[str]:
 
 def _machine(trace: Trace) -> list[str]:
     hardware = trace.provenance.get("hardware") or {}
-    counts = [f"{hardware[name]} {name}" for name in ("threads", "processes") if name in hardware]
+    counts = [f"{name} {hardware[name]}" for name in ("threads", "processes") if name in hardware]
     return [", ".join(filter(None, [hardware.get("processor"), *counts, *(hardware.get("gpus") or [])]))]
 
 

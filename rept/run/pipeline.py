@@ -192,11 +192,11 @@ def attribute(
 def run_job(job: Job) -> None:
     """Runs all stages of a job. A stage is skipped if its result is already in the folder and still valid."""
     config, folder = job.config, job.folder
-    known, marks = folder.description().get("fingerprints", {}), stages.initial_fingerprints(job)
+    known, marks = folder.read_provenance().get("fingerprints", {}), stages.initial_fingerprints(job)
     check_fingerprints(known, marks, str(folder.path))
-    folder.describe(**environment(config.seed, job.trainer.world_size))
+    folder.update_provenance(**environment(config.seed, job.trainer.world_size))
     if "max_new_tokens" in marks:  # the answers that follow depend on what is known by now
-        folder.describe(fingerprints=known | marks)
+        folder.update_provenance(fingerprints=known | marks)
     stages.set_up(job)
     with folder.stage("answers"):
         stages.answer_queries(job)
@@ -210,7 +210,7 @@ def run_job(job: Job) -> None:
             stages.fit_extractor(job)
     write_json(folder.layers, choice)
     folder.write_config(config)
-    folder.describe(fingerprints=marks)
+    folder.update_provenance(fingerprints=marks)
     module = AttributionModule(job.model, job.extractor, layers)
     for side in SIDES:
         with folder.stage(f"extract {side}", keep=stages.is_complete(job, side)):

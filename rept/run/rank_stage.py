@@ -55,7 +55,7 @@ class Scoring:
         ranking, decision, measured = self._rank(fields)
         if process()[0] == 0:
             self.write(ranking, decision)
-            self.out.describe(blocks=_blocks(self.train, fields, ranking.best))
+            self.out.update_provenance(blocks=_blocks(self.train, fields, ranking.best))
         if self.config.each:
             measured |= {"each": self._each(fields)}
         self.finish(measured)
@@ -99,7 +99,7 @@ class Scoring:
             alone = {key: block for key, block in fields.items() if (key.site, key.layer) == (site, layer)}
             ranking, decision, measured[f"{site}/{layer}"] = self._rank(alone)
             if process()[0] == 0:
-                self._write_hits(self.out.alone(site, layer), ranking.best, decision)
+                self._write_hits(self.out.results_of(site, layer), ranking.best, decision)
         return measured
 
     def _rank(self, fields: Mapping[Key, Tensor]) -> tuple[Ranking, Decision | None, dict[str, Any]]:
@@ -168,7 +168,7 @@ class Scoring:
 
     def write(self, ranking: Ranking, decision: Decision | None = None) -> None:
         """Replaces the previous ranking: its configuration, its hits, and opponents if there are any."""
-        self.out.forget_ranking()
+        self.out.remove_ranking()
         self.out.write_config(self.config)
         self._write_hits(self.out.results, ranking.best, decision)
         if ranking.lowest.row.shape[1]:

@@ -210,8 +210,8 @@ def report_numerical_problems(job: Job, module: AttributionModule) -> None:
             f"{underflowed:,} rows have a gradient of exactly 0, below what {module.model.dtype} holds: set "
             "model.dtype=float32 (or bfloat16) to attribute them by their gradients."
         )
-    before = job.folder.description()
-    job.folder.describe(
+    before = job.folder.read_provenance()
+    job.folder.update_provenance(
         halved_batches=before.get("halved_batches", 0) + halvings,
         underflowed_rows=before.get("underflowed_rows", 0) + underflowed,
     )

@@ -1,4 +1,4 @@
-"""One run a folder; files that are whole or not there; nothing left of what was killed."""
+"""One run per folder; files are complete or absent; leftovers of killed runs are removed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import pytest
 
 from rept.errors import UsageError
 from rept.results.run_folder import RunFolder
+from rept.results.trace import Trace
 from rept.run.pipeline import attribute
 from rept.utils.json_files import read_json, read_jsonl, write_json, write_jsonl
 from tests.helpers.commands import ROOT, environment
+from tests.helpers.runs import write_run
 
 
 def test_a_second_run_in_the_same_folder_is_refused(material, tmp_path):
@@ -46,10 +48,10 @@ def test_the_lock_ends_with_its_process_however_that_ends(tmp_path):
         pass
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").touch()
-    told = r"run folder .* cannot be written \(Not a directory\); name another by out="
-    with pytest.raises(UsageError, match=told), RunFolder(tmp_path / "file" / "run").lock():
+    expected = r"folder .* cannot be written \(Not a directory\); name another by out="
+    with pytest.raises(UsageError, match=expected), RunFolder(tmp_path / "file" / "run").lock():
         pass
 
 
@@ -67,12 +69,12 @@ def test_a_damaged_file_of_a_run_is_named(material, tmp_path, name):
     assert read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
 
 
-def test_the_lines_are_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_path, to_disk):
+def test_lines_are_synced_before_the_rename_and_the_folder_after_it(tmp_path, to_disk):
     write_jsonl(tmp_path / "lines.jsonl", [{"a": 1}])
     assert to_disk == [str(tmp_path / ".lines.jsonl.partial"), "rename", str(tmp_path)]
 
 
-def test_what_killed_runs_left_is_removed_by_the_next(tmp_path):
+def test_leftovers_of_killed_runs_are_removed_by_the_next_run(tmp_path):
     for name in (".results.jsonl.partial", ".scores-1-of-2", ".rank-001", "results.jsonl"):
         (tmp_path / name).touch()
     with RunFolder(tmp_path).lock():
@@ -80,7 +82,7 @@ def test_what_killed_runs_left_is_removed_by_the_next(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch, step):
+def test_a_file_that_cannot_be_written_keeps_its_old_content(tmp_path, monkeypatch, step):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -93,7 +95,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch,
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"metrics.json": before}
 
 
-def test_lines_whose_making_fails_leave_the_old_file(tmp_path):
+def test_a_file_whose_lines_raise_keeps_its_old_content(tmp_path):
     def lines():
         yield {"row": 1}
         raise KeyboardInterrupt
@@ -103,3 +105,13 @@ def test_lines_whose_making_fails_leave_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_jsonl(path, lines())
     assert read_jsonl(path) == [{"row": 0}] and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("schema", [1, 3])
+def test_a_folder_of_another_schema_is_refused(tmp_path, schema):
+    folder = RunFolder(write_run(tmp_path / "run"))
+    write_json(folder.provenance, read_json(folder.provenance) | {"schema": schema})
+    expected = rf"run to be a run folder of schema 2, but got schema {schema}, .*Use that version, or run again .* out="
+    for read in (folder.open_existing, folder.read_provenance, lambda: Trace(folder.path)):
+        with pytest.raises(UsageError, match=expected):
+            read()
