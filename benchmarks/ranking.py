@@ -90,7 +90,7 @@ def approximate(folder: Path) -> dict:
     start = time.perf_counter()
     rows = index.search(asked, TOP).row.tolist()
     seconds = time.perf_counter() - start
-    searched = f"{made.looked_into} of {made.lists}"
+    searched = f"{made.searched_lists} of {made.lists}"
     return {"build": build, "seconds": seconds, "bytes": made.bytes, "searched": searched, "rows": rows}
 
 

@@ -1,5 +1,5 @@
-"""What a scorer is: the interface, and a check of its arguments."""
+"""The interface of a scorer, and a check of its arguments; defined in `rept.ranking.scorer`."""
 
-from rept.ranking.scorer import FIELDS, Scorer, check_pair
+from rept.ranking.scorer import Scorer, check_pair
 
-__all__ = ["FIELDS", "Scorer", "check_pair"]
+__all__ = ["Scorer", "check_pair"]

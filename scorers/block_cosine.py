@@ -1,4 +1,4 @@
-"""A weighted mean of the two blocks' cosines: the concatenation, with neither block drowned."""
+"""A weighted mean of the two blocks' cosines, so that neither block dominates by its norm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BM25: rows that share rare words with the query. The baseline of text retrieval; it never sees a model."""
+"""BM25, the baseline of text retrieval: rows that share rare words with the query. No model is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _QUERIES = 256  # at a time: their words make a dense matrix
 
 
 def decode(rows: Tensor) -> list[str]:
-    """The texts of rows of bytes (n W), as `extractors.baselines.text_bytes` gives them; half a character at a cut is dropped."""
+    """The texts of rows of bytes (n W) from `extractors.baselines.text_bytes`, without an incomplete last character."""
     return [bytes(row).rstrip(b"\0").decode("utf-8", errors="ignore") for row in rows.round().to(torch.uint8).tolist()]
 
 
@@ -25,12 +25,12 @@ class BM25(Scorer):
 
     ``s(d, q) = sum_{w in q} log(1 + (N - n_w + 1/2) / (n_w + 1/2)) f (k1 + 1) / (f + k1 (1 - b + b |d| / mean |d|))``
 
-    with f = how often w is in d, n_w = training rows that hold w; a word that the query repeats counts as often.
+    with f = how often w is in d, n_w = training rows that contain w; a word that the query repeats counts as often.
     Needs ``extractor=text_bytes``. Memory: one number for each word of the training data.
 
     Args:
-        k1: how soon repeating a word stops to help, >= 0.
-        b: how much long rows are held back, from 0 to 1.
+        k1: saturation of repeated words, >= 0; at 0 repetition does not count.
+        b: how much the length of a row is normalized away, from 0 to 1.
 
     Raises:
         UsageError: a setting is out of its range.
@@ -42,7 +42,7 @@ class BM25(Scorer):
         if k1 < 0 or not 0 <= b <= 1:
             raise UsageError(f"Expected scorer.k1 >= 0 and scorer.b between 0 and 1, but got {k1} and {b}.")
         self.k1, self.b = k1, b
-        self._holders: Counter[str] = Counter()  # training rows that hold a word
+        self._rows_with: Counter[str] = Counter()  # training rows that contain a word
         self._rows = 0
         self._words = 0
 
@@ -50,7 +50,7 @@ class BM25(Scorer):
         for block in train:
             for text in decode(block["text"]):
                 found = words(text)
-                self._holders.update(set(found))
+                self._rows_with.update(set(found))
                 self._rows += 1
                 self._words += len(found)
 
@@ -62,21 +62,21 @@ class BM25(Scorer):
         length = torch.tensor([len(found) for found in documents], dtype=torch.float64) / max(1, self._words)
         row, word = counts.indices()
         often = counts.values()
-        held_back = self.k1 * (1 - self.b + self.b * length[row] * self._rows)
+        damping = self.k1 * (1 - self.b + self.b * length[row] * self._rows)
         weight = torch.tensor([self._weight(word) for word in column], dtype=torch.float64)
-        value = weight[word] * often * (self.k1 + 1) / (often + held_back)
+        value = weight[word] * often * (self.k1 + 1) / (often + damping)
         weighted = torch.sparse_coo_tensor(counts.indices(), value, counts.shape, check_invariants=False)
         parts = [asked[start : start + _QUERIES] for start in range(0, len(asked), _QUERIES)]
         scores = [torch.sparse.mm(weighted, _counts(part, column).to_dense().T) for part in parts]
         return torch.cat(scores, dim=1).to(train["text"])
 
     def _weight(self, word: str) -> float:
-        holders = torch.tensor(float(self._holders[word]), dtype=torch.float64)
-        return float(torch.log1p((self._rows - holders + 0.5) / (holders + 0.5)))
+        count = torch.tensor(float(self._rows_with[word]), dtype=torch.float64)
+        return float(torch.log1p((self._rows - count + 0.5) / (count + 0.5)))
 
 
 def _counts(texts: list[Counter[str]], column: Mapping[str, int]) -> Tensor:
-    """How often each text (n) holds each word (V), sparse (n V) float64."""
+    """How often each text (n) contains each word (V), sparse (n V) float64."""
     entries = [(i, column[w], c) for i, counts in enumerate(texts) for w, c in counts.items() if w in column]
     place = torch.tensor([entry[:2] for entry in entries], dtype=torch.long).reshape(-1, 2).T
     often = torch.tensor([entry[2] for entry in entries], dtype=torch.float64)

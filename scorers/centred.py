@@ -7,21 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from scorers.base import FIELDS, Scorer
+from rept.types import FIELDS
+from scorers.base import Scorer
 from scorers.cosine import cosine
 from scorers.moments import Moments
 
 
 def centre(rows: Tensor, mean: Tensor) -> Tensor:
-    """``x - mean`` of rows (N D); a zero row holds nothing and stays zero."""
+    """``x - mean`` of rows (N D); a zero row has no signature and stays zero."""
     return torch.where(rows.any(1, keepdim=True), rows.double() - mean, 0).to(rows.dtype)
 
 
 class Centred(Scorer):
-    """``s(x, y) = cos(x - m, y - m)``, m being the mean of the training rows; fields are concatenated.
+    """``s(x, y) = cos(x - m, y - m)`` with the mean m of the training rows; fields are concatenated.
 
-    Hidden states of language models lie in a narrow cone around their mean, which says nothing of a sample, and plain
-    cosines are close to 1 for all pairs (Ethayarajh, EMNLP 2019; Mu and Viswanath, ICLR 2018).
+    Hidden states of language models are in a narrow cone around their mean, which does not depend on the sample, and
+    plain cosines are close to 1 for all pairs (Ethayarajh, EMNLP 2019; Mu and Viswanath, ICLR 2018).
 
     Args:
         fields: the blocks that are centred and concatenated.
@@ -36,7 +37,7 @@ class Centred(Scorer):
         for block in train:
             for field in self.needs:
                 moments[field].add(block[field])
-        self.mean = {field: seen.mean for field, seen in moments.items() if seen.mean is not None}
+        self.mean = {field: seen.mean for field, seen in moments.items()}
 
     def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
         sides = [[centre(side[field], self.mean[field]) for field in self.needs] for side in (train, query)]

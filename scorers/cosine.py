@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from scorers.base import FIELDS, Scorer, check_pair
+from rept.types import FIELDS
+from scorers.base import Scorer, check_pair
 
 
 def cosine(train: Sequence[Tensor], query: Sequence[Tensor]) -> Tensor:
@@ -36,7 +38,7 @@ def cosine(train: Sequence[Tensor], query: Sequence[Tensor]) -> Tensor:
     for x, y in zip(train, query, strict=True):
         check_pair(x, y)
     inverse = _inverse_norm(query)  # before the product: that of two small gradients would underflow
-    scale = _inverse_norm(train)  # before the product too: it drives the rows out of the processor's cache
+    scale = _inverse_norm(train)  # before the product too, which evicts the rows from the processor's cache
     product = train[0] @ (query[0] * inverse).T  # (N Q)
     for x, y in zip(train[1:], query[1:], strict=True):
         product = torch.addmm(product, x, (y * inverse).T)
@@ -45,14 +47,14 @@ def cosine(train: Sequence[Tensor], query: Sequence[Tensor]) -> Tensor:
 
 def _inverse_norm(blocks: Sequence[Tensor]) -> Tensor:
     """``1 / |x|`` (N 1) of concatenated rows x; 0 for zero rows, so that they score 0."""
-    square = sum(_norm(x).double().square() for x in blocks)
+    square = reduce(torch.add, [_norm(x).double().square() for x in blocks])
     inverse = torch.where(square > 0, square.rsqrt(), 0)
     return inverse.clamp(max=torch.finfo(blocks[0].dtype).max).to(blocks[0].dtype)
 
 
 def _norm(x: Tensor) -> Tensor:
     """Norms (N 1) of rows (N D), in float64 where a square might leave the range of float32."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     if x.numel() and not 1e-15 < norm.min() <= norm.max() < 1e15:
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
     return norm
@@ -61,7 +63,7 @@ def _norm(x: Tensor) -> Tensor:
 class Cosine(Scorer):
     """`cosine` of the concatenated fields: the score of arXiv 2510.02334.
 
-    Where one block's norm is far above the other's (representations usually are), the score is that block's alone.
+    Where one block's norm is far above the other's (usually the representation's), it alone decides the score.
     ``fields=["representation"]`` is the baseline Rep-Sim.
     """
 

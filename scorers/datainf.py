@@ -19,7 +19,7 @@ class DataInf(Scorer):
     ``B = 1/lambda (I - 1/n sum_i g_i g_i^T / (lambda + |g_i|^2))``.
 
     ``lambda = damping * mean_i |g_i|^2 / D``, as in the paper. High scores lower the query's loss: it is the paper's
-    influence with its sign turned. Every weight is a site of its own (``extractor.each=true``); the mean over sites
+    influence with the opposite sign. Every weight is a site of its own (``extractor.each=true``); the mean over sites
     ranks like the paper's sum. Fit passes over the training rows twice and keeps a D x D matrix.
 
     Args:
@@ -30,12 +30,12 @@ class DataInf(Scorer):
     """
 
     needs = ("gradient",)
+    inverse: Tensor  # B (D D), float64, once fitted
 
     def __init__(self, damping: float = 0.1) -> None:
         if damping <= 0:
             raise UsageError(f"Expected scorer.damping to be above 0, but got {damping}.")
         self.damping = damping
-        self.inverse: Tensor | None = None  # B (D D), float64
 
     def fit(self, train: Iterable[Mapping[str, Tensor]]) -> None:
         rows, total, width = 0, 0.0, 1

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from scorers.base import FIELDS, Scorer, check_pair
+from rept.types import FIELDS
+from scorers.base import Scorer, check_pair
 
 
 class Distance(Scorer):
-    """``s(x, y) = -|x - y|`` of the concatenated fields; 0 where one of the two is zero and holds nothing."""
+    """``s(x, y) = -|x - y|`` of the concatenated fields; 0 where one of the two is zero."""
 
     def __init__(self, fields: Sequence[str] = FIELDS) -> None:
         self.needs = tuple(fields)

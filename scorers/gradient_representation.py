@@ -1,4 +1,4 @@
-"""The normalized gradient-representation product: rows must agree in what they see and in what they want changed."""
+"""The normalized gradient-representation product: high where both blocks agree with the query's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def gradient_representation(h: Tensor, g: Tensor, h_query: Tensor, g_query: Tens
 
 
 class GradientRepresentation(Scorer):
-    """`gradient_representation`: blind to the norms of both blocks, so neither can drown the other."""
+    """`gradient_representation`, which does not depend on the norms of the blocks."""
 
     def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
         return gradient_representation(

@@ -1,4 +1,4 @@
-"""The inner product of two signatures: as the cosine, but long rows weigh more."""
+"""The inner product of two signatures: as the cosine, but rows of large norm count more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from scorers.base import FIELDS, Scorer, check_pair
+from rept.types import FIELDS
+from scorers.base import Scorer, check_pair
 
 
 def inner_product(train: Sequence[Tensor], query: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""LiSSA: influence functions by a recursion that nears the inverse Hessian's product with the query's gradient."""
+"""LiSSA: influence functions by a recursion towards the inverse Hessian's product with the query's gradient."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LiSSA(Scorer):
 
     For J to infinity ``r_J / sigma = H^-1 v`` (Agarwal, Bullins, Hazan 2017, arXiv 1602.03943; Koh and Liang 2017,
     arXiv 1703.04730). ``H = 1/n sum_i g_i g_i^T + lambda I``, the Gauss-Newton form that arXiv 2310.00902 compares
-    with, over all training rows instead of drawn ones; ``lambda = damping * mean_i |g_i|^2 / D``; sigma is H's largest
+    with, over all training rows instead of a sample; ``lambda = damping * mean_i |g_i|^2 / D``; sigma is H's largest
     eigenvalue, for which the recursion always converges. High scores lower the query's loss. Every weight is a site of
     its own (``extractor.each=true``), as in `scorers.datainf`. Fit keeps a D x D matrix.
 
@@ -29,6 +29,7 @@ class LiSSA(Scorer):
     """
 
     needs = ("gradient",)
+    step: Tensor  # I - H / sigma (D D), float64, once fitted
 
     def __init__(self, damping: float = 0.1, iterations: int = 10) -> None:
         if damping <= 0 or iterations < 0:
@@ -36,7 +37,6 @@ class LiSSA(Scorer):
                 f"Expected scorer.damping above 0 and scorer.iterations >= 0, but got {damping} and {iterations}."
             )
         self.damping, self.iterations = damping, iterations
-        self.step: Tensor | None = None  # I - H / sigma (D D), float64
         self.sigma = 1.0
 
     def fit(self, train: Iterable[Mapping[str, Tensor]]) -> None:

@@ -17,17 +17,17 @@ class Moments:
 
     def __init__(self, covariance: bool = False) -> None:
         self.rows = 0
-        self.mean: Tensor | None = None  # (D)
+        self.mean = torch.zeros((), dtype=torch.float64)  # (D) once there are rows
         self._keep_scatter = covariance
         self._scatter: Tensor | None = None  # (D D) sum of (x - mean)(x - mean)^T
 
     def add(self, block: Tensor) -> None:
-        """Takes in rows (n D)."""
+        """Adds rows (n D)."""
         if not len(block):
             return
         block = block.double()
         center = block.mean(0)
-        before = torch.zeros_like(center) if self.mean is None else self.mean
+        before = self.mean if self.rows else torch.zeros_like(center)
         together = self.rows + len(block)
         step = center - before
         if self._keep_scatter:
@@ -46,7 +46,7 @@ class Moments:
 
 
 def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
-    """``(1 - s) C + s (tr C / D) I``: no direction is left without spread. Ledoit and Wolf (2004), s given by hand."""
+    """``(1 - s) C + s (tr C / D) I``, which has full rank. Ledoit and Wolf (2004), with a given s."""
     size = len(covariance)
     scale = covariance.diagonal().mean()
     return (1 - shrinkage) * covariance + shrinkage * scale * torch.eye(size, dtype=covariance.dtype).to(covariance)

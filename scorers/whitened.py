@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from rept.errors import UsageError
-from scorers.base import FIELDS, Scorer
+from rept.types import FIELDS
+from scorers.base import Scorer
 from scorers.centred import centre
 from scorers.cosine import cosine
 from scorers.moments import Moments, shrunk
 
 
 class Whitened(Scorer):
-    """``s(x, y) = cos(W (x - m), W (y - m))`` with ``W^T W = C^-1``: every direction of the training data counts alike.
+    """``s(x, y) = cos(W (x - m), W (y - m))`` with ``W^T W = C^-1``: all directions of the training data count equally.
 
     m and C are mean and shrunk covariance of the training rows (see `scorers.moments.shrunk`). Each field is whitened
-    by itself, so that none drowns another, and the whitened fields are concatenated. W is the inverse of C's Cholesky
+    by itself, so that none dominates, and the whitened fields are concatenated. W is the inverse of C's Cholesky
     factor; cosines are the same for any other root of C^-1.
 
     Args:
@@ -46,7 +47,7 @@ class Whitened(Scorer):
         for field, seen in moments.items():
             self.mean[field] = seen.mean
             covariance = shrunk(seen.covariance, self.shrinkage)
-            if not covariance.any():  # all rows are the same: nothing to whiten, and nothing to tell apart
+            if not covariance.any():  # all rows are equal: there is nothing to whiten
                 covariance = torch.eye(len(covariance)).to(covariance)
             self.factor[field] = torch.linalg.cholesky(covariance / covariance.diagonal().mean())
 
@@ -55,4 +56,5 @@ class Whitened(Scorer):
 
     def _whiten(self, field: str, rows: Tensor) -> Tensor:
         centred = centre(rows, self.mean[field]).double()
-        return torch.linalg.solve_triangular(self.factor[field], centred.T, upper=False).T.to(rows.dtype)
+        whitened: Tensor = torch.linalg.solve_triangular(self.factor[field], centred.T, upper=False).T
+        return whitened.to(rows.dtype)

@@ -6,10 +6,10 @@ CONFIG = "attribute"
 USAGE = """
 python -m rept approximate RUN [scorer=cosine|inner_product] [top_k=N] out=DIR
 
-Finds each stored query's best training rows through an approximate index (extra `faiss`), and writes them into
-DIR/results.jsonl. The index is built from the whole store, where there is none for so many hits, and kept in RUN.
+Finds each stored query's best training rows through an approximate index (extra `faiss`), and writes them to
+DIR/results.jsonl. The index is built from the whole store, unless RUN has one for as many hits, and kept in RUN.
 Measures and opponents need the whole ranking, so there are none here: python -m rept score ranks exactly. docs/scale.md
-says when it pays.
+says when an index is worth it.
 
   python -m rept approximate runs/demo top_k=10 out=runs/demo-approximate
 """
@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> None:
         with source.lock(), progress("Building the index", total=rows, unit="rows") as advance:
             made = index.build(asked, config.top_k, on_block=advance)
         say(
-            f"The index holds {made.bytes / 1e6:,.0f} MB; looking into {made.looked_into:,} of its {made.lists:,} "
+            f"The index has {made.bytes / 1e6:,.0f} MB; searching {made.searched_lists:,} of its {made.lists:,} "
             f"lists finds {made.recall:.1%} of the best {made.k}."
         )
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A histogram of any number of values, built block by block and merged across processes, whatever their range."""
+"""A histogram of any number of values of any range, built block by block and merged across processes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _FINEST = -30  # bins are never narrower than 2**-30
 class Histogram:
     """Counts of values in bins ``[i, i + 1) * 2**exponent``, at most 128 of them, as narrow as that allows.
 
-    Bins that no longer reach are merged two by two, which is exact: so the result depends on the values alone, not on
-    their order or on how they were dealt out.
+    Where 128 are too few, bins are merged in pairs, which is exact: so the result depends on the values alone, not on
+    their order or on which process had them.
     """
 
     exponent: int = _FINEST
@@ -58,7 +58,7 @@ class Histogram:
             self.counts[first - self.first : first - self.first + len(counts)] += counts
 
     def as_dict(self) -> dict[str, object]:
-        """``{"low", "width", "counts"}``: where the first bin begins, how wide each is, and the counts."""
+        """``{"low", "width", "counts"}``: the start of the first bin, the width of each, and the counts."""
         width = math.ldexp(1.0, self.exponent)
         return {"low": self.first * width, "width": width, "counts": self.counts.tolist()}
 

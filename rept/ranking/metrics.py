@@ -1,11 +1,11 @@
-"""Measures of a ranking against labels, and of token scores against marked words.
+"""Measures of rankings by labels, and of token scores by marked words.
 
-Everything follows from the ranks of the relevant rows in the whole ranking, so no measure sees a score's sign or size
+They depend only on the ranks of the relevant rows in the whole ranking, not on the sign or size of a score
 (torchmetrics' retrieval measures drop scores <= 0). Equal scores rank by row number, as in the results.
 
 For one query, with R relevant rows at the ranks ``r_1 < r_2 < ...`` (from 1) among N:
 
-* ``precision@k``: relevant rows among the first k, over k, or over N where that is less
+* ``precision@k``: relevant rows among the first k, over min(k, N)
 * ``recall@k``: relevant rows among the first k, over R
 * ``r_precision``: precision at R
 * ``average_precision``: mean over i of ``i / r_i``, over the whole ranking
@@ -13,10 +13,10 @@ For one query, with R relevant rows at the ranks ``r_1 < r_2 < ...`` (from 1) am
 
 and for several queries the mean of each, and
 
-* ``pooled_average_precision@k``: the average precision of *one* list, in which the k best hits of all queries stand
-  together, sorted by score. This is the published figure (arXiv 2510.02334); it asks whether scores of different
-  queries agree on what is a find, and not whether all relevant rows are found: rows beyond k do not count, in either
-  part of the fraction. Equal scores go by their rank for their own query, then by query.
+* ``pooled_average_precision@k``: the average precision of *one* list with the k best hits of all queries, sorted by
+  score. This is the published figure (arXiv 2510.02334). It measures whether scores of different queries are
+  comparable, not whether all relevant rows are found: rows beyond k do not count, in either part of the fraction.
+  Equal scores are ordered by their rank for their own query, then by query.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Measures = dict[str, float]
 
 @dataclass(frozen=True)
 class Judged:
-    """A query's whole ranking, held against the labels."""
+    """Where the relevant rows are in a query's whole ranking."""
 
     ranks: np.ndarray  # (R) ranks of the relevant rows, from 1, ascending
     rows: int  # N
@@ -47,28 +47,28 @@ def measures(
     query_labels: Sequence[str | None],
     train_labels: Sequence[str | None],
 ) -> dict[str, Any]:
-    """Measures over all labelled queries and for each label; a training row is relevant where it has the query's label.
+    """Measures over all labelled queries and for each label; a training row is relevant if it has the query's label.
 
     Memory: one whole ranking at a time.
 
     Args:
-        read: gives a query's whole ranking: row numbers (N) and scores (N), in any order.
+        read: returns a query's whole ranking: row numbers (N) and scores (N), in any order.
         query_labels: one each query; a query without a label (None) is left out.
         train_labels: one each training row.
 
     Returns:
         ``{"overall": {...}, "labels": {LABEL: {...}}, "queries": {"average_precision": [...]}}``. The first two each
         with ``queries``, the number of queries that count, and ``without_relevant``, the number of those for which no
-        row has the label: they have no measure, and None in the list of every query's own. Empty where no query, or no
-        training row, has a label.
+        row has the label: they have no measure, and None in the list of queries. Empty if no query, or no training
+        row, has a label.
     """
     codes = {label: code for code, label in enumerate(sorted({label for label in train_labels if label is not None}))}
-    row_code = np.array([codes.get(label, -1) for label in train_labels])
+    row_code = np.array([-1 if label is None else codes[label] for label in train_labels])
     judged: dict[str, list[Judged | None]] = {}
-    own: list[float | None] = []
+    by_query: list[float | None] = []
     for query, label in enumerate(query_labels):
         ranking = judge(*read(query), row_code == codes[label]) if label in codes else None
-        own.append(None if ranking is None else average_precision(ranking.ranks))
+        by_query.append(None if ranking is None else average_precision(ranking.ranks))
         if label is not None and codes:
             judged.setdefault(label, []).append(ranking)
     if not judged:
@@ -76,12 +76,12 @@ def measures(
     return {
         "overall": summarize([one for ranking in judged.values() for one in ranking]),
         "labels": {label: summarize(judged[label]) for label in sorted(judged)},
-        "queries": {"average_precision": own},
+        "queries": {"average_precision": by_query},
     }
 
 
 def judge(row: np.ndarray, score: np.ndarray, relevant: np.ndarray) -> Judged | None:
-    """Where the relevant rows stand in a ranking; None where there is none.
+    """The ranks of the relevant rows; None if there are none.
 
     Args:
         row: (N) row numbers.
@@ -102,7 +102,7 @@ def judge(row: np.ndarray, score: np.ndarray, relevant: np.ndarray) -> Judged | 
 
 
 def summarize(judged: Sequence[Judged | None]) -> Measures:
-    """The mean measures of some queries, and their number."""
+    """The mean measures of queries, and their number."""
     found = [one for one in judged if one is not None]
     summary: Measures = {"queries": len(found), "without_relevant": len(judged) - len(found)}
     if not found:
@@ -120,7 +120,7 @@ def summarize(judged: Sequence[Judged | None]) -> Measures:
 
 
 def average_precision(ranks: np.ndarray) -> float:
-    """Mean over i of ``i / r_i``, for the ranks of what is relevant, from 1, ascending; 0 where there is none.
+    """Mean over i of ``i / r_i``, for the ranks r of what is relevant, from 1, ascending; 0 without any.
 
     Example:
         >>> average_precision(np.array([1, 4]))
@@ -130,7 +130,7 @@ def average_precision(ranks: np.ndarray) -> float:
 
 
 def pooled_average_precision(judged: Sequence[Judged], k: int) -> float:
-    """The published variant: see the head of this file."""
+    """The published variant: see the top of this file."""
     score = np.concatenate([one.top_score[:k] for one in judged])
     relevant = np.concatenate([one.top_relevant[:k] for one in judged])
     rank = np.concatenate([np.arange(len(one.top_score[:k])) for one in judged])
@@ -139,7 +139,7 @@ def pooled_average_precision(judged: Sequence[Judged], k: int) -> float:
 
 
 def token_average_precision(scores: Sequence[float], marked: Sequence[bool]) -> float | None:
-    """Average precision of token scores against the marked tokens, equal scores by position; None where none is marked.
+    """Average precision of token scores for the marked tokens, equal scores by position; None if none is marked.
 
     Example:
         >>> token_average_precision([0.1, 0.9, 0.2, 0.3], [False, True, True, False])

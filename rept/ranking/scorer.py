@@ -1,4 +1,4 @@
-"""What a scorer is: it compares the signatures of training rows with those of queries."""
+"""The interface of a scorer, which compares the signatures of training rows with those of queries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-FIELDS = ("representation", "gradient")
+from rept.types import FIELDS
 
 
 class Scorer(ABC):
@@ -18,11 +18,17 @@ class Scorer(ABC):
     """
 
     needs: tuple[str, ...] = FIELDS  # fields it reads; checked against the extractor's before any model is loaded
+    fit_rows: int | None = None  # training rows that `fit` gets, a uniform sample if there are more; None: all
+    fit_seed: int = 0  # of that sample
 
     def fit(self, train: Iterable[Mapping[str, Tensor]]) -> None:  # noqa: B027 - most scorers learn nothing
-        """Passes over the training rows before any are scored: blocks of fields (n D) at one site and layer.
+        """Learns from the training rows before any are scored.
 
-        They may be passed over several times.
+        With ``fit_rows``, all processes of a run share the reading, and each fits. Without, one of them fits, and the
+        others get its attributes.
+
+        Args:
+            train: blocks of fields (n D) at one site and layer, which can be iterated several times.
         """
 
     @abstractmethod
@@ -33,9 +39,9 @@ class Scorer(ABC):
         """
 
     def vectors(self, fields: Mapping[str, Tensor]) -> Tensor | None:
-        """Rows (n D) whose inner products are the scores, of fields (n ...) of either side; None where none are.
+        """Rows (n D) whose inner products are the scores, from fields (n ...) of either side; None where none exist.
 
-        What gives them can be searched through an index (`rept.ranking.faiss_index`).
+        A scorer that has them can be searched through an index (`rept.ranking.faiss_index`).
         """
         return None
 

@@ -1,4 +1,4 @@
-"""Token scores of one sample against another: pure formulas."""
+"""Token scores of one sample for another: pure formulas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Form = Literal["published", "anchored", "matched"]
 
 @dataclass(frozen=True)
 class TokenStates:
-    """All-position states of one sample at one layer, and two vectors by which other samples are held against it."""
+    """States of one sample at all positions of one layer, and the vectors that other samples are compared with."""
 
     representation: Tensor  # (T D)
     gradient: Tensor  # (T D) rows scaled to norm 1; zero rows stay zero
@@ -31,16 +31,16 @@ def token_influence(tokens: TokenStates, other: TokenStates, form: Form = "match
     published: ``I_t = (sum_i ghat(other)_i) . ghat_t``, where ``ghat`` is the gradient with each token's row scaled to
     norm 1 and i runs over the other sample's response positions (arXiv 2510.02334).
 
-    anchored: ``I_t * cos(h_t, h(other) at its last prompt token)``. In long responses the published sum is drowned in
-    function words; the second factor keeps the tokens whose state resembles the one the other answer grew from.
+    anchored: ``I_t * cos(h_t, h(other) at its last prompt token)``. In long responses function words dominate the
+    published sum; the second factor keeps the tokens whose state resembles the one from which the other answer starts.
 
     matched, the default: ``max_i (ghat(other)_i . ghat_t)`` with the same second factor, i running over the positions
-    that predict the other response. A sum lets many weak agreements outweigh the one position that the token explains.
+    that predict the other response. In a sum, many weak agreements outweigh the one position that the token explains.
     Chosen by what it marks on two data sets with known culprits (benchmarks/tokens.py, docs/findings.md).
 
     Args:
         tokens: the sample whose tokens are scored, T of them.
-        other: the sample it is held against.
+        other: the sample it is compared with.
         form: "published", "anchored" or "matched".
 
     Returns:
@@ -56,37 +56,43 @@ def token_influence(tokens: TokenStates, other: TokenStates, form: Form = "match
 def token_agreement(tokens: TokenStates, other: TokenStates, most: int = 3) -> Tensor:
     """For each token of a sample, the tokens of another sample that it agrees with most.
 
-    Two tokens s and t agree by ``cos(h_s, h_t) * cos(g_s, g_t)``: what the model reads there is alike, and so is what
-    it would learn there. It is the same whichever sample's token is asked, and it covers prompt and response alike.
+    Two tokens s and t agree by ``cos(h_s, h_t) * cos(g_s, g_t)``: what the model reads there is similar, and so is what
+    it would learn there. The measure is symmetric, and applies to tokens of prompt and response.
 
     Args:
-        tokens: the sample whose tokens are asked, T of them.
-        other: the sample in which to look.
-        most: how many to name.
+        tokens: the sample whose tokens are compared, T of them.
+        other: the sample in which to search.
+        most: tokens to return for each.
 
     Returns:
         (T most) int64 positions in ``other``, strongest first; -1 where no further token agrees (product <= 0).
     """
-    alike = normalize(tokens.representation, dim=-1) @ normalize(other.representation, dim=-1).T  # (T, T of other)
-    strength, position = (alike * (tokens.gradient @ other.gradient.T)).topk(min(most, len(other.gradient)), dim=-1)
+    similar = normalize(tokens.representation, dim=-1) @ normalize(other.representation, dim=-1).T  # (T, T of other)
+    strength, position = (similar * (tokens.gradient @ other.gradient.T)).topk(min(most, len(other.gradient)), dim=-1)
     return position.masked_fill(strength <= 0, -1)
 
 
-def check_form(form: str) -> None:
-    """Raises UsageError unless ``form`` is one of the three."""
-    if form not in get_args(Form):
-        raise UsageError(f"Expected tokens.form to be one of {', '.join(get_args(Form))}, but got {form!r}.")
+def check_form(form: str) -> Form:
+    """Returns ``form``; raises UsageError unless it is one of the three."""
+    known: tuple[Form, ...] = get_args(Form)
+    for one in known:
+        if form == one:
+            return one
+    raise UsageError(f"Expected tokens.form to be one of {', '.join(known)}, but got {form!r}.")
 
 
 def check_layer(asked: int | None, depth: int) -> None:
-    """Raises UsageError where the layer asked for does not exist."""
+    """Raises UsageError if the layer does not exist."""
     if asked is not None and asked != -1 and not 1 <= asked <= depth:
         raise UsageError(f"Expected tokens.layer to be from 1 to {depth}, or -1, but got {asked}.")
 
 
 def choose_layer(asked: int | None, chosen: Sequence[int], depth: int) -> int:
-    """The layer of the token scores: the one asked for, or the first chosen one, or the middle of the depth where that
-    is the last (there the gradient is exactly 0 at every prompt position but one, so no prompt token could score)."""
+    """The layer of the token scores: ``asked`` (-1: the last), or by default the first chosen layer.
+
+    Where the first chosen layer is the last one, the middle of the depth is taken instead: in the last layer the
+    gradient is exactly 0 at every prompt position but one, so no other prompt token could score.
+    """
     if asked is not None:
         return depth if asked == -1 else asked
     return chosen[0] if chosen[0] != depth else max(1, depth // 2)

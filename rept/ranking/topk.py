@@ -1,4 +1,4 @@
-"""TopK: the best rows of a stream of scores, query by query."""
+"""TopK: the best rows of a stream of scores, for each query."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Hits:
-    """Training rows for each query, the first being the best (or the lowest, among opponents)."""
+    """Training rows for each query, the best first (among opponents, the lowest)."""
 
     row: Tensor  # (Q k) int64
     score: Tensor  # (Q k) float32
 
     @classmethod
     def merged(cls, parts: Sequence[Hits], k: int, lowest: bool = False) -> Hits:
-        """The best (or lowest) k of what several processes found for the same queries."""
+        """The best (or lowest) k that several processes found for the same queries."""
         top = TopK(len(parts[0].row), k, lowest)
         for part in parts:
             top.add_hits(part)
@@ -29,12 +29,12 @@ class Hits:
 class TopK:
     """The k highest scores seen so far for each of Q queries, ties by row number.
 
-    Scores that may be among them are put by, and sorted in only when there are about as many as are kept; so a long
-    stream costs little more than a look at each block's highest scores.
+    Candidates are buffered, and sorted only when there are about as many as are kept; so a long stream costs little
+    more than comparing each block's scores with a threshold.
 
     Args:
         queries: Q.
-        k: at most this many are kept.
+        k: scores to keep, at most.
         lowest: keeps the lowest instead, lowest first.
     """
 
@@ -43,41 +43,41 @@ class TopK:
         self.sign = -1 if lowest else 1
         self.row = torch.empty(queries, 0, dtype=torch.int64, device=device)  # (Q m), m <= k
         self.score = torch.empty(queries, 0, device=device)  # (Q m), descending; negated for the lowest
-        self._bar = torch.full((queries,), -torch.inf, device=device)  # what a score must reach to be kept
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # query, row, score
-        self._count = 0  # of those that wait
+        self._threshold = torch.full((queries,), -torch.inf, device=device)  # what a score must reach to be kept
+        self._buffer: list[tuple[Tensor, Tensor, Tensor]] = []  # query, row, score
+        self._buffered = 0
 
     def add(self, row: Tensor, score: Tensor) -> None:
-        """Takes the rows (n) with their scores (n Q)."""
+        """Adds the rows (n) with their scores (n Q)."""
         if not self.k or not len(row):
             return
         score = score * self.sign if self.sign < 0 else score
-        if len(row) > self.k and self._bar.isinf().all():  # what is below the best k of the first block is out
-            self._bar = score.topk(self.k, dim=0).values[-1]
-        i, query = _where(score >= self._bar)
+        if len(row) > self.k and self._threshold.isinf().all():  # the first block: only its best k can be kept
+            self._threshold = score.topk(self.k, dim=0).values[-1]
+        i, query = _where(score >= self._threshold)
         if len(query):
-            self._wait(query, row[i], score[i, query])
+            self._add(query, row[i], score[i, query])
 
     def add_hits(self, hits: Hits) -> None:
-        """Takes the hits (Q m) of another process."""
+        """Adds the hits (Q m) of another process."""
         query = torch.arange(len(hits.row)).repeat_interleave(hits.row.shape[1])
-        self._wait(query, hits.row.flatten(), hits.score.flatten() * self.sign)
+        self._add(query, hits.row.flatten(), hits.score.flatten() * self.sign)
 
     def hits(self) -> Hits:
-        self._sort_in()
+        self._sort()
         return Hits(self.row.cpu(), (self.score * self.sign).cpu())
 
-    def _wait(self, query: Tensor, row: Tensor, score: Tensor) -> None:
-        self._waiting.append((query, row, score))
-        self._count += len(query)
-        if self._count > len(self._bar) * self.k:
-            self._sort_in()
+    def _add(self, query: Tensor, row: Tensor, score: Tensor) -> None:
+        self._buffer.append((query, row, score))
+        self._buffered += len(query)
+        if self._buffered > len(self._threshold) * self.k:
+            self._sort()
 
-    def _sort_in(self) -> None:
+    def _sort(self) -> None:
         queries, kept = self.row.shape
         own = torch.arange(queries, device=self.row.device).repeat_interleave(kept)
-        everyone = [(own, self.row.flatten(), self.score.flatten()), *self._waiting]
-        query, row, score = (torch.cat(parts) for parts in zip(*everyone, strict=True))
+        candidates = [(own, self.row.flatten(), self.score.flatten()), *self._buffer]
+        query, row, score = (torch.cat(parts) for parts in zip(*candidates, strict=True))
         order = row.argsort()
         order = order[score[order].argsort(descending=True, stable=True)]
         order = order[query[order].argsort(stable=True)]
@@ -86,13 +86,14 @@ class TopK:
         order = order[torch.arange(len(order), device=order.device) - first < self.k]
         self.row, self.score = row[order].view(queries, -1), score[order].view(queries, -1)
         if self.row.shape[1] == self.k > 0:
-            self._bar = self.score[:, -1].clone()
-        self._waiting, self._count = [], 0
+            self._threshold = self.score[:, -1].clone()
+        self._buffer, self._buffered = [], 0
 
 
 def _where(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Where a mask (n Q) is true."""
-    if mask.device.type == "cpu":  # NumPy skips what is false: most of it, and torch does not
+    if mask.device.type == "cpu":  # most of it is false, which NumPy skips and torch does not
         flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
         return flat // mask.shape[1], flat % mask.shape[1]
-    return mask.nonzero(as_tuple=True)
+    row, column = mask.nonzero(as_tuple=True)
+    return row, column

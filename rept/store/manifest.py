@@ -1,11 +1,11 @@
-"""The index of a finished side of a store, and the listing of every file with its digest.
+"""The index of a finished side of a store, and the listing of its files with their digests.
 
-``index.h5`` shows the shards as one: for each key a virtual dataset (N D) and its norms (with their ``mean`` over the
-attributed rows), with one mapping a shard; ``row`` (N), the row number at each position; ``position`` (N), its inverse;
-``status`` (N) by row number. It is for any HDF5 reader; `AttributionStore` reads the shards themselves, since a virtual
-dataset takes a missing shard for zeros.
+``index.h5`` shows the shards as one table: for each key a virtual dataset (N D) and its norms (with their ``mean`` over
+the attributed rows), mapped to the shards; ``row`` (N), the row number at each position; ``position`` (N), its inverse;
+``status`` (N) by row number. It is for any HDF5 reader. `AttributionStore` reads the shards themselves, since a virtual
+dataset reads a missing shard as zeros.
 
-``digests.json`` is written last: a side that it names is finished. It holds a digest of itself too.
+``digests.json`` is written last: a side that it lists is finished. It contains a digest of itself too.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import numpy as np
 
 from rept.distributed.collectives import process
 from rept.errors import UsageError
-from rept.store.scan import Found, positions, scan, shard_paths
-from rept.store.shards import HDF5, SCHEMA, DamagedStore
-from rept.types import Side, Status
+from rept.store.scan import ShardSummary, positions, scan, shard_paths
+from rept.store.shards import HDF5, SCHEMA, DamagedStore, is_attributed
+from rept.types import Side
 from rept.utils.digests import content_digest, file_digest
 from rept.utils.files import publish
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard in the listing; its digest stands in its name."""
+    """A shard in the listing; its digest is part of its name."""
 
     name: str
     bytes: int
@@ -58,7 +58,7 @@ class Listing:
         """The listing of a store; empty where no side is finished.
 
         Raises:
-            DamagedStore: the file is not, byte for byte, what was written.
+            DamagedStore: the file is not byte for byte what was written.
             UsageError: the file cannot be read.
         """
         path = folder / "digests.json"
@@ -90,19 +90,19 @@ class Listing:
 
 
 def check_listed(folder: Path, side: Side, entry: SideEntry) -> None:
-    """Raises DamagedStore unless exactly the shards listed are there, by name and size, and the index is intact.
+    """Raises DamagedStore unless the folder has exactly the shards listed, by name and size, and the index is intact.
 
     The shards' content is digested when they are read.
     """
-    there = {path.name: path for path in shard_paths(folder, side)}
+    found = {path.name: path for path in shard_paths(folder, side)}
     for shard in entry.shards:
-        path = there.pop(shard.name, None)
+        path = found.pop(shard.name, None)
         if path is None:
             raise DamagedStore(folder / side / "shards" / shard.name, "is missing")
         if path.stat().st_size != shard.bytes:
             raise DamagedStore(path, f"is damaged ({path.stat().st_size:,} bytes instead of {shard.bytes:,})")
-    if there:
-        raise DamagedStore(min(there.values()), "does not belong to this store (it is not in its digests.json)")
+    if found:
+        raise DamagedStore(min(found.values()), "does not belong to this store (it is not in its digests.json)")
     index = folder / side / "index.h5"
     if not index.is_file():
         raise DamagedStore(index, "is missing")
@@ -111,19 +111,20 @@ def check_listed(folder: Path, side: Side, entry: SideEntry) -> None:
 
 
 def write_index(folder: Path, side: Side, rows: int, together: bool = False) -> None:
-    """Writes the index of a side and enters it in the listing, last.
+    """Writes the index of a side, and then its entry in the listing; every row must be stored exactly once.
 
     Args:
-        together: as for `scan`; rank 0 writes.
+        rows: of the side's data.
+        together: all ranks of the run call this, and share the reading; rank 0 writes.
 
     Raises:
-        DamagedStore: a shard is damaged or belongs elsewhere, or holds a row that another has too.
-        UsageError: rows are missing.
+        DamagedStore: a shard is damaged or belongs elsewhere, or has a row that another has too.
+        UsageError: rows are missing (how many, and which first), or the disk is full.
     """
-    found = scan(folder, side, together=together)
+    shards = scan(folder, side, together=together)
     if together and process()[0] != 0:
         return
-    position = positions(found, rows, folder / side)
+    position = positions(shards, rows, folder / side)
     missing = np.flatnonzero(position < 0)
     if missing.size:
         first = ", ".join(map(str, missing[:5].tolist()))
@@ -131,58 +132,58 @@ def write_index(folder: Path, side: Side, rows: int, together: bool = False) -> 
             f"{missing.size:,} of {rows:,} rows are missing in {folder / side} (first: {first}); "
             "give the same command again to compute them."
         )
-    image = _index_image(found, position)
+    image = _index_image(shards, position)
     publish(folder / side / "index.h5", image)
     entry = SideEntry(
-        fingerprint=found[0].fingerprint if found else "",
+        fingerprint=shards[0].fingerprint if shards else "",
         rows=rows,
         index=content_digest(image),
-        shards=[ShardEntry(str(one.name), one.path.stat().st_size, len(one.row)) for one in found],
+        shards=[ShardEntry(str(shard.name), shard.path.stat().st_size, len(shard.row)) for shard in shards],
     )
     Listing(Listing.read(folder).sides | {side: entry}).write(folder)
-    keep = {one.path for one in found}
+    keep = {shard.path for shard in shards}
     for path in [*shard_paths(folder, side), *(folder / side / "shards").glob(".*.partial")]:
         if path not in keep:  # left by a run that was killed
             path.unlink()
 
 
-def _index_image(found: Sequence[Found], position: np.ndarray) -> memoryview:
+def _index_image(shards: Sequence[ShardSummary], position: np.ndarray) -> memoryview:
     rows = len(position)
     row = np.empty(rows, np.int64)
     row[position] = np.arange(rows)
-    status = np.concatenate([one.status for one in found])[position] if found else np.zeros(0, np.uint8)
+    status = np.concatenate([shard.status for shard in shards])[position] if shards else np.zeros(0, np.uint8)
     image = io.BytesIO()
     with h5py.File(image, "w", **HDF5) as file:
         file.attrs["schema"] = np.int64(SCHEMA)
-        for path in sorted({path for one in found for path in one.blocks}):
-            _map_shards(file, path, found)
+        for path in sorted({path for shard in shards for path in shard.blocks}):
+            _map_shards(file, path, shards)
         file.create_dataset("row", data=row)
         file.create_dataset("position", data=position)
         file.create_dataset("status", data=status)
-        attributed = np.count_nonzero(status <= Status.CUT)
-        for path in sorted({path for one in found for path in one.norms}):
-            file[path].attrs["mean"] = sum(one.norms.get(path, 0.0) for one in found) / attributed
+        attributed = np.count_nonzero(is_attributed(status))
+        for path in sorted({path for shard in shards for path in shard.norms}):
+            file[path].attrs["mean"] = sum(shard.norms.get(path, 0.0) for shard in shards) / attributed
     return image.getbuffer()
 
 
-def _map_shards(file: h5py.File, path: str, found: Sequence[Found]) -> None:
-    """A virtual dataset of the shards' datasets, end to end; a shard without the key gives zeros.
+def _map_shards(file: h5py.File, path: str, shards: Sequence[ShardSummary]) -> None:
+    """Adds a virtual dataset of the shards' datasets, concatenated; a shard without the key gives zeros.
 
-    By HDF5's own calls: h5py's virtual layouts note the time, and equal rows would not give equal bytes.
+    In HDF5's low-level calls: h5py's virtual layouts record the time, and equal rows would not give equal bytes.
     """
-    (_, *width), dtype = next(one.blocks[path] for one in found if path in one.blocks)
-    whole = h5py.h5s.create_simple((sum(len(one.row) for one in found), *width))
+    (_, *width), dtype = next(shard.blocks[path] for shard in shards if path in shard.blocks)
+    whole = h5py.h5s.create_simple((sum(len(shard.row) for shard in shards), *width))
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_obj_track_times(False)
     start = 0
-    for one in found:
-        if path in one.blocks:
-            shape = one.blocks[path][0]
+    for shard in shards:
+        if path in shard.blocks:
+            shape = shard.blocks[path][0]
             whole.select_hyperslab((start, *(0 for _ in width)), shape)
             # The file name is relative to the index, so that the run folder can be moved.
             source = h5py.h5s.create_simple(shape)
-            layout.set_virtual(whole, f"shards/{one.path.name}".encode(), path.encode(), source)
-        start += len(one.row)
+            layout.set_virtual(whole, f"shards/{shard.path.name}".encode(), path.encode(), source)
+        start += len(shard.row)
     group, _, name = path.rpartition("/")
     whole.select_all()
     h5py.h5d.create(

@@ -1,7 +1,7 @@
-"""AttributionStore: the signatures of one side of a run, read from its shards.
+"""AttributionStore: reads the signatures of one side of a run from its shards.
 
-A store is a folder with ``train/`` and ``query/``, each of ``shards/*.h5`` and ``index.h5``, and ``digests.json``,
-which is written last. HDF5 opens no file before its digest is checked, so what was damaged is named and never used.
+A store is a folder with ``train/`` and ``query/``, each with ``shards/*.h5`` and ``index.h5``, and ``digests.json``,
+which is written last. HDF5 opens no file before its digest is checked, so damage is reported and never used.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rept.distributed.collectives import gathered, process
 from rept.errors import UsageError
 from rept.store.manifest import Listing, check_listed, write_index
 from rept.store.scan import positions, scan, shard_paths
-from rept.store.shards import DamagedStore, Shard, keys_below, read_shard
+from rept.store.shards import DamagedStore, Shard, is_attributed, keys_below, read_shard
 from rept.types import Key, Side, Status
 
 
@@ -39,8 +40,8 @@ class AttributionStore:
         side: "train" or "query".
 
     Raises:
-        DamagedStore: a file is damaged, missing, or does not belong here. Shards are counted and measured now, and
-            digested whenever they are read.
+        DamagedStore: a file is damaged, missing, or does not belong here. Names and sizes of the shards are checked
+            now, their content whenever they are read.
         UsageError: the side is not finished, or none of its rows could be attributed.
     """
 
@@ -49,7 +50,7 @@ class AttributionStore:
         entry = Listing.read(self.folder).sides.get(side)
         if entry is None:
             raise UsageError(
-                f"The signatures in {self.folder / side} are not finished; give the same command again to go on."
+                f"The signatures in {self.folder / side} are not finished; give the same command again to resume."
             )
         check_listed(self.folder, side, entry)
         self.rows = entry.rows
@@ -61,24 +62,32 @@ class AttributionStore:
             self.keys = keys_below(index["norm"]) if "norm" in index else []
         if not self.keys:
             counts = Counter(Status(code).reason for code in self.status)
-            told = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common()) or "there is none"
-            raise UsageError(f"Expected {self.folder / side} to hold a row that could be attributed, but got: {told}.")
+            found = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common()) or "no rows"
+            raise UsageError(f"Expected {self.folder / side} to have a row that could be attributed, but got: {found}.")
 
     @property
     def shard_names(self) -> list[str]:
-        """The shards' file names, which hold the digests of their content."""
+        """The shards' file names, which contain the digests of their content."""
         return [shard.name for shard in self._shards]
 
     @cached_property
     def status(self) -> np.ndarray:
         """(N) uint8 by row number, see `Status`."""
         with self._index() as index:
-            return index["status"][()]
+            status: np.ndarray = index["status"][()]
+        return status
 
     @cached_property
     def attributed(self) -> np.ndarray:
         """The numbers of the rows that have a signature, ascending."""
-        return np.flatnonzero(self.status <= Status.CUT)
+        return np.flatnonzero(is_attributed(self.status))
+
+    @property
+    def attributed_in_order(self) -> np.ndarray:
+        """The same numbers in the order of `blocks`."""
+        with self._index() as index:
+            row = np.asarray(index["row"])
+        return np.asarray(row[is_attributed(self.status[row])])
 
     def evenly_spaced(self, most: int = 4096) -> np.ndarray:
         """The numbers of at most ``most`` attributed rows, evenly spaced: a sample for means and word counts."""
@@ -92,7 +101,7 @@ class AttributionStore:
         Args:
             keys: whose fields are read.
             rows_per_block: at most.
-            part: (i, n) gives every n-th shard, from the i-th: the share of one of n processes.
+            part: (i, n) gives every n-th shard, from the i-th: the share of the i-th of n processes.
 
         Raises:
             DamagedStore: a shard is damaged.
@@ -104,14 +113,18 @@ class AttributionStore:
                 continue
             for start in range(0, len(shard), rows_per_block):
                 block = slice(start, start + rows_per_block)
-                attributed = shard.status[block] <= Status.CUT
+                attributed = is_attributed(shard.status[block])
                 index = block if attributed.all() else start + np.flatnonzero(attributed)
                 row = torch.from_numpy(shard.row[index].copy())  # a view would keep the whole shard mapped
                 if len(row):
                     yield Block(row, {key: _restore(shard, key, index) for key in keys})
 
-    def read(self, rows: Sequence[int] | np.ndarray, keys: Sequence[Key]) -> dict[Key, Tensor]:
-        """The fields (n D) of some rows, in the order asked for; zeros for rows that were set aside.
+    def read(self, rows: Sequence[int] | np.ndarray, keys: Sequence[Key], together: bool = False) -> dict[Key, Tensor]:
+        """The fields (n D) of some rows, in the given order; zeros for rows that were set aside.
+
+        Args:
+            rows: row numbers, also several times the same.
+            together: all ranks of the run call this, and share the reading as they share `blocks`.
 
         Raises:
             DamagedStore: a shard is damaged.
@@ -121,17 +134,23 @@ class AttributionStore:
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and not 0 <= rows.min() <= rows.max() < self.rows:
             raise IndexError(f"expected rows from 0 to {self.rows - 1}, but got {rows.min()} to {rows.max()}")
-        known, inverse = np.unique(rows, return_inverse=True)
+        known, inverse = np.unique(rows, return_inverse=True)  # HDF5 reads ascending numbers only
         with self._index() as index:
             position = index["position"][known][inverse]
             out = {key: torch.zeros(len(rows), index[key.path].shape[1]) for key in keys}
-        holder = np.searchsorted(self._end, position, side="right")
-        for number in np.unique(holder):
+        shards = np.searchsorted(self._end, position, side="right")  # the number of each row's shard
+        rank, ranks = process() if together else (0, 1)
+        own = np.flatnonzero(shards % ranks == rank)
+        for number in np.unique(shards[own]):
             shard = self._shard(int(number))
-            wanted = np.flatnonzero(holder == number)
+            wanted = np.flatnonzero(shards == number)
             within = position[wanted] - (self._end[number] - len(shard))
             for key in keys if shard.unit else ():
                 out[key][wanted] = _restore(shard, key, within)
+        if ranks > 1:
+            for where, part in gathered((own, {key: block[own] for key, block in out.items()})):
+                for key, block in part.items():
+                    out[key][where] = block
         return out
 
     def mean_norm(self, key: Key) -> float:
@@ -145,7 +164,7 @@ class AttributionStore:
         if unknown:
             known = ", ".join(key.path for key in self.keys)
             raise UsageError(
-                f"Expected blocks that {self.folder / self.side} holds ({known}), but got {', '.join(unknown)}."
+                f"Expected blocks that {self.folder / self.side} has ({known}), but got {', '.join(unknown)}."
             )
 
     def _shard(self, number: int) -> Shard:
@@ -157,7 +176,7 @@ class AttributionStore:
 
     @staticmethod
     def finished(folder: str | Path, side: Side) -> bool:
-        """Whether all rows of a side are there and indexed.
+        """Whether all rows of a side are stored and indexed.
 
         Raises:
             DamagedStore: the listing is damaged.
@@ -175,7 +194,7 @@ class AttributionStore:
         """Which rows are in whole shards, one bool a row; None if there is no shard.
 
         Args:
-            rows: of the side's data; by default as many as the highest row number found needs.
+            rows: of the side's data; by default up to the highest row number found.
             fingerprint: of the run that the shards must belong to.
             together: all ranks of the run call this, and share the reading.
 
@@ -186,28 +205,21 @@ class AttributionStore:
         entry = Listing.read(folder).sides.get(side)
         if entry is not None:
             check_listed(folder, side, entry)
-        found = scan(folder, side, fingerprint, together)
-        if not found:
+        shards = scan(folder, side, fingerprint, together)
+        if not shards:
             return None
         if rows is None:
-            rows = 1 + max(int(one.row.max(initial=-1)) for one in found)
-        return positions(found, rows, folder / side) >= 0
+            rows = 1 + max(int(shard.row.max(initial=-1)) for shard in shards)
+        return positions(shards, rows, folder / side) >= 0
 
     @staticmethod
     def finish(folder: str | Path, side: Side, rows: int, together: bool = False) -> None:
-        """Writes the index, and last the listing, once every row from 0 to ``rows`` - 1 is there exactly once.
-
-        To be called after every writer has closed: by one process, or ``together`` by all, who share the reading.
-
-        Raises:
-            UsageError: rows are missing (how many, and which first), or the disk is full.
-            DamagedStore: a shard is damaged, or does not belong here.
-        """
+        """Indexes a side when its writers have closed; see `rept.store.manifest.write_index`."""
         write_index(Path(folder), side, rows, together)
 
     @staticmethod
     def repair(folder: str | Path, side: Side, fingerprint: str | None = None, rows: int | None = None) -> list[Path]:
-        """Removes what is damaged, and the index; then the rows that are gone can be computed anew.
+        """Removes damaged shards and the index, so that the missing rows are recomputed.
 
         Args:
             fingerprint, rows: as in `stored_rows`.
@@ -225,7 +237,7 @@ class AttributionStore:
         if (entry := sides.pop(side, None)) is not None:
             fingerprint = fingerprint or entry.fingerprint
             listed = {shard.name for shard in entry.shards}
-            Listing(sides).write(folder)  # first, so that what is left is never taken for finished
+            Listing(sides).write(folder)  # first, so that what is left never counts as finished
         (folder / side / "index.h5").unlink(missing_ok=True)
         removed = []
         for path in shard_paths(folder, side):
@@ -241,7 +253,7 @@ class AttributionStore:
             try:
                 AttributionStore.stored_rows(folder, side, rows, fingerprint)
                 return removed
-            except DamagedStore as fault:  # whole, but with rows that are there twice or none of the data's
+            except DamagedStore as fault:  # intact, but with rows that occur twice or are not in the data
                 fault.path.unlink()
                 removed.append(fault.path)
 

@@ -1,4 +1,4 @@
-"""What whole shards there are in a store's folder, whether or not it is finished, and which rows they hold."""
+"""Reads which rows the shards in a store's folder have, whether or not the store is finished."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rept.types import Side
 
 
 @dataclass(frozen=True)
-class Found:
-    """What there is to know of a whole shard in the folder."""
+class ShardSummary:
+    """A shard in the folder, without its signatures."""
 
     path: Path
     name: ShardName
@@ -27,7 +27,7 @@ class Found:
     norms: dict[str, float]  # sum of the norms of each key's rows
 
     @classmethod
-    def read(cls, path: Path, side: Side, fingerprint: str | None) -> Found:
+    def read(cls, path: Path, side: Side, fingerprint: str | None) -> ShardSummary:
         """Raises DamagedStore: the shard is damaged or belongs elsewhere."""
         shard = read_shard(path, side, fingerprint)
         arrays = {key.path: unit for key, unit in shard.unit.items()}
@@ -45,13 +45,13 @@ class Found:
         )
 
 
-def scan(folder: Path, side: Side, fingerprint: str | None = None, together: bool = False) -> list[Found]:
-    """All whole shards of a side, in shard order (by rank, then number).
+def scan(folder: Path, side: Side, fingerprint: str | None = None, together: bool = False) -> list[ShardSummary]:
+    """All shards of a side, in shard order (by rank, then number).
 
-    Where a run was killed while it topped up a shard, the fuller one of the two stands for both.
+    A run that was killed while it replaced a short shard by a longer one leaves both; the longer one counts.
 
     Args:
-        together: all ranks of the run call this, and each reads its share: first of all what it wrote itself.
+        together: all ranks of the run call this, and each reads the shards that it wrote itself.
 
     Raises:
         DamagedStore: a shard is damaged or belongs elsewhere.
@@ -59,51 +59,50 @@ def scan(folder: Path, side: Side, fingerprint: str | None = None, together: boo
     rank, ranks = process() if together else (0, 1)
     own = [path for path in shard_paths(folder, side) if _writer(path) % ranks == rank]
     found = _read_all(own, side, fingerprint)
-    return sorted(chain(*gathered(found)), key=lambda one: one.name) if together else found
+    return sorted(chain(*gathered(found)), key=lambda shard: shard.name) if together else found
 
 
 def _writer(path: Path) -> int:
-    """The rank that wrote a file; 0 for what no rank did, which is told when it is read."""
+    """The rank that wrote a file; 0 for a file that is not a shard, which is reported when it is read."""
     name = ShardName.parse(path)
     return name.rank if name else 0
 
 
-def _read_all(paths: Sequence[Path], side: Side, fingerprint: str | None) -> list[Found]:
-    found: dict[tuple[int, int], Found] = {}
+def _read_all(paths: Sequence[Path], side: Side, fingerprint: str | None) -> list[ShardSummary]:
+    found: dict[tuple[int, int], ShardSummary] = {}
     for path in paths:
         try:
-            one = Found.read(path, side, fingerprint)
+            shard = ShardSummary.read(path, side, fingerprint)
         except DamagedStore:
             if path.exists():
                 raise
-            continue  # another rank has just topped it up; its rows are in the new one
-        fingerprint = one.fingerprint
-        twin = found.get((one.name.rank, one.name.number))
-        if twin is None or len(twin.row) < len(one.row):
-            found[one.name.rank, one.name.number] = one
+            continue  # another rank has just replaced it by a longer one, which has its rows
+        fingerprint = shard.fingerprint
+        other = found.get(shard.name[:2])
+        if other is None or len(other.row) < len(shard.row):
+            found[shard.name[:2]] = shard
     return [found[place] for place in sorted(found)]
 
 
 def shard_paths(folder: Path, side: Side) -> list[Path]:
-    """All that looks like a shard, whole or not; unfinished files (``.partial``) do not."""
+    """All files that have a shard's suffix, intact or not; unfinished ones (``.partial``) do not."""
     return sorted((folder / side / "shards").glob("[!.]*.h5"))
 
 
-def positions(found: Sequence[Found], rows: int, where: Path) -> np.ndarray:
-    """Where each row 0..rows-1 stands when the shards are laid end to end; -1 where it is missing.
+def positions(shards: Sequence[ShardSummary], rows: int, where: Path) -> np.ndarray:
+    """The position of each row 0..rows-1 in the concatenated shards; -1 where it is missing.
 
     Raises:
-        DamagedStore: a row is there twice, or is none of the data's.
+        DamagedStore: a row occurs twice, or is not in the data.
     """
     position = np.full(rows, -1, dtype=np.int64)
     start = 0
-    for one in found:
-        row = one.row
+    for shard in shards:
+        row = shard.row
         if len(row) and not 0 <= row.min() <= row.max() < rows:
-            raise DamagedStore(one.path, f"holds rows {row.min()} to {row.max()}, but the data have {rows:,}")
-        twice = row[position[row] >= 0]
-        if twice.size or len(np.unique(row)) < len(row):
-            raise DamagedStore(one.path, f"holds rows that are in {where} already")
+            raise DamagedStore(shard.path, f"has rows {row.min()} to {row.max()}, but the data have {rows:,}")
+        if (position[row] >= 0).any() or len(np.unique(row)) < len(row):
+            raise DamagedStore(shard.path, f"has rows that are in {where} already")
         position[row] = np.arange(start, start + len(row))
         start += len(row)
     return position

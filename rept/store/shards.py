@@ -1,21 +1,19 @@
-"""A shard: some rows of a store in one HDF5 file that is whole, or is not there under its name.
+"""A shard: some rows of a store in one HDF5 file.
 
-* `unit_rows`    rounding to the store's dtype
-* `Shard`        rows in memory, and as a file
-* `read_shard`   a file, digested before HDF5 opens it
-
-In a shard, for each key: ``site/layer/field`` (n D), rows of norm 1; ``norm/site/layer/field`` (n) float32, so that a
-row of the signature is norm times unit row; ``row`` (n) int64; ``status`` (n) uint8. A shard without any attributed row
-has no keys. Everything is fixed-width and contiguous, nothing is pickled, and equal rows give equal bytes.
+For each key a shard has ``site/layer/field`` (n D), rows of norm 1, and ``norm/site/layer/field`` (n) float32; a row of
+the signature is its norm times its unit row. It also has ``row`` (n) int64 and ``status`` (n) uint8. A shard without
+any attributed row has no keys. All datasets are contiguous and of fixed width, nothing is pickled, and equal rows give
+equal bytes. The file's name contains the digest of its content, which is compared before HDF5 opens the file.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import mmap
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +23,12 @@ import torch
 from torch import Tensor
 
 from rept.errors import UsageError
-from rept.types import Key, Side
+from rept.types import Key, Side, Status
 from rept.utils.digests import content_digest
+from rept.utils.tensors import unit_and_norm
 
 SCHEMA = 1
-MEND = "run again with store.repair=true to compute its rows anew"
+REPAIR = "run again with store.repair=true to recompute its rows"
 
 # A fixed version keeps the bytes the same whatever HDF5 is installed; without a start at a multiple of 64 bytes,
 # a float32 dataset could not be read in place.
@@ -40,7 +39,7 @@ class DamagedStore(UsageError):
     """A file of a store that must not be used. ``path`` names it."""
 
     def __init__(self, path: Path, fault: str) -> None:
-        super().__init__(f"{path} {fault}; {MEND}.")
+        super().__init__(f"{path} {fault}; {REPAIR}.")
         self.path = path
 
 
@@ -59,13 +58,16 @@ def unit_rows(block: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: a value is not finite.
     """
-    wide = block.detach().to("cpu", torch.float64)  # the squares of small gradients underflow in float32
-    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (n 1)
-    unit = wide / norm.clamp_min(torch.finfo(torch.float64).tiny)
+    unit, norm = unit_and_norm(block.detach().to("cpu", torch.float64))
     norm = norm.squeeze(-1).float()
     if not norm.isfinite().all():
         raise ValueError("expected finite signatures for rows that are attributed, but got NaN or infinite values")
     return unit.numpy().astype(dtype), norm.numpy()
+
+
+def is_attributed(status: np.ndarray) -> np.ndarray:
+    """Mask of the rows that have a signature, by their status (n)."""
+    return np.asarray(status <= Status.CUT)
 
 
 class ShardName(NamedTuple):
@@ -80,6 +82,7 @@ class ShardName(NamedTuple):
 
     @classmethod
     def parse(cls, path: Path) -> ShardName | None:
+        """The name of a file; None where it is not a shard's."""
         match = re.fullmatch(r"r(\d{3,})-(\d{6,})-([0-9a-f]{32})\.h5", path.name)
         return cls(int(match[1]), int(match[2]), match[3]) if match else None
 
@@ -100,37 +103,33 @@ class Shard:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that a row takes."""
-        block = sum(values.shape[1] * values.itemsize + 4 for values in self.unit.values())
-        return block + self.row.itemsize + self.status.itemsize
+        """Bytes of a row."""
+        columns = (self.row, self.status, *self.unit.values(), *self.norm.values())
+        return sum(values.itemsize * math.prod(values.shape[1:]) for values in columns)
 
     @classmethod
     def join(cls, parts: Sequence[Shard]) -> Shard:
         """The parts' rows in order; parts without signatures get zeros where others have some."""
         full = next((part for part in parts if part.unit), parts[0])
-        shapes = {key: (block.shape[1], block.dtype) for key, block in full.unit.items()}
-        for part in parts:
-            got = {key: (block.shape[1], block.dtype) for key, block in part.unit.items()}
-            if got and got != shapes:
-                raise ValueError(f"expected all signatures to have the blocks {shapes}, but got {got}")
-
-        def unit(part: Shard, key: Key) -> np.ndarray:
-            return part.unit[key] if part.unit else np.zeros((len(part), shapes[key][0]), shapes[key][1])
-
-        def norm(part: Shard, key: Key) -> np.ndarray:
-            return part.norm[key] if part.unit else np.zeros(len(part), np.float32)
-
-        return cls(
-            side=full.side,
-            fingerprint=full.fingerprint,
-            row=np.concatenate([part.row for part in parts]),
-            status=np.concatenate([part.status for part in parts]),
-            unit={key: np.concatenate([unit(part, key) for part in parts]) for key in shapes},
-            norm={key: np.concatenate([norm(part, key) for part in parts]) for key in shapes},
+        filled = [part if part.unit else part._with_zeros(full) for part in parts]
+        shapes = [{key: (block.shape[1], block.dtype) for key, block in part.unit.items()} for part in filled]
+        for got in shapes:
+            if got != shapes[0]:
+                raise ValueError(f"expected all signatures to have the blocks {shapes[0]}, but got {got}")
+        return replace(
+            full,
+            row=np.concatenate([part.row for part in filled]),
+            status=np.concatenate([part.status for part in filled]),
+            unit={key: np.concatenate([part.unit[key] for part in filled]) for key in full.unit},
+            norm={key: np.concatenate([part.norm[key] for part in filled]) for key in full.unit},
         )
 
+    def _with_zeros(self, like: Shard) -> Shard:
+        unit = {key: np.zeros((len(self), block.shape[1]), block.dtype) for key, block in like.unit.items()}
+        return replace(self, unit=unit, norm={key: np.zeros(len(self), np.float32) for key in unit})
+
     def image(self) -> memoryview:
-        """The shard as the bytes of a file, made in memory so that no HDF5 call ever meets a full disk."""
+        """The bytes of the shard's file, made in memory so that no HDF5 call fails on a full disk."""
         image = io.BytesIO()
         with h5py.File(image, "w", **HDF5) as file:
             file.attrs["schema"] = np.int64(SCHEMA)
@@ -146,18 +145,18 @@ class Shard:
 
 
 def read_shard(path: Path, side: Side, fingerprint: str | None = None) -> Shard:
-    """The shard in a file. Its arrays are the file itself, mapped into memory: nothing is copied.
+    """Reads a shard. Its arrays are the file itself, mapped into memory: nothing is copied.
 
     Args:
-        fingerprint: of the run that it must belong to; None takes any.
+        fingerprint: of the run that it must belong to; None accepts any.
 
     Raises:
-        DamagedStore: its content does not have the digest in its name, or it is no shard of this side of this run.
+        DamagedStore: its content does not have the digest in its name, or it is not a shard of this side of this run.
         UsageError: the file cannot be read.
     """
     name = ShardName.parse(path)
     if name is None:
-        raise DamagedStore(path, "does not belong to this store (its name is none that the store gives)")
+        raise DamagedStore(path, "does not belong to this store (its name is not one that the store gives)")
     try:
         data = _map(path)
     except FileNotFoundError:
@@ -170,15 +169,15 @@ def read_shard(path: Path, side: Side, fingerprint: str | None = None) -> Shard:
         with h5py.File(data, "r") as file:
             shard = _read(file, data)
     except (OSError, KeyError) as error:
-        raise DamagedStore(path, f"is no shard of schema {SCHEMA} ({error})") from error
+        raise DamagedStore(path, f"is not a shard of schema {SCHEMA} ({error})") from error
     if shard.side != side:
-        raise DamagedStore(path, f"holds rows of the {shard.side} side, not of the {side} side")
+        raise DamagedStore(path, f"has rows of the {shard.side} side, not of the {side} side")
     if fingerprint is not None and shard.fingerprint != fingerprint:
         raise DamagedStore(path, f"was made by another run ({shard.fingerprint}, not {fingerprint})")
     return shard
 
 
-def _read(file: h5py.File, data: mmap.mmap) -> Shard:
+def _read(file: h5py.File, data: bytes | mmap.mmap) -> Shard:
     if file.attrs["schema"] != SCHEMA:
         raise KeyError(f"schema {file.attrs['schema']}")
     keys = keys_below(file["norm"])
@@ -193,7 +192,7 @@ def _read(file: h5py.File, data: mmap.mmap) -> Shard:
 
 
 def keys_below(group: h5py.Group) -> list[Key]:
-    """The keys of the data sets that a shard or an index holds in a group, in order."""
+    """The keys of the datasets in a group of a shard or an index, in order."""
     paths: list[str] = []
     group.visititems(lambda path, item: paths.append(path) if isinstance(item, h5py.Dataset) else None)
     return sorted(map(Key.parse, paths))
@@ -201,11 +200,11 @@ def keys_below(group: h5py.Group) -> list[Key]:
 
 def _map(path: Path) -> bytes | mmap.mmap:
     if not path.stat().st_size:
-        return b""  # nothing to map
+        return b""  # an empty file cannot be mapped
     with path.open("rb") as stream:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def _in_place(data: mmap.mmap, dataset: h5py.Dataset) -> np.ndarray:
+def _in_place(data: bytes | mmap.mmap, dataset: h5py.Dataset) -> np.ndarray:
     offset = dataset.id.get_offset()
     return np.frombuffer(data, dataset.dtype, dataset.size, offset).reshape(dataset.shape)

@@ -1,10 +1,10 @@
-"""StoreWriter: the Lightning callback that puts signatures into the store; ShardWriter: the files of one rank."""
+"""StoreWriter: the Lightning callback that writes signatures to the store; ShardWriter: the files of one rank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from lightning import LightningModule, Trainer
@@ -12,16 +12,16 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from rept.errors import UsageError
-from rept.store.shards import Shard, ShardName, read_shard, unit_rows
-from rept.types import Extraction, Side, Signature, Status
+from rept.store.shards import Shard, ShardName, is_attributed, read_shard, unit_rows
+from rept.types import Batch, Extraction, Side, Signature
 from rept.utils.digests import content_digest
 from rept.utils.files import make_folder, publish
 
-SHARD_BYTES = 64 * 2**20  # of a shard whose rows are not given
+SHARD_BYTES = 64 * 2**20  # of a shard, where store.shard_rows is not set
 
 
 def check_shards(dtype: str, shard_rows: int | None) -> None:
-    """Raises UsageError where no shards of that kind can be written."""
+    """Raises UsageError for a dtype or number of rows that shards cannot have."""
     if dtype not in ("float16", "float32"):
         raise UsageError(f"Expected store.dtype to be float16 or float32, but got {dtype!r}.")
     if shard_rows is not None and shard_rows < 1:
@@ -31,21 +31,21 @@ def check_shards(dtype: str, shard_rows: int | None) -> None:
 class StoreWriter(BasePredictionWriter):
     """Writes each predicted batch to the store; one shard writer a side on every rank.
 
-    Whatever ends the prediction, whole batches are kept: the open shard is closed, also after an exception. Give
-    ``return_predictions=False`` to the trainer, or it keeps every signature in memory.
+    Complete batches are kept also when the prediction ends with an exception. Pass ``return_predictions=False`` to the
+    trainer, or it keeps every signature in memory.
 
     Args:
         folder: the run's ``store`` folder.
         fingerprint: of all that the signatures depend on; shards of another are refused.
         dtype: of the stored unit rows, "float16" or "float32".
-        shard_rows: rows of a shard; by default as many as take 64 MiB.
+        shard_rows: rows of a shard; None: as many as take 64 MiB.
     """
 
     def __init__(
         self, folder: str | Path, fingerprint: str, dtype: str = "float16", shard_rows: int | None = None
     ) -> None:
         super().__init__(write_interval="batch")
-        self._open = {"folder": folder, "fingerprint": fingerprint, "dtype": dtype, "shard_rows": shard_rows}
+        self._open = partial(ShardWriter, folder, fingerprint=fingerprint, dtype=dtype, shard_rows=shard_rows)
         self._writers: dict[Side, ShardWriter] = {}
 
     def write_on_batch_end(
@@ -54,15 +54,15 @@ class StoreWriter(BasePredictionWriter):
         pl_module: LightningModule,
         prediction: Extraction | None,
         batch_indices: Sequence[int] | None,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        if prediction is None:  # a step whose result is of no use, as on a rank that only keeps others company
+        if prediction is None:  # a step that a rank runs only because the model is split over several
             return
         side = prediction.side
         if side not in self._writers:
-            self._writers[side] = ShardWriter(side=side, rank=trainer.global_rank, **self._open)
+            self._writers[side] = self._open(side=side, rank=trainer.global_rank)
         self._writers[side].append(prediction.row, prediction.status, prediction.signature)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,8 +80,8 @@ class StoreWriter(BasePredictionWriter):
 class ShardWriter:
     """Buffers the rows of one side on one rank, and writes them as shards that end where batches end.
 
-    A shard left short by a run that was stopped is topped up, and one that was removed is written in its place. So a
-    run that was interrupted leaves the same files, byte for byte, as one that was not.
+    After an interruption a short last shard is replaced by a full one, and a removed shard is written again under its
+    number. So an interrupted run leaves the same files, byte for byte, as an uninterrupted one.
 
     Args:
         folder, fingerprint, dtype, shard_rows: as in `StoreWriter`.
@@ -105,32 +105,33 @@ class ShardWriter:
         self._folder = Path(folder) / side / "shards"
         self._side, self._fingerprint, self._rank = side, fingerprint, rank
         self._dtype, self._shard_rows = dtype, shard_rows
-        self._clear()
+        self._parts: list[Shard] = []
+        self._row_bytes = 0  # of the widest part: parts without signatures are stored as wide
         self._make_folder()
         self._written = self._numbers()
         self._short = self._find_short()
 
     def append(self, rows: Tensor, status: Tensor, signature: Signature | None = None) -> None:
-        """Takes a batch; writes a shard if that fills it.
+        """Adds a batch; writes a shard if that fills it.
 
         Args:
             rows: (n) row numbers.
             status: (n), see `Status`.
-            signature: blocks (n D), zeros where the status says that there is none; None or empty if no row has one.
+            signature: blocks (n D), zeros for rows that are not attributed; None or empty if none is.
 
         Raises:
-            UsageError: the disk is full. The buffered rows are dropped: the next run computes them again.
+            UsageError: the disk is full. The buffered rows are dropped: the next run recomputes them.
             ValueError: the blocks do not fit the rows, or are not finite.
         """
         part = self._part(rows, status, signature or {})
         if not self._parts and self._short is not None and self._next_number() == self._short[0]:
-            self._keep(self._short[1])
-        self._keep(part)
-        if self._full(self._rows, self._row_bytes):
+            self._add(self._short[1])
+        self._add(part)
+        if self._full(sum(map(len, self._parts)), self._row_bytes):
             self._write()
 
     def close(self) -> None:
-        """Writes what is buffered as a shard, however short."""
+        """Writes the buffered rows as a shard, however short."""
         if self._parts:
             self._write()
 
@@ -141,11 +142,11 @@ class ShardWriter:
         counts = {"status": len(codes)} | {key.path: len(unit) for key, (unit, _) in blocks.items()}
         if any(count != len(row) for count in counts.values()):
             raise ValueError(f"expected status and blocks of {len(row)} rows, but got {counts}")
-        attributed = codes <= Status.CUT
-        if attributed.any() and not blocks:
+        any_attributed = is_attributed(codes).any()
+        if any_attributed and not blocks:
             raise ValueError("expected a signature of each row that is attributed, but got none")
-        if not attributed.any():
-            blocks = {}  # so that equal rows give equal shards whoever computed them
+        if not any_attributed:
+            blocks = {}  # so that equal rows give equal shards on any rank
         return Shard(
             self._side,
             self._fingerprint,
@@ -155,9 +156,8 @@ class ShardWriter:
             norm={key: norm for key, (_, norm) in blocks.items()},
         )
 
-    def _keep(self, part: Shard) -> None:
+    def _add(self, part: Shard) -> None:
         self._parts.append(part)
-        self._rows += len(part)
         self._row_bytes = max(self._row_bytes, part.row_bytes)
 
     def _full(self, rows: int, row_bytes: int) -> bool:
@@ -170,7 +170,7 @@ class ShardWriter:
         try:
             publish(path, image)
         except UsageError:
-            self._clear()  # the disk is full: closing must not try it again
+            self._clear()  # the disk is full: closing must not try again
             raise
         if self._short is not None and number == self._short[0]:
             if self._written[number] != path:
@@ -180,12 +180,10 @@ class ShardWriter:
         self._clear()
 
     def _clear(self) -> None:
-        self._parts: list[Shard] = []
-        self._rows = 0
-        self._row_bytes = 0  # of the widest part: parts without signatures are stored as wide
+        self._parts, self._row_bytes = [], 0
 
     def _next_number(self) -> int:
-        """The first that is missing, then the short last one, then the one after the last."""
+        """The first missing number, then the short last one, then the one after the last."""
         missing = next(number for number in range(len(self._written) + 1) if number not in self._written)
         if self._short is not None and missing > self._short[0]:
             return self._short[0]
@@ -202,7 +200,7 @@ class ShardWriter:
             ) from error
 
     def _numbers(self) -> dict[int, Path]:
-        """The rank's shards by number. One that was topped up is there twice if the run was killed at that moment."""
+        """The rank's shards by number. A run killed while it replaced a short one leaves both; the longer is kept."""
         found: dict[int, Path] = {}
         for path in sorted(self._folder.glob(f"r{self._rank:03d}-*.h5")):
             name = ShardName.parse(path)
@@ -215,6 +213,7 @@ class ShardWriter:
         return found
 
     def _find_short(self) -> tuple[int, Shard] | None:
+        """The last shard and its number, where it is not full."""
         if not self._written:
             return None
         number = max(self._written)

@@ -1,11 +1,10 @@
-"""The standout scorer against its formula, and the sample of training rows that it keeps."""
+"""The standout scorer compared with its formula."""
 
 import numpy as np
 import pytest
 import torch
 
 from rept.errors import UsageError
-from scorers.row_sample import RowSample
 from scorers.standout import Standout
 from tests.scorers.test_centred import blocks
 from tests.scorers.test_scorers import fields
@@ -73,28 +72,6 @@ def test_equal_rows_give_zero():
     scorer = Standout()
     scorer.fit([rows])
     assert scorer(rows, rows).abs().max() < 1e-6
-
-
-def test_a_sample_keeps_all_rows_that_fit():
-    train = fields(20, seed=0)
-    sample = RowSample(tuple(train), size=20)
-    for block in blocks(train, 6):
-        sample.add(block)
-    for name, rows in sample.rows.items():
-        assert torch.equal(rows, train[name])
-
-
-def test_a_sample_of_more_rows_is_uniform():
-    rows = {"number": torch.arange(40.0).unsqueeze(1)}
-    counts = torch.zeros(40)
-    for seed in range(400):
-        sample = RowSample(["number"], size=10, seed=seed)
-        for block in blocks(rows, 7):
-            sample.add(block)
-        kept = sample.rows["number"].flatten().long()
-        assert len(kept.unique()) == 10
-        counts[kept] += 1
-    assert (counts - 100).abs().max() < 5 * (400 * 0.25 * 0.75) ** 0.5
 
 
 @pytest.mark.parametrize("setting", [{"sharpness": -1}, {"weight": -1}, {"memory": 1}])

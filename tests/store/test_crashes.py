@@ -1,4 +1,4 @@
-"""What only real processes and a real disk can show: SIGKILL at any moment, and a disk that is full."""
+"""Real processes and a real disk: SIGKILL at any moment, and a full disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the run
 
 @LINUX
 def test_runs_killed_at_random_moments_leave_what_undisturbed_runs_leave():
-    """The soak, in small: SIGKILL of runs with one rank and with two, each gone on with by the same command."""
+    """A short soak: SIGKILL of runs with one rank and with two, each resumed by the same command."""
     command = [sys.executable, "benchmarks/soak.py", "--kills=9", "--seed=5"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -33,7 +33,7 @@ def test_runs_killed_at_random_moments_leave_what_undisturbed_runs_leave():
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own with room for 2 MiB."""
+    """A separate file system of 2 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     try:
@@ -47,7 +47,7 @@ def small_disk(tmp_path):
 
 
 def fill(disk: Path, leave: int) -> Path:
-    """A file that takes all room but ``leave`` bytes."""
+    """A file that takes all space but ``leave`` bytes."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as stream:
         try:
@@ -59,18 +59,20 @@ def fill(disk: Path, leave: int) -> Path:
     return filler
 
 
-def test_a_full_disk_is_told_in_a_sentence_and_the_run_goes_on_after_room_is_made(material, small_disk, tmp_path):
+def test_a_full_disk_is_reported_in_a_sentence_and_the_run_resumes_when_there_is_space(material, small_disk, tmp_path):
     arguments = ("store.shard_rows=4",)
     whole = attribute(material.config(tmp_path / "whole", *arguments), show_result=False)
     run, full_at = small_disk / "run", []
     run.mkdir()
-    for room in (8, 40, 16, 400):  # KiB: so that the disk is full at one file after another
-        filler = fill(small_disk, room * 1024)
+    for space in (8, 40, 16, 400):  # KiB: so that the disk is full at one file after another
+        filler = fill(small_disk, space * 1024)
         try:
             attribute(material.config(run, *arguments), show_result=False)
         except UsageError as error:
-            told = re.fullmatch(r"Expected to write .*?(\S+), but got: No space left .* free disk space .*\.", str(error))
-            full_at.append(Path(told[1]).suffix)
+            match = re.fullmatch(
+                r"Expected to write .*?(\S+), but got: No space left .* free disk space .*\.", str(error)
+            )
+            full_at.append(Path(match[1]).suffix)
         filler.unlink()
     assert full_at[0] == ".json" and ".h5" in full_at and len(full_at) < 4
     assert files(run / "store") == files(whole.folder.store)

@@ -1,4 +1,4 @@
-"""The index shows the shards as one table, and is not there while a row is missing."""
+"""The index shows the shards as one table, and is not written while a row is missing."""
 
 import shutil
 
@@ -54,20 +54,20 @@ def test_no_index_while_a_row_is_missing(tmp_path):
         AttributionStore.finish(tmp_path, "query", 5)
 
 
-def test_a_row_that_is_there_twice_is_refused_and_repaired(tmp_path):
+def test_a_row_that_is_stored_twice_is_refused_and_repaired(tmp_path):
     make(tmp_path / "whole", signatures(ROWS))
     write(tmp_path / "twice", signatures(ROWS))
     shutil.copytree(tmp_path / "twice", tmp_path / "copy")
     path = first_shard(tmp_path / "copy")
     shutil.copy(path, tmp_path / "twice" / "train" / "shards" / path.name.replace("r000", "r001"))
-    with pytest.raises(DamagedStore, match="r001-.* holds rows that are in .* already"):
+    with pytest.raises(DamagedStore, match="r001-.* has rows that are in .* already"):
         AttributionStore.finish(tmp_path / "twice", "train", ROWS)
     AttributionStore.repair(tmp_path / "twice", "train")
     make(tmp_path / "twice", signatures(ROWS))
     assert files(tmp_path / "twice") == files(tmp_path / "whole")
 
 
-def test_a_run_killed_between_topping_up_a_shard_and_removing_the_short_one(tmp_path):
+def test_a_run_killed_between_replacing_a_short_shard_and_removing_it(tmp_path):
     signature, plan = signatures(ROWS), batches(ROWS)
     write(tmp_path / "a", signature, plan=plan[:1])
     short = first_shard(tmp_path / "a")
@@ -80,7 +80,7 @@ def test_a_run_killed_between_topping_up_a_shard_and_removing_the_short_one(tmp_
     assert files(tmp_path / "b") == files(tmp_path / "whole")
 
 
-def test_what_killed_runs_left_is_removed_at_the_end(tmp_path):
+def test_leftovers_of_killed_runs_are_removed_at_the_end(tmp_path):
     write(tmp_path, signatures(ROWS))
     leftover = tmp_path / "train" / "shards" / ".r007-000000-00.h5.partial"
     leftover.touch()
@@ -88,7 +88,7 @@ def test_what_killed_runs_left_is_removed_at_the_end(tmp_path):
     assert not leftover.exists()
 
 
-def test_a_shard_that_another_rank_replaces_meanwhile_is_no_damage(tmp_path, monkeypatch):
+def test_a_shard_that_another_rank_replaces_meanwhile_is_not_damage(tmp_path, monkeypatch):
     write(tmp_path, signatures(4))
     real = scan.read_shard
 

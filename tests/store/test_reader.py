@@ -1,4 +1,4 @@
-"""A store gives back what was written, names what is damaged, never uses it, and is mended by computing it anew."""
+"""A store returns what was written, reports damage and never uses it, and is repaired by recomputing rows."""
 
 import json
 import os
@@ -30,7 +30,7 @@ ALL = range(ROWS)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A finished store of two ranks, not to be touched."""
+    """A finished store of two ranks, shared by the tests of this file: not changed by any."""
     folder = tmp_path_factory.mktemp("store")
     make(folder, signatures(ROWS), world=2, lost={5, 17})
     return folder
@@ -44,13 +44,13 @@ def folder(made, tmp_path):
 
 
 def read_all(folder):
-    """Everything that a reader of the train side may look at."""
+    """Everything that can be read of the train side."""
     store = AttributionStore(folder, "train")
     blocks = [(block.row.clone(), block.fields) for block in store.blocks([H, G], rows_per_block=5)]
     return store.status.copy(), blocks, store.read(ALL, [H, G])
 
 
-def test_what_was_written_comes_back(made):
+def test_the_store_returns_what_was_written(made):
     store = AttributionStore(made, "train")
     assert store.keys == [G, H] and store.rows == ROWS and store.fingerprint == FINGERPRINT
     assert [row for row in ALL if store.status[row] == Status.EMPTY_PROMPT] == [5, 17]
@@ -86,7 +86,7 @@ def test_parts_of_the_blocks_are_a_partition(made):
     assert all(parts) and sorted(sum(parts, [])) == store.attributed.tolist()
 
 
-def test_rows_are_read_in_the_order_asked_for(made):
+def test_rows_are_read_in_the_given_order(made):
     store = AttributionStore(made, "train")
     stored = store.read(ALL, [H])[H]
     rows = [29, 3, 3, 0, 5]
@@ -94,17 +94,25 @@ def test_rows_are_read_in_the_order_asked_for(made):
     assert store.read([], [H])[H].shape == (0, 8)
     with pytest.raises(IndexError, match="from 0 to 29, but got -1 to 4"):
         store.read([4, -1], [H])
-    with pytest.raises(UsageError, match=r"holds \(residual_stream/2/gradient, .* but got mlp_output/2/gradient"):
+    with pytest.raises(UsageError, match=r"has \(residual_stream/2/gradient, .* but got mlp_output/2/gradient"):
         store.read([0], [Key("mlp_output", 2, "gradient")])
 
 
-def test_mean_norms(made):
-    store = AttributionStore(made, "train")
+def test_mean_norms(tmp_path):
+    store = make(tmp_path, signatures(ROWS), lost={5, 17}, cut={1, 2, 3, 20})
     norm = store.read(store.attributed, [G])[G].norm(dim=1)
     assert store.mean_norm(G) == pytest.approx(norm.mean().item(), rel=1e-3)
 
 
-def test_layers_and_sites_are_ordered_by_number(tmp_path):
+def test_rows_whose_response_was_cut_are_attributed(tmp_path):
+    store = make(tmp_path, signatures(ROWS), lost={5}, cut={1, 2, 3, 20})
+    assert store.attributed.tolist() == [row for row in ALL if row != 5]
+    assert store.attributed_in_order.tolist() == [row for block in store.blocks([H]) for row in block.row.tolist()]
+    assert set(store.attributed_in_order) == set(store.attributed)
+    assert store.read([1, 20], [H])[H].any(1).all()
+
+
+def test_layers_are_ordered_by_number(tmp_path):
     keys = [Key("mlp_output", layer, "representation") for layer in (10, 2, 1)]
     store = make(tmp_path, signatures(4, keys))
     assert [key.layer for key in store.keys] == [1, 2, 10]
@@ -140,13 +148,13 @@ def test_stored_rows_are_those_in_whole_shards(tmp_path):
     assert np.flatnonzero(stored).tolist() == sorted(torch.cat(plan[:3]).tolist())
     with pytest.raises(DamagedStore, match="was made by another run"):
         AttributionStore.stored_rows(tmp_path, "train", ROWS, "another")
-    with pytest.raises(DamagedStore, match="holds rows .* but the data have 2"):
+    with pytest.raises(DamagedStore, match="has rows .* but the data have 2"):
         AttributionStore.stored_rows(tmp_path, "train", 2)
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_a_flipped_bit_anywhere_is_found_and_named(made, tmp_path_factory, data):
+def test_a_flipped_bit_in_any_file_is_reported_by_its_name(made, tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("flipped") / "store"
     shutil.copytree(made, folder)
     path = data.draw(st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file())), "file")
@@ -172,7 +180,7 @@ def test_no_damaged_file_reaches_hdf5(folder, monkeypatch):
 
 
 def damages(folder):
-    """Ways to spoil the store: (what the error must say, a function that does it)."""
+    """Ways to damage the store: (what the error must say, a function that does it)."""
     shard, index, listing = first_shard(folder), folder / "train" / "index.h5", folder / "digests.json"
 
     def cut(path, length):
@@ -218,21 +226,21 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_told_in_one_sentence_and_repaired(made, folder, damage):
-    said, spoil = damages(folder)[damage]
-    spoil()
-    with pytest.raises(DamagedStore, match=said) as error:
+def test_damage_is_reported_in_one_sentence_and_repaired(made, folder, damage):
+    message, do_damage = damages(folder)[damage]
+    do_damage()
+    with pytest.raises(DamagedStore, match=message) as error:
         read_all(folder)
-    assert "\n" not in str(error.value) and str(error.value).endswith("compute its rows anew.")
+    assert "\n" not in str(error.value) and str(error.value).endswith("to recompute its rows.")
     AttributionStore.repair(folder, "train", FINGERPRINT)
     make(folder, signatures(ROWS), world=2, lost={5, 17})
     assert files(folder) == files(made)
 
 
-def test_only_what_is_damaged_is_computed_again(folder):
+def test_only_damaged_shards_are_recomputed(folder):
     shard = first_shard(folder)
     rows = read_shard(shard, "train").row.tolist()
-    shard.write_bytes(b"spoilt")
+    shard.write_bytes(b"damaged")
     assert AttributionStore.repair(folder, "train") == [shard]
     stored = AttributionStore.stored_rows(folder, "train", ROWS)
     assert sorted(rows) == np.flatnonzero(~stored).tolist()

@@ -1,4 +1,4 @@
-"""One file: what goes in, in which precision, and what is refused."""
+"""One shard: its precision, its bytes, and what is refused."""
 
 import shutil
 import time
@@ -54,19 +54,19 @@ def test_equal_rows_give_equal_files_at_any_time(tmp_path):
 def test_a_shard_of_the_other_side_is_refused(folder):
     make(folder, signatures(ROWS), side="query")
     shard = shutil.copy(first_shard(folder, "query"), folder / "train" / "shards")
-    with pytest.raises(DamagedStore, match="holds rows of the query side"):
+    with pytest.raises(DamagedStore, match="has rows of the query side"):
         read_shard(Path(shard), "train")
 
 
 @pytest.mark.parametrize("content", [b"", b"mine", bytes(5000)], ids=["empty", "short", "zeros"])
-def test_a_file_that_is_no_shard_is_refused_even_under_its_own_digest(tmp_path, content):
+def test_a_file_that_is_not_a_shard_is_refused_even_under_its_own_digest(tmp_path, content):
     path = tmp_path / str(ShardName(0, 0, content_digest(content)))
     path.write_bytes(content)
-    with pytest.raises(DamagedStore, match="is no shard of schema 1"):
+    with pytest.raises(DamagedStore, match="is not a shard of schema 1"):
         read_shard(path, "train")
 
 
-def test_a_file_that_cannot_be_read_is_told_and_not_taken_for_damaged(folder, monkeypatch):
+def test_a_file_that_cannot_be_read_is_not_reported_as_damaged(folder, monkeypatch):
     def refuse(path, *_):
         raise PermissionError(13, "Permission denied", path)
 
@@ -80,7 +80,7 @@ def test_another_schema_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shards, "SCHEMA", 2)
         write(tmp_path, signatures(4))
-    with pytest.raises(DamagedStore, match="is no shard of schema 1"):
+    with pytest.raises(DamagedStore, match="is not a shard of schema 1"):
         AttributionStore.stored_rows(tmp_path, "train")
 
 

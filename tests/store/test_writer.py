@@ -1,4 +1,4 @@
-"""What is written is what was given, rounded; and faults at any step cost at most the open shard."""
+"""The store keeps rounded signatures; a fault at any step of writing costs at most the open shard."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ def test_a_row_is_a_unit_row_in_the_stores_dtype_and_a_norm(tmp_path, dtype):
         assert np.array_equal(stored[key].numpy(), rounded)
 
 
-def test_signatures_of_16_bits_are_taken(tmp_path):
+def test_signatures_of_16_bits_are_accepted(tmp_path):
     block = torch.randn(4, 8, dtype=torch.bfloat16)
     store = make(tmp_path, {H: block}, dtype="float32")
     torch.testing.assert_close(store.read(range(4), [H])[H], block.float())
@@ -57,12 +57,13 @@ def test_shards_end_where_batches_end(tmp_path):
     assert all(size >= 5 for size in sizes[:-1]) and max(sizes) < 5 + 4
 
 
-def test_by_default_a_shard_takes_so_many_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "SHARD_BYTES", 1000)
-    write(tmp_path, signatures(ROWS), shard_rows=None)
-    row_bytes = 2 * (8 * 2 + 4) + 8 + 1
-    sizes = [len(read_shard(path, "train")) for path in shard_files(tmp_path)]
-    assert len(sizes) > 1 and all(1000 <= size * row_bytes < 1000 + 4 * row_bytes for size in sizes[:-1])
+def test_by_default_a_shard_is_full_at_a_number_of_bytes(tmp_path, monkeypatch):
+    row_bytes = 2 * (8 * 2 + 4) + 8 + 1  # two blocks with their norms, row number and status
+    monkeypatch.setattr(writer, "SHARD_BYTES", 8 * row_bytes)
+    write(tmp_path, signatures(ROWS), shard_rows=None)  # in batches of 4, 4, 2, 4, 4, 2, ...
+    shards = [read_shard(path, "train") for path in shard_files(tmp_path)]
+    assert [len(shard) for shard in shards] == [8, 10, 10, 2]
+    assert {shard.row_bytes for shard in shards} == {row_bytes}
 
 
 def test_bytes_of_a_sample(tmp_path):
@@ -90,7 +91,7 @@ def test_a_resumed_run_leaves_the_same_files(tmp_path, world, stopped):
         assert files(folder) == files(tmp_path / "whole"), stop
 
 
-def test_a_run_that_always_dies_still_gets_there(tmp_path):
+def test_a_run_that_dies_after_every_batch_still_finishes(tmp_path):
     signature, plan = signatures(ROWS), batches(ROWS)
     make(tmp_path / "whole", signature, plan=plan)
     for _ in plan:  # one batch a run
@@ -179,7 +180,7 @@ def test_a_fault_at_any_step_of_writing(tmp_path, fault):
     seen = set()
     for fail_at in range(1, 1000):
         folder = tmp_path / str(fail_at)
-        write(folder, signature, plan=plan[:1])  # so that the next run tops up a shard
+        write(folder, signature, plan=plan[:1])  # so that the next run replaces a short shard
         with pytest.MonkeyPatch.context() as monkeypatch:
             faults = Faults(monkeypatch, fail_at, fault)
             try:
@@ -192,7 +193,7 @@ def test_a_fault_at_any_step_of_writing(tmp_path, fault):
                 assert faults.steps[-1] in ("content_digest", "unlink")  # nothing is written there, so no disk fills
         for name, content in files(folder).items():
             if not name.endswith(".partial") and "shards" in name:
-                assert content_digest(content) in name, "not whole"
+                assert content_digest(content) in name, "incomplete"
             elif name == "digests.json":
                 assert content == whole[name], "the listing comes last"
         make(folder, signature, plan=plan)
@@ -203,8 +204,8 @@ def test_a_fault_at_any_step_of_writing(tmp_path, fault):
     assert seen >= {"mkdir", "content_digest", "write", "flush", "fsync", "replace", "unlink"}
 
 
-def test_after_a_full_disk_nothing_half_written_is_left(tmp_path):
-    """A real limit on the size of files, in a process of its own."""
+def test_a_full_disk_leaves_no_partial_file(tmp_path):
+    """A real limit on the size of files, in another process."""
     code = f"""
         import resource
         from pathlib import Path
@@ -245,13 +246,13 @@ def test_a_rank_removes_only_its_own_leftovers(tmp_path):
     assert not own.exists() and other.exists() and longer.exists()
 
 
-def test_another_runs_shard_is_not_topped_up(tmp_path):
+def test_another_runs_shard_is_not_continued(tmp_path):
     write(tmp_path, signatures(3))
     with pytest.raises(UsageError, match="was made by another run"):
         ShardWriter(tmp_path, "train", "another")
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_rows_and_settings_that_do_not_fit_are_refused(tmp_path):
     one = ShardWriter(tmp_path, "train", FINGERPRINT)
     with pytest.raises(ValueError, match="status and blocks of 3 rows"):
         one.append(torch.arange(3), torch.zeros(3), signatures(2))
@@ -271,7 +272,7 @@ LEAF_SPEC = ".isinstance.treespec, LeafSpec.. is deprecated"  # Lightning's own 
 
 
 class Reader(LightningModule):
-    """Gives row numbers for signatures; every tenth row is set aside."""
+    """Returns row numbers as signatures; every tenth row is set aside."""
 
     def __init__(self, side="train", raise_at=None):
         super().__init__()
