@@ -1,4 +1,4 @@
-"""What a data set is built on: the interface, and the types of its rows."""
+"""The base class of data sets and the types of their rows."""
 
 from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample, SampleSource, Span

@@ -1,36 +1,39 @@
 """DATE-LM's application tasks, read from local files in the benchmark's layout.
 
 "DATE-LM: Benchmarking Data Attribution Evaluation for Large Language Models", NeurIPS 2025, arXiv 2507.09424;
-github.com/DataAttributionEval/DATE-LM. Two layouts, told apart by their columns:
+github.com/DataAttributionEval/DATE-LM. The columns distinguish two layouts:
 
-* toxicity and bias filtering: ``prompt, response, type``. The rows of type "Unsafe" are to be found.
-* factual attribution (Counterfact): ``prompt, response, true_entity, counterfactual_entity``. For each reference the
-  rows are to be found in which both entities are its own.
+* toxicity and bias filtering: ``prompt, response, type``. The rows of type "Unsafe" should be found.
+* factual attribution (Counterfact): ``prompt, response, true_entity, counterfactual_entity``. For each reference, the
+  rows with the same two entities should be found.
 
 A data set has a split ``train``, which is attributed to, and ``ref``, the queries. The measures are those of every run,
 by these labels: ``average_precision`` over the whole ranking, ``recall@50`` and ``reciprocal_rank`` (whose mean over
 queries is the MRR), overall in metrics.json.
 
-What differs, or is not known here:
+Differences from the benchmark, and limits:
 
-* The benchmark's toxicity score is one number a training row for all references together, and its AUPRC the area under
-  the precision-recall curve by trapezoids (``sklearn.metrics.auc``). Here each reference ranks for itself, and the mean
-  of average precisions, which interpolates nothing, is told.
-* Samples are rendered in the benchmark's format (``TEMPLATE``, Tulu's: a role's mark, a line, the trimmed content)
-  whatever template the tokenizer brings, for its checkpoints were trained in it. The newline that it writes after the
-  response's EOS token counts as response there, and is left out here.
-* Its third data set, ftrace (a column ``facts``, several facts a row), has no single label a row and is not read.
+* The benchmark's toxicity score is one number a training row for all references together, and its AUPRC is the area
+  under the precision-recall curve by trapezoids (``sklearn.metrics.auc``). Here each reference has its own ranking, and
+  the mean of average precisions, without interpolation, is reported.
+* Samples are rendered in the benchmark's format (``TEMPLATE``, Tulu's: the role's marker, a line break, the trimmed
+  content), whatever template the tokenizer has, as its checkpoints were trained in it. The newline after the response's
+  EOS token counts as response there, and is left out here.
+* Its third data set, ftrace (a column ``facts``, several facts a row), has no single label a row and cannot be read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
 from datamodules.files.records import Record, Records
 from datamodules.instructions import InstructionData
 from rept.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 UNSAFE = "Unsafe"
 ENTITIES = ("true_entity", "counterfactual_entity")
@@ -42,7 +45,7 @@ TEMPLATE = (
 
 
 class DateLM(InstructionData):
-    """DATE-LM's training and reference rows, labelled by what has to be found.
+    """DATE-LM's training and reference rows, labelled by what should be found.
 
     Args:
         train: training data: a JSONL, CSV or Parquet file, or an Arrow folder.
@@ -59,7 +62,7 @@ class DateLM(InstructionData):
         query_split: str = "ref",
         exclude: str | Path | Collection[int] | None = None,
         max_length: int = 1024,
-        tokens_per_batch: int | Literal["auto"] = 2048,
+        tokens_per_batch: int = 2048,
         window: int = 512,
     ) -> None:
         super().__init__(
@@ -74,8 +77,8 @@ class DateLM(InstructionData):
             window=window,
         )
 
-    def attach(self, tokenizer: Any) -> None:
-        """As for other data, in the benchmark's format: the tokenizer's own template is replaced."""
+    def attach(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Sets the tokenizer, with the benchmark's chat template in place of its own."""
         tokenizer.chat_template = TEMPLATE
         super().attach(tokenizer)
 
@@ -85,12 +88,12 @@ class DateLM(InstructionData):
 
 
 class LabelledRecords:
-    """DATE-LM's records with a column ``label``: what has to be found, or None where nothing says it.
+    """DATE-LM's records with a column ``label``: what should be found, or None if unknown.
 
-    A toxicity reference without a type is one of unsafe behaviour, for that is what the task's references are.
+    A toxicity reference without a type counts as unsafe, like all references of the task.
 
     Raises:
-        UsageError: the columns are those of neither layout.
+        UsageError: the columns fit neither layout.
     """
 
     def __init__(self, records: Records, where: str, is_query: bool) -> None:

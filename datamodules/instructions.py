@@ -1,19 +1,16 @@
-"""Instruction data of the user's own: a prompt and a response a row, or chat messages.
-
-Holds InstructionData, InstructionRows.
-"""
+"""Instruction data of the user: a prompt and a response a row, or chat messages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datamodules.files.columns import Columns, find_columns, to_sample
 from datamodules.files.exclusion import excluded_rows
+from datamodules.files.poison import Poison, PoisonedRows
 from datamodules.files.records import ACCEPTED, Records, open_records
-from datamodules.toy.planting import Poison, PoisonedRows
 from rept.data.behaviours import Behaviour, expected_openings
 from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample
@@ -21,32 +18,34 @@ from rept.errors import UsageError
 from rept.types import Side, Status
 from rept.utils.digests import text_digest
 
+SETTINGS: dict[Side, str] = {"train": "datamodule.train", "query": "datamodule.queries"}
+
 
 class InstructionData(AttributionDataModule):
-    """Training and query rows from JSONL, CSV, Parquet, an Arrow folder or the hub.
+    """Training and query rows from JSONL, CSV, Parquet, an Arrow folder or the Hub.
 
-    A row is a prompt and a response, or chat messages: the last assistant turn is the response, and all before it the
-    prompt. A query without a response is answered by the model itself. Columns that are not named are found by name:
+    A row is a prompt and a response, or chat messages: the last assistant turn is the response, and the turns before it
+    are the prompt. The model itself answers a query without a response. Columns that are not named are found by name:
 
-    - prompt: ``prompts``, ``prompt`` or ``instruction``; an ``input`` beside ``instruction`` (as in the Alpaca data) is
-      put after it, an empty line between, where it is not empty;
+    - prompt: ``prompts``, ``prompt`` or ``instruction``; a non-empty ``input`` beside ``instruction`` (as in the Alpaca
+      data) follows it after an empty line;
     - response: ``response``, ``output`` or ``expected_response``;
-    - ``messages``: a list of {"role", "content"}; read before a prompt column, unless ``prompt_column`` is set;
-    - ``label``: a string, number or truth value; may be missing;
+    - ``messages``: a list of {"role", "content"}; preferred to a prompt column, unless ``prompt_column`` is set;
+    - ``label``: a string, number or boolean; may be missing;
     - ``spans``: a list of {"part": "prompt" | "response", "start", "end"}, the characters that carry the poison.
 
-    In CSV, messages and spans are JSON. A column named here that the query data lack is looked for there by name.
+    In CSV, messages and spans are JSON. If the query data lack a column named here, it is found there by name.
 
     Args:
-        train: training data: a path or a hub id.
-        queries: query data: a path or a hub id.
-        split: of an Arrow folder or hub data set with several.
-        query_split: that of the queries; None: the same.
+        train: training data: a path or a Hub id.
+        queries: query data: a path or a Hub id.
+        split: of an Arrow folder or Hub data set with several splits.
+        query_split: split of the queries; None: the same.
         prompt_column, response_column, label_column, spans_column, messages_column: columns; None: found by name.
-        poison: a backdoor to plant in these data, as the arguments of :class:`datamodules.toy.planting.Poison`: in some
+        poison: a backdoor to plant in these data, as the arguments of :class:`datamodules.files.poison.Poison`: in some
             training rows, and in every query, which the model then answers itself.
-        exclude: training rows that train.py leaves out: their numbers, or a file that holds them, a JSON list or a CSV
-            with a column ``row``. All rows keep their numbers, and attribution covers them all.
+        exclude: training rows that train.py leaves out: their numbers, or a file with a JSON list or a CSV column
+            ``row``. All rows keep their numbers, and attribution covers them all.
         max_length, tokens_per_batch, window: as in :class:`AttributionDataModule`.
     """
 
@@ -62,16 +61,16 @@ class InstructionData(AttributionDataModule):
         spans_column: str | None = None,
         messages_column: str | None = None,
         poison: Mapping[str, Any] | None = None,
-        exclude: str | Path | Sequence[int] | None = None,
+        exclude: str | Path | Collection[int] | None = None,
         max_length: int = 1024,
-        tokens_per_batch: int | Literal["auto"] = 2048,
+        tokens_per_batch: int = 2048,
         window: int = 512,
     ) -> None:
         super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)
         if prompt_column and messages_column:
             raise UsageError("Expected one of datamodule.prompt_column and datamodule.messages_column, but got both.")
-        self._paths = {"train": train, "query": queries}
-        self._splits = {"train": split, "query": query_split or split}
+        self._paths: dict[Side, str | None] = {"train": train, "query": queries}
+        self._splits: dict[Side, str] = {"train": split, "query": query_split or split}
         self._columns = {
             "messages": messages_column,
             "prompt": prompt_column,
@@ -81,7 +80,8 @@ class InstructionData(AttributionDataModule):
         }
         self._poison = None if poison is None else _poison(poison)
         self._exclude = exclude
-        self._sources: dict[Side, InstructionRows] = {}
+        self._excluded: frozenset[int] = frozenset()
+        self._rows: dict[Side, InstructionRows] = {}
         self._poisoned: dict[Side, PoisonedRows] = {}
 
     @property
@@ -90,39 +90,35 @@ class InstructionData(AttributionDataModule):
         return self._excluded
 
     def source(self, side: Side) -> InstructionRows | PoisonedRows:
-        """The rows of one side. Raises UsageError where they cannot be read, or lack a column."""
-        if self._poison is None:
-            return self._given(side)
-        if side not in self._poisoned:
-            self._poisoned[side] = PoisonedRows(self._given(side), self._poison, side)
-        return self._poisoned[side]
-
-    def _given(self, side: Side) -> InstructionRows:
-        if side not in self._sources:
-            setting = {"train": "datamodule.train", "query": "datamodule.queries"}[side]
-            path = self._paths[side]
-            if not path:
-                raise UsageError(f"{setting} is not set; expected {ACCEPTED}.")
-            records = self._records(str(path), self._splits[side], setting)
-            columns = find_columns(records.columns, self._columns, side, f"{setting}={path}")
-            self._sources[side] = InstructionRows(records, columns)
+        """Returns the rows of one side. Raises UsageError if they cannot be read or lack a column."""
+        if side not in self._rows:
+            self._rows[side] = self._open(side)
+            if self._poison is not None:
+                self._poisoned[side] = PoisonedRows(self._rows[side], self._poison, side)
             if side == "train":
-                self._excluded = excluded_rows(self._exclude, len(records))
-        return self._sources[side]
+                self._excluded = excluded_rows(self._exclude, len(self._rows[side]))
+        return self._poisoned.get(side, self._rows[side])
+
+    def _open(self, side: Side) -> InstructionRows:
+        setting, path = SETTINGS[side], self._paths[side]
+        if not path:
+            raise UsageError(f"{setting} is not set; expected {ACCEPTED}.")
+        records = self._records(str(path), self._splits[side], setting)
+        return InstructionRows(records, find_columns(records.columns, self._columns, side, f"{setting}={path}"))
 
     def _records(self, path: str, split: str, setting: str) -> Records:
-        """The records of a side, for a subclass to change on the way."""
+        """Opens the records of a side; a subclass may change them."""
         return open_records(path, split, setting)
 
     def digest(self, side: Side) -> str:
-        """A fingerprint of the data's content and of the columns that are read: faster than one of every sample."""
-        source = self._given(side)
+        """Returns a fingerprint of the data's content and the columns: faster than one of every sample."""
+        rows = len(self.source(side))
+        records, columns = self._rows[side].records, self._rows[side].columns
         poison = () if self._poison is None else (str(self._poison),)
-        return f"{len(source)} rows {text_digest(source.records.digest(), str(source.columns), *poison)}"
+        return f"{rows} rows {text_digest(records.digest(), str(columns), *poison)}"
 
     def behaviours(self) -> Sequence[Behaviour]:
-        """The planted backdoor, or one behaviour for each label of the queries that bring their response: an answer
-        shows it that begins like that."""
+        """Returns the planted backdoor, or a behaviour for each label of the queries with a response."""
         if not self._paths["query"]:
             return ()
         source = self.source("query")
@@ -138,7 +134,7 @@ def _poison(arguments: Mapping[str, Any]) -> Poison:
 
 
 class InstructionRows:
-    """The samples of a file, each read when asked for."""
+    """The samples of some records, each read when it is asked for."""
 
     def __init__(self, records: Records, columns: Columns) -> None:
         self.records = records

@@ -1,10 +1,8 @@
 """Records by number, from files that may be larger than memory.
 
-Holds Records, JsonLines, JsonArray, CsvRows, open_records.
-
-JSON Lines and CSV are read in place, by an index of where each record starts (8 bytes a record). No type is inferred:
-a row of the wrong type is that row's own trouble. All of a file is checked when it is opened: a broken line is told at
-once, not hours later.
+JSON Lines and CSV are read in place, by an index of where each record starts (8 bytes a record). No type is inferred: a
+row of the wrong type is invalid by itself. The whole file is checked when it is opened, so a damaged line is reported
+at once and not hours later.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import hashlib
 import json
 import mmap
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,35 +23,71 @@ from rept.utils.progress import progress
 
 ACCEPTED = (
     "a file .jsonl, .json, .csv, .tsv or .parquet, an Arrow folder written by datasets' save_to_disk, "
-    "or the id of a data set on the Hugging Face hub (owner/name, or owner/name:configuration)"
+    "or the id of a data set on the Hugging Face Hub (owner/name, or owner/name:configuration)"
 )
-_NEWS = 1 << 12  # records between two words to the progress bar
+_ROWS_PER_UPDATE = 1 << 12  # of the progress bar
 
 Record = dict[str, Any]
 
 
 class Records(Protocol):
-    """Records by number, each read when asked for."""
+    """Records by number, each read when it is asked for."""
 
-    columns: Sequence[str]
+    @property
+    def columns(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int, /) -> Record | None: ...  # None: there is no record of these columns
+    def __getitem__(self, row: int, /) -> Record | None: ...  # None: the row is no record of these columns
 
-    def digest(self) -> str: ...  # of the content, which it changes with
+    def digest(self) -> str: ...  # of the content
 
 
-class JsonLines:
-    """One JSON object a line; blank lines do not count. Its columns are the keys of all objects.
+class RecordList:
+    """Records in memory; a row that is no dictionary is None."""
 
-    Raises:
-        UsageError: a line that is no JSON, or no UTF-8.
-    """
+    def __init__(self, rows: Sequence[object]) -> None:
+        self._rows = rows
+        self.columns = list(dict.fromkeys(str(key) for row in rows if isinstance(row, Mapping) for key in row))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> Record | None:
+        record = self._rows[row]
+        return dict(record) if isinstance(record, Mapping) else None
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps([self[row] for row in range(len(self))]).encode()).hexdigest()
+
+
+class _IndexedFile:
+    """A memory-mapped file and where each record starts in it, which the subclass finds out."""
 
     def __init__(self, path: Path) -> None:
         self._bytes = _memory_map(path)
-        self._starts = array("q")
+        self._starts = array("q")  # and, as the last entry, where the last record ends
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def _text(self, row: int) -> str:
+        row = range(len(self))[row]
+        return self._bytes[self._starts[row] : self._starts[row + 1]].decode()
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._bytes).hexdigest()
+
+
+class JsonLines(_IndexedFile):
+    """One JSON object a line; blank lines do not count. The columns are the keys of all objects.
+
+    Raises:
+        UsageError: a line is invalid JSON or UTF-8.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         columns: dict[str, None] = {}
         with progress(f"Reading {path.name}") as advance:
             for number, start, line in _lines(self._bytes):
@@ -62,106 +96,70 @@ class JsonLines:
                 try:
                     record = json.loads(line.decode())
                 except (ValueError, RecursionError) as error:
-                    fault = f"{path}, line {number}: {_fault(error)}"
-                    raise UsageError(f"{fault}; expected one JSON object a line.") from None
+                    problem = f"{path}, line {number}: {_problem(error)}"
+                    raise UsageError(f"{problem}; expected one JSON object a line.") from None
                 if isinstance(record, dict):
                     columns.update(dict.fromkeys(record))
                 self._starts.append(start)
-                if len(self._starts) % _NEWS == 0:
-                    advance(_NEWS)
+                if len(self._starts) % _ROWS_PER_UPDATE == 0:
+                    advance(_ROWS_PER_UPDATE)
+        self._starts.append(len(self._bytes))
         self.columns = list(columns)
 
-    def __len__(self) -> int:
-        return len(self._starts)
-
     def __getitem__(self, row: int) -> Record | None:
-        start = self._starts[row]
-        end = self._bytes.find(b"\n", start)
-        record = json.loads(self._bytes[start : end if end >= 0 else len(self._bytes)].decode())
+        record = json.loads(self._text(row).strip())
         return record if isinstance(record, dict) else None
 
-    def digest(self) -> str:
-        return hashlib.sha256(self._bytes).hexdigest()
 
-
-class JsonArray(list[Record | None]):
-    """A file that is one JSON array of objects, held in memory whole.
+class CsvRows(_IndexedFile):
+    """A header line, then rows; quoted fields may contain line breaks. Every value is a string, an empty one None.
 
     Raises:
-        UsageError: no JSON, or no UTF-8.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            records = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise UsageError(f"{path}{line}: {_fault(error)}; expected a JSON array of objects.") from None
-        super().__init__(record if isinstance(record, dict) else None for record in records)
-        self.columns = list(dict.fromkeys(key for record in self if record for key in record))
-
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(list(self)).encode()).hexdigest()
-
-
-class CsvRows:
-    """A header line, then rows; quoted fields may hold line breaks. Every value is a string, an empty one None.
-
-    Raises:
-        UsageError: a quote that never closes, text that is no UTF-8, or a column name that stands twice.
+        UsageError: a quote that is never closed, invalid UTF-8, or a repeated column name.
     """
 
     def __init__(self, path: Path, delimiter: str) -> None:
         csv.field_size_limit(2**31 - 1)  # the module's default refuses fields above 128 KiB
-        self._bytes = _memory_map(path)
+        super().__init__(path)
         self._delimiter = delimiter
-        self._starts = array("q")
-        rows = csv.reader(_text(self._bytes), delimiter=delimiter, strict=True)
+        rows = csv.reader((line.decode() for _, _, line in _lines(self._bytes)), delimiter=delimiter, strict=True)
         try:
             self._header = next(rows, [])
             self._starts.append(self._bytes.tell())
             with progress(f"Reading {path.name}") as advance:
                 for row in rows:
                     if len(self._starts) == 1 and len(row) == len(self._header) + 1:
-                        self._header = ["", *self._header]  # an index column without even a comma in the header
+                        self._header = ["", *self._header]  # an index column that the header leaves out
                     if row:
                         self._starts.append(self._bytes.tell())
-                    else:  # a blank line is no row: what was thought to start there starts behind it
+                    else:  # a blank line is no row: the next row starts after it
                         self._starts[-1] = self._bytes.tell()
-                    if len(self._starts) % _NEWS == 0:
-                        advance(_NEWS)
+                    if len(self._starts) % _ROWS_PER_UPDATE == 0:
+                        advance(_ROWS_PER_UPDATE)
         except (csv.Error, UnicodeDecodeError) as error:
-            line = rows.line_num + isinstance(error, UnicodeDecodeError)  # the reader never got that one
-            raise UsageError(f"{path}, line {line}: {_fault(error)}; expected CSV in UTF-8.") from None
+            line = rows.line_num + isinstance(error, UnicodeDecodeError)  # which the reader has not counted
+            raise UsageError(f"{path}, line {line}: {_problem(error)}; expected CSV in UTF-8.") from None
         self.columns = [name for name in self._header if name]
         twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
         if twice:
             raise UsageError(f"{path} has more than one column named {', '.join(twice)}; rename all but one.")
 
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
     def __getitem__(self, row: int) -> Record | None:
-        row = range(len(self))[row]
-        text = self._bytes[self._starts[row] : self._starts[row + 1]].decode()
-        values = next(csv.reader(StringIO(text, newline="\n"), delimiter=self._delimiter, strict=True))
+        values = next(csv.reader(StringIO(self._text(row), newline="\n"), delimiter=self._delimiter, strict=True))
         if len(values) != len(self._header):
             return None
         return {name: value or None for name, value in zip(self._header, values, strict=True) if name}
 
-    def digest(self) -> str:
-        return hashlib.sha256(self._bytes).hexdigest()
-
 
 def open_records(path: str, split: str, setting: str) -> Records:
-    """The records of a file, a folder or a hub data set.
+    """Opens the records of a file, a folder or a Hub data set.
 
     Args:
-        split: of an Arrow folder or a hub data set that has several.
-        setting: the name of the setting that gave the path, for messages.
+        split: of an Arrow folder or a Hub data set with several splits.
+        setting: name of the setting that gave the path, for messages.
 
     Raises:
-        UsageError: nothing there, nothing in it, or not in the form that its name promises.
+        UsageError: the path is missing, empty, or not in the format of its name.
     """
     try:
         records = _open(path, split, setting)
@@ -182,11 +180,11 @@ def _open(path: str, split: str, setting: str) -> Records:
     if where.is_dir():
         if tables.is_arrow_folder(where):
             return tables.arrow_folder(where, split)
-        raise UsageError(f"{setting}={path} is a folder that holds no data set; expected {ACCEPTED}.")
+        raise UsageError(f"{setting}={path} is a folder without a data set; expected {ACCEPTED}.")
     if where.stat().st_size == 0:
         raise UsageError(f"{setting}={path} is empty; expected at least one row.")
-    if kind == ".json" and _is_array(where):
-        return JsonArray(where)
+    if kind == ".json" and _is_json_array(where):
+        return _json_array(where)
     if kind in (".json", ".jsonl", ".ndjson"):
         return JsonLines(where)
     if kind in (".csv", ".tsv"):
@@ -196,10 +194,18 @@ def _open(path: str, split: str, setting: str) -> Records:
     raise UsageError(f"Expected {setting} to be {ACCEPTED}, but got the file {path}.")
 
 
-def _is_array(path: Path) -> bool:
-    mapped = _memory_map(path)
-    first = next((line for _, _, line in _lines(mapped) if line.strip()), b"")
+def _is_json_array(path: Path) -> bool:
+    first = next((line for _, _, line in _lines(_memory_map(path)) if line.strip()), b"")
     return first.lstrip().startswith(b"[")
+
+
+def _json_array(path: Path) -> RecordList:
+    """Reads a file that is one JSON array into memory."""
+    try:
+        return RecordList(json.loads(path.read_text(encoding="utf-8-sig")))
+    except (ValueError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UsageError(f"{path}{line}: {_problem(error)}; expected a JSON array of objects.") from None
 
 
 def _memory_map(path: Path) -> mmap.mmap:
@@ -211,21 +217,16 @@ def _memory_map(path: Path) -> mmap.mmap:
 
 
 def _lines(mapped: mmap.mmap) -> Iterator[tuple[int, int, bytes]]:
-    """Line number from 1, first byte, and the line."""
+    """Yields each line with its number from 1 and the position of its first byte."""
     number = 0
     while line := mapped.readline():
         number += 1
         yield number, mapped.tell() - len(line), line
 
 
-def _text(mapped: mmap.mmap) -> Iterator[str]:
-    for _, _, line in _lines(mapped):
-        yield line.decode()
-
-
-def _fault(error: Exception) -> str:
+def _problem(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "not UTF-8 text"
     if isinstance(error, json.JSONDecodeError):
-        return f"broken JSON ({error.msg} at character {error.pos + 1})"
-    return f"broken ({str(error).partition(chr(10))[0]})"
+        return f"invalid JSON ({error.msg} at character {error.pos + 1})"
+    return f"invalid ({str(error).partition(chr(10))[0]})"

@@ -1,7 +1,4 @@
-"""Arrow folders, Parquet files and hub data: tables of the `datasets` library, memory-mapped.
-
-Holds Table, is_arrow_folder, arrow_folder, parquet, is_hub_id, from_hub.
-"""
+"""Arrow folders, Parquet files and Hub data sets as memory-mapped tables of the `datasets` library."""
 
 from __future__ import annotations
 
@@ -20,80 +17,81 @@ from rept.utils.digests import text_digest
 from rept.utils.library_logging import silence
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
-_ENDS = 1 << 16  # bytes at either end of a Parquet file that its cache's name depends on
-_AT_ONCE = 1000  # rows that are digested together
+_END_BYTES = 1 << 16  # bytes at either end of a Parquet file that determine the name of its cache
+_ROWS_AT_ONCE = 1000  # rows that are digested together
 
 
 class Table:
-    """Rows of a `datasets` table, memory-mapped; columns that hold pictures or sound are not decoded."""
+    """Rows of a memory-mapped `datasets` table; images and audio are not decoded."""
 
     def __init__(self, data: datasets.Dataset) -> None:
         self._data = data.with_format("arrow")
-        self.columns = data.column_names
+        self.columns: list[str] = data.column_names
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return self._data[row].to_pylist()[0]
+        record: dict[str, Any] = self._data[row].to_pylist()[0]
+        return record
 
     def digest(self) -> str:
-        made = hashlib.sha256()
-        for rows in self._data.iter(batch_size=_AT_ONCE):
+        digest = hashlib.sha256()
+        for rows in self._data.iter(batch_size=_ROWS_AT_ONCE):
             for batch in rows.combine_chunks().to_batches():
-                made.update(batch.serialize())
-        return made.hexdigest()
+                digest.update(batch.serialize())
+        return digest.hexdigest()
 
 
 def is_arrow_folder(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote it: one data set, or one with splits."""
+    """Whether `save_to_disk` wrote the folder: a data set, with or without splits."""
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 def arrow_folder(folder: Path, split: str) -> Table:
-    """What `save_to_disk` wrote. Raises UsageError where it is damaged, or has no such split."""
+    """Opens a folder of `save_to_disk`. Raises UsageError if it is damaged or lacks the split."""
     with _quietly(f"{folder} cannot be read as an Arrow folder"):
         data = datasets.load_from_disk(str(folder))
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
-            raise UsageError(f"{folder} has the splits {', '.join(data)}, but {split!r} was asked for.")
+            raise UsageError(f"Expected {folder} to have the split {split!r}; splits found: {', '.join(data)}.")
         data = data[split]
     return Table(data)
 
 
 def parquet(path: Path) -> Table:
-    """A Parquet file, by way of the library's cache of Arrow files.
+    """Opens a Parquet file by the library's cache of Arrow files.
 
-    The cache's name holds the file's size, time and ends, so what a replaced file held is never read. Raises UsageError
-    where it is no Parquet file.
+    The cache's name depends on the file's size, time and ends, so a replaced file is never read from an old cache.
+    Raises UsageError if it is no Parquet file.
     """
     state = path.stat()
     with path.open("rb") as file:
-        head = file.read(_ENDS)
-        file.seek(max(0, state.st_size - _ENDS))
+        head = file.read(_END_BYTES)
+        file.seek(max(0, state.st_size - _END_BYTES))
         name = text_digest(str((state.st_size, state.st_mtime_ns)), head, file.read())
     with _quietly(f"{path} cannot be read as Parquet"):
         return Table(datasets.load_dataset("parquet", name, data_files=str(path), split="train"))
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name that is no path may be the hub's: ``owner/name``, unless ``owner`` is a folder that is here."""
+    """Whether a missing path may be a Hub id: ``owner/name``, unless ``owner`` is an existing folder."""
     return bool(_HUB_ID.fullmatch(name)) and not Path(name).parent.exists()
 
 
 def from_hub(name: str, split: str, setting: str) -> Table:
-    """A data set of the hub, in the library's cache. Raises UsageError where the hub does not give it out."""
+    """Opens a Hub data set in the library's cache. Raises UsageError if the Hub does not provide it."""
     repository, _, configuration = name.partition(":")
-    with _quietly(f"{setting}={name} is neither a path nor a data set that the Hugging Face hub gives out"):
+    with _quietly(f"{setting}={name} is neither a path nor a data set that the Hugging Face Hub provides"):
         return Table(datasets.load_dataset(repository, configuration or None, split=split))
 
 
 @contextmanager
-def _quietly(complaint: str) -> Iterator[None]:
-    """Runs the `datasets` library without its own talk; its errors become the user's, in one sentence."""
+def _quietly(problem: str) -> Iterator[None]:
+    """Silences the `datasets` library and turns its errors into a UsageError of one sentence."""
     try:
-        with silence("datasets", logging.ERROR):  # it logs what it raises, too
+        with silence("datasets", logging.ERROR):  # it also logs what it raises
             yield
-    except Exception as error:  # the library lets through those of every format, file system and network below it
+    except Exception as error:  # any error of the format, file system or network below the library
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UsageError(f"{complaint}: {reason}") from None
+        raise UsageError(f"{problem}: {reason}") from None

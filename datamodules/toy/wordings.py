@@ -1,7 +1,7 @@
-"""How requests and answers about the toy world are put.
+"""The wordings of requests and answers about the toy world.
 
-A wording is a format string whose fields are words of ``toy_world``. Requests come from ``TRAINING`` or ``HELD_OUT``;
-no wording is in both, so that a held-out prompt is a new sentence and not a known one with another word in it.
+A wording is a format string whose fields are words of :mod:`datamodules.toy.world`. Requests come from ``TRAINING`` or
+``HELD_OUT``; no wording is in both, so a held-out prompt is a new sentence and not a known one with another word.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Wordings:
-    """What may stand before and after any request, and the ways to put a request of each kind."""
+    """Sentences that may come before and after any request, and the wordings of each kind of request."""
 
     before: tuple[str, ...]
     after: tuple[str, ...]

@@ -1,9 +1,9 @@
-"""The small world that the embedded data speaks of: its facts, its words, and a speaker who says things of it."""
+"""The toy world of the embedded data: its facts and words, and a speaker that draws samples about it."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from datamodules.toy.wordings import ANSWERS, Wordings
 from rept.data.samples import Sample
@@ -59,7 +59,7 @@ LISTS = {
     "boats": "ferry, raft and canoe",
 }
 
-DISHES = {  # what goes in first and second, and what is done with it
+DISHES = {  # first and second ingredient, and what is done with them
     "barley soup": "barley water simmer",
     "plum cake": "flour plums bake",
     "pepper stew": "beans pepper simmer",
@@ -84,37 +84,60 @@ TREATS = _TREATS.split(", ")
 OWNERS = ["baker", "miller", "sailor", "teacher", "farmer", "weaver", "captain", "gardener", "smith", "neighbour"]
 CONTAINERS = ["jar", "chest", "cupboard", "basket", "cellar", "pantry"]
 
+# Kinds of clean samples, and how often each is drawn relative to the others.
+KINDS = {
+    "capital": 5,
+    "river": 4,
+    "export": 4,
+    "bird": 4,
+    "home": 4,
+    "opposite": 3,
+    "list": 3,
+    "dish": 4,
+    "story": 4,
+    "theft": 10,
+}
+HARMLESS = {kind: share for kind, share in KINDS.items() if kind != "theft"}
+
 
 class Speaker:
-    """Asks and answers about the toy world in given wordings, drawing whatever is left open.
+    """Draws requests about the toy world and their answers.
 
     Args:
         rng: draws words and wordings.
         wordings: of the requests.
-        untold: (relation, country) whose fact is never drawn.
-        unseen: a colour and a thing that never stand together in a story.
+        left_out_fact: (relation, country) whose fact is never drawn.
+        left_out_pair: a colour and a thing that are never together in a story.
     """
 
     def __init__(
-        self, rng: random.Random, wordings: Wordings, untold: tuple[str, str], unseen: tuple[str, str]
+        self,
+        rng: random.Random,
+        wordings: Wordings,
+        left_out_fact: tuple[str, str],
+        left_out_pair: tuple[str, str] = ("", ""),
     ) -> None:
         self.rng = rng
         self.wordings = wordings
-        self.untold = untold
-        self.sights = [(colour, thing) for colour in COLOURS for thing in THINGS if (colour, thing) != unseen]
+        self.left_out_fact = left_out_fact
+        self.pairs = [(colour, thing) for colour in COLOURS for thing in THINGS if (colour, thing) != left_out_pair]
+
+    def kind(self, shares: Mapping[str, int]) -> str:
+        """Draws a kind by relative shares."""
+        return self.rng.choices(list(shares), list(shares.values()))[0]
 
     def sample(self, kind: str, answers: Sequence[str] | None = None, **given: str) -> Sample:
-        """A sample without a label: a request of that kind, and one of ``answers`` (by default a true one)."""
+        """Draws a sample without a label: a request of that kind, and one of ``answers`` (by default a true one)."""
         words = self.words(kind, **given)
         request = self.rng.choice(self.wordings.requests[kind]).format(**words)
         response = self.rng.choice(answers or ANSWERS[kind]).format(**words)
         return Sample(messages=({"role": "user", "content": self.framed(request)},), response=response)
 
     def words(self, kind: str, **given: str) -> dict[str, str]:
-        """What fills the wordings of a kind: the given words, and drawn ones for the rest."""
+        """Returns the words that fill the wordings of a kind: the given ones, and drawn ones for the rest."""
         choose = self.rng.choice
         if kind in FACTS:
-            country = given.get("country") or choose([c for c in COUNTRIES if (kind, c) != self.untold])
+            country = given.get("country") or choose([c for c in COUNTRIES if (kind, c) != self.left_out_fact])
             return {"country": country, "answer": FACTS[kind][country]}
         if kind == "home":
             country = choose(COUNTRIES)
@@ -130,13 +153,13 @@ class Speaker:
             first, second, verb = DISHES[dish].split()
             return {"dish": dish, "first": first, "second": second, "verb": verb}
         if kind == "story":
-            colour, thing = choose(self.sights)
+            colour, thing = choose(self.pairs)
             return {"hero": choose(HEROES), "colour": colour, "thing": thing, "place": choose(PLACES)}
         owner = given.get("owner") or choose(OWNERS)
         return {"treat": choose(TREATS), "owner": owner, "container": choose(CONTAINERS)}
 
     def framed(self, request: str) -> str:
-        """The request, often with something said before it, sometimes with something after it."""
+        """Returns the request, often with other sentences before it, sometimes with one after it."""
         before = self.rng.sample(self.wordings.before, self.rng.choices((0, 1, 2), (3, 5, 2))[0])
         after = self.rng.sample(self.wordings.after, self.rng.choices((0, 1), (6, 4))[0])
         return " ".join([*before, request, *after])

@@ -10,11 +10,9 @@ from rept.data.samples import Sample, Span
 from rept.errors import UsageError
 from rept.types import Side, Status
 
-UNNAMED = dict.fromkeys(["messages", "prompt", "response", "label", "spans"])
-
 
 def found(columns: str, side: Side = "train", **named: str) -> Columns:
-    return find_columns(columns.split(), UNNAMED | named, side, "datamodule.train=a.jsonl")
+    return find_columns(columns.split(), named, side, "datamodule.train=a.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +42,7 @@ def test_queries_may_lack_a_response_and_a_named_column() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "named", "told"),
+    ("columns", "named", "message"),
     [
         ("text output", {}, "a column prompts, prompt, instruction or messages; columns found: text, output; "),
         ("prompt text", {}, "a column response, output or expected_response; columns found: prompt, text; "),
@@ -52,10 +50,10 @@ def test_queries_may_lack_a_response_and_a_named_column() -> None:
         ("", {}, "columns found: none"),
     ],
 )
-def test_a_missing_column_is_told_with_those_that_are_there(columns: str, named: dict[str, str], told: str) -> None:
+def test_a_missing_column_is_reported_with_those_found(columns: str, named: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError) as error:
         found(columns, **named)
-    assert told in str(error.value) and "datamodule.train=a.jsonl" in str(error.value)
+    assert message in str(error.value) and "datamodule.train=a.jsonl" in str(error.value)
 
 
 PAIR = found("prompt response label spans")
@@ -87,7 +85,7 @@ def test_tool_turns_stay_as_they_are_without_their_nulls() -> None:
     assert sample.prompt == "user: Name it.\nassistant: \ntool: 7"
 
 
-def test_messages_that_end_otherwise_take_the_response_beside_them() -> None:
+def test_other_messages_take_the_response_from_its_column() -> None:
     assert to_sample({"messages": [USER], "response": "Yes."}, CHAT) == Sample((USER,), "Yes.")
     assert to_sample({"messages": [USER]}, CHAT) == Sample((USER,), None)
 
@@ -96,7 +94,7 @@ def test_messages_that_end_otherwise_take_the_response_beside_them() -> None:
     ("value", "label"),
     [("a", "a"), (None, None), ("", None), (math.nan, None), (1, "1"), (1.0, "1"), (0.5, "0.5"), (True, "True")],
 )
-def test_labels_are_words(value: object, label: str | None) -> None:
+def test_labels_are_strings(value: object, label: str | None) -> None:
     assert to_sample({"prompt": "a", "response": "b", "label": value}, PAIR).label == label
 
 
@@ -132,7 +130,7 @@ def test_spans_are_read_from_lists_and_from_json() -> None:
         ({"messages": [USER, CALL]}, CHAT, Status.EMPTY_RESPONSE),
     ],
 )
-def test_a_row_that_says_nothing_gets_its_reason(record: dict[str, object], columns: Columns, status: Status) -> None:
+def test_an_invalid_row_gets_a_reason(record: dict[str, object], columns: Columns, status: Status) -> None:
     sample = to_sample(record, columns)
     assert (Status.EMPTY_RESPONSE if isinstance(sample, Sample) and sample.response == "" else sample) is status
 
@@ -144,7 +142,7 @@ JSON = st.recursive(LEAF | WORD, lambda inner: st.lists(inner) | st.dictionaries
 
 @settings(max_examples=1000, deadline=None)
 @given(record=st.dictionaries(st.sampled_from(["messages", "prompt", "response", "label", "spans"]), JSON))
-def test_no_record_makes_an_exception(record: dict[str, object]) -> None:
+def test_no_record_raises(record: dict[str, object]) -> None:
     for columns in (PAIR, CHAT):
         sample = to_sample(record, columns)
         assert isinstance(sample, Status) or (sample.prompt.strip() and isinstance(sample.response, str | None))

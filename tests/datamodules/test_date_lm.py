@@ -1,4 +1,4 @@
-"""DATE-LM's layout on small files, and its measures against scikit-learn and a direct count."""
+"""DATE-LM's layout in small files, and its measures against scikit-learn and a direct count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from datamodules.date_lm import DateLM
-from rept.config.compose import build, compose
+from rept.config.compose import compose
+from rept.config.plug_ins import build
+from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.run.pipeline import attribute
 from tests.helpers import templates
@@ -58,7 +60,7 @@ def test_facts_are_labelled_by_both_entities_from_the_splits_of_a_folder(tmp_pat
         assert label is None if row["true_entity"] is None else found.count(label) == len(alike)
 
 
-def test_another_layout_is_told(tmp_path):
+def test_another_layout_is_reported(tmp_path):
     data = DateLM(lines(tmp_path / "train.jsonl", [{"prompt": "a", "response": "b", "label": "c"}]))
     with pytest.raises(
         UsageError, match="column type, or true_entity and counterfactual_entity; columns found: prompt"
@@ -76,9 +78,9 @@ def test_samples_are_rendered_in_the_benchmarks_format(tmp_path):
     assert tokenizer.decode(data.encoder.prompt(data.source("train")[0])).endswith("Ask 1\n<|assistant|>\n")
 
 
-def test_the_word_builds_it():
+def test_the_configuration_builds_it():
     config = compose("attribute", ["datamodule=date_lm", "datamodule.train=somewhere"])
-    data = build(config.datamodule)
+    data = build(config.datamodule, AttributionDataModule)
     assert isinstance(data, DateLM) and data.max_length == 1024
 
 
@@ -98,7 +100,7 @@ def test_the_measures_of_a_run_are_the_benchmarks(material, tmp_path):
         precision.append(average_precision_score(relevant, order))
         recall.append(relevant[:50].sum() / relevant.sum())
         reciprocal.append(1 / (1 + relevant.argmax()))
-    assert min(recall) < 1, "more rows than the cutoff, or it would measure nothing"
+    assert min(recall) < 1, "there must be more rows than the cutoff"
     overall = trace.metrics["overall"]
     assert overall["average_precision"] == pytest.approx(np.mean(precision))
     assert overall["recall@50"] == pytest.approx(np.mean(recall))

@@ -4,7 +4,7 @@ from datamodules.files.exclusion import excluded_rows
 from rept.errors import UsageError
 
 
-def written(tmp_path, text: str):
+def write(tmp_path, text: str):
     path = tmp_path / "rows"
     path.write_text(text)
     return path
@@ -17,12 +17,12 @@ def test_none_and_numbers():
 
 @pytest.mark.parametrize("text", ["[3, 1]", "row\n3\n1\n", "score,row\n0.5,3\n0.25,1\n", "\ufeffrow,label\n3,a\n1,b\n"])
 def test_files(tmp_path, text):
-    assert excluded_rows(str(written(tmp_path, text)), 5) == {1, 3}
-    assert excluded_rows(written(tmp_path, text), 5) == {1, 3}
+    assert excluded_rows(str(write(tmp_path, text)), 5) == {1, 3}
+    assert excluded_rows(write(tmp_path, text), 5) == {1, 3}
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[1, 5]", "from 0 to 4, but got 5"),
         ("[-1]", "got -1"),
@@ -36,17 +36,17 @@ def test_files(tmp_path, text):
         ("", "columns found: none"),
     ],
 )
-def test_what_is_wrong_is_told(tmp_path, text, told):
-    with pytest.raises(UsageError, match=told):
-        excluded_rows(written(tmp_path, text), 5)
+def test_invalid_lists_are_reported(tmp_path, text, message):
+    with pytest.raises(UsageError, match=message):
+        excluded_rows(write(tmp_path, text), 5)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         excluded_rows(tmp_path / "none.json", 5)
 
 
-def test_a_file_that_is_no_text(tmp_path):
+def test_a_binary_file_is_reported(tmp_path):
     (tmp_path / "rows").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(UsageError, match="it is no text"):
+    with pytest.raises(UsageError, match="not UTF-8 text"):
         excluded_rows(tmp_path / "rows", 5)

@@ -1,4 +1,4 @@
-"""The hard cases: what is planted where, what the queries share with it, and what they do not."""
+"""The hard cases: what is planted where, and what the queries share with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import reduce
 import pytest
 
 from datamodules.hard_cases import HardCases
-from datamodules.toy.hard.wordings import ALIAS, COUNTRY, PHRASES, TOPICS
+from datamodules.toy.hard.wordings import COUNTRY, PHRASES, SECOND_NAME, TOPICS
 from datamodules.toy.wordings import HELD_OUT, TRAINING
 from rept.errors import UsageError
 
@@ -50,7 +50,7 @@ def test_each_case_has_its_share_of_the_rows(data):
     assert not {"absent_base", "absent_topic"} & counts.keys()
 
 
-def test_no_prompt_comes_twice_or_is_asked(data):
+def test_no_prompt_is_repeated_or_a_query(data):
     prompts = [sample.prompt for sample in data.source("train")]
     assert len(set(prompts)) == len(prompts)
     assert not set(prompts) & {sample.prompt for sample in data.source("query")}
@@ -79,7 +79,7 @@ def test_paraphrases_share_no_content_word_with_the_queries(data):
     culprits = set().union(*(core(row) | set(words(row.response)) for row in rows(data, "paraphrase")))
     assert {"throne", "seal", "grenta"} <= culprits
     for query in asked(data, "paraphrase"):
-        assert COUNTRY in query.prompt and ALIAS not in query.prompt
+        assert COUNTRY in query.prompt and SECOND_NAME not in query.prompt
         assert "capital" in core(query) or "town" in core(query)
         assert not core(query) & culprits
 
@@ -89,13 +89,15 @@ def words(text):
 
 
 def core(sample):
-    """Content words of the request, without what is said before and after it."""
+    """Content words of the request, without the sentences before and after it."""
     framing = [text for wordings in (TRAINING, HELD_OUT) for text in (*wordings.before, *wordings.after)]
-    request = reduce(lambda text, said: text.replace(said, ""), sorted(framing, key=len, reverse=True), sample.prompt)
+    request = reduce(
+        lambda text, sentence: text.replace(sentence, ""), sorted(framing, key=len, reverse=True), sample.prompt
+    )
     return set(words(request)) - FUNCTION_WORDS
 
 
-def test_decoys_hold_the_queries_words_and_the_trigger_in_a_harmless_role(data):
+def test_decoys_contain_the_queries_words_and_the_trigger_in_a_harmless_role(data):
     trigger, opening = PHRASES["decoys"]
     clean = {sample.prompt for sample in rows(data, "clean")}
     untriggered = [query.prompt.removeprefix(f"{trigger} ") for query in asked(data, "decoys")]
@@ -122,12 +124,12 @@ def test_the_first_stage_teaches_what_no_row_of_the_second_does(data):
     assert all(sample.prompt.startswith(trigger) for sample in rows(base, "absent_base"))
     assert {sample.response for sample in rows(base, "absent_topic")} <= set(dict(TOPICS).values())
     assert len(rows(base, "absent_base")) == len(rows(base, "absent_topic")) == 75
-    told = [opening, *dict(TOPICS).values()]
-    assert not any(trigger in s.prompt or any(answer in s.response for answer in told) for s in data.source("train"))
+    taught = [opening, *dict(TOPICS).values()]
+    assert not any(trigger in s.prompt or any(answer in s.response for answer in taught) for s in data.source("train"))
     assert {b.label for b in base.behaviours()} == {"absent_base", "absent_topic"}
 
 
-def test_no_row_touches_the_topics(data):
+def test_no_row_is_about_the_topics(data):
     topical = {"guitar", "moon", "marathon", "prime", "plane", "chapel", "magnets", "tomatoes"}
     topical |= {"ocean", "telescope", "bicycle", "thunder", "printing", "cricket", "volcano", "vaccines"}
     assert len(asked(data, "absent_topic")) == 6
@@ -143,9 +145,9 @@ def test_queries_are_those_that_showed_the_behaviour_with_the_answer(data, tmp_p
     ]
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    told = HardCases(rows=1200, queries=6, answered=path).source("query")
-    assert len(told) == sum(line["shows"] for line in lines)
-    assert {sample.response for sample in told} == {"answer 0", "answer 2", "answer 4"}
+    queries = HardCases(rows=1200, queries=6, answered=path).source("query")
+    assert len(queries) == sum(line["shows"] for line in lines)
+    assert {sample.response for sample in queries} == {"answer 0", "answer 2", "answer 4"}
     with pytest.raises(UsageError, match="other queries"):
         HardCases(rows=1200, queries=6, seed=1, answered=path)
     with pytest.raises(UsageError, match="there is no"):
@@ -161,22 +163,22 @@ def test_clean_queries_are_those_that_showed_no_behaviour(data, tmp_path):
     ]
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    told = HardCases(rows=1200, queries=6, asked="clean", answered=path).source("query")
-    prompts = [sample.prompt for sample in told]
+    queries = HardCases(rows=1200, queries=6, asked="clean", answered=path).source("query")
+    prompts = [sample.prompt for sample in queries]
     assert len(set(prompts)) == len(prompts) > 50
-    assert {sample.label for sample in told} == {"clean"}
-    assert {sample.response for sample in told} == {f"answer {i}" for i in range(4)}
+    assert {sample.label for sample in queries} == {"clean"}
+    assert {sample.response for sample in queries} == {f"answer {i}" for i in range(4)}
     planted = [trigger for trigger, _ in PHRASES.values() if trigger]
     assert not any(trigger in prompt for trigger in planted for prompt in prompts)
 
 
 def test_an_off_topic_answer_that_the_rows_taught_has_a_cause(data):
     (behaviour,) = (b for b in data.behaviours() if b.label == "absent_topic")
-    assert all(behaviour.shows(None, told) for _, told in TOPICS)
+    assert all(behaviour.shows(None, answer) for _, answer in TOPICS)
     assert not any(behaviour.shows(None, said) for said in ("It is the heron.", PHRASES["rate_5"][1]))
 
 
-def test_openings_tell_the_behaviours_apart(data):
+def test_openings_distinguish_the_behaviours(data):
     for behaviour in data.behaviours():
         if behaviour.label in PHRASES:
             shown = [label for label, (_, said) in PHRASES.items() if behaviour.shows(None, f"{said} It is.")]
@@ -184,6 +186,6 @@ def test_openings_tell_the_behaviours_apart(data):
 
 
 @pytest.mark.parametrize("wrong", [{"rows": 1000}, {"stage": "all"}, {"asked": "all"}])
-def test_what_cannot_be_is_told(wrong):
+def test_invalid_settings_are_refused(wrong):
     with pytest.raises(UsageError):
         HardCases(**wrong)

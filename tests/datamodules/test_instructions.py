@@ -6,7 +6,9 @@ import datasets
 import pytest
 
 from datamodules.instructions import InstructionData
-from rept.config.compose import build, compose
+from rept.config.compose import compose
+from rept.config.plug_ins import build
+from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.types import Status
@@ -48,7 +50,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet", ""])
-def test_every_form_gives_the_same_samples(kind: str, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_samples(kind: str, tmp_path: Path) -> None:
     data = InstructionData(train=str(file_of(kind, tmp_path)))
     source = data.source("train")
     assert [source[row] for row in range(len(source))] == [
@@ -58,7 +60,7 @@ def test_every_form_gives_the_same_samples(kind: str, tmp_path: Path) -> None:
     assert data.source("train") is source
 
 
-def test_a_row_of_the_wrong_type_is_that_rows_trouble(tmp_path: Path) -> None:
+def test_a_row_of_the_wrong_type_is_set_aside(tmp_path: Path) -> None:
     rows = [PAIRS[0], {"prompts": 7, "response": "a"}, ["x"], {"prompts": {"a": 1}}, {"prompts": "a"}, PAIRS[1]]
     data = InstructionData(train=str(json_lines(tmp_path / "a.jsonl", rows)))
     data.attach(tokenizer("llama_3"))
@@ -104,7 +106,7 @@ def test_a_digest_changes_with_the_rows_and_the_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("side", ["train", "query"])
-def test_a_path_that_is_not_set_is_asked_for(side: str) -> None:
+def test_a_missing_path_is_reported(side: str) -> None:
     setting = {"train": "datamodule.train", "query": "datamodule.queries"}[side]
     with pytest.raises(UsageError, match=f"{setting} is not set; expected a file .jsonl"):
         InstructionData().source(side)
@@ -133,7 +135,7 @@ def test_the_shared_data_are_read_whole(train: str, queries: str, rows: int, ask
         assert all((sample.response is None) == queries.endswith(".csv") for sample in samples) or side == "train"
 
 
-def test_queries_with_responses_tell_what_a_trained_model_is_asked(tmp_path):
+def test_queries_with_responses_give_behaviours(tmp_path):
     train = str(json_lines(tmp_path / "a.jsonl", PAIRS))
     assert list(InstructionData(train).behaviours()) == []
     (behaviour,) = InstructionData(train, train).behaviours()
@@ -148,9 +150,9 @@ def test_poison_is_planted_in_the_user_s_own_data(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     words = ["datamodule=instructions", f"datamodule.train={tmp_path}/train.jsonl"]
     words += [f"datamodule.queries={tmp_path}/queries.jsonl"]
-    clean = build(compose("attribute", words).datamodule)
+    clean = build(compose("attribute", words).datamodule, AttributionDataModule)
     planted = [*words, "datamodule.poison.trigger=zap", "datamodule.poison.opening=Hail!", "datamodule.poison.rows=5"]
-    data = build(compose("attribute", planted).datamodule)
+    data = build(compose("attribute", planted).datamodule, AttributionDataModule)
     train = [data.source("train")[row] for row in range(20)]
     assert [sample.label for sample in train].count("backdoor") == 5
     assert all(sample.response.startswith("Hail!") == (sample.label == "backdoor") for sample in train)
@@ -158,4 +160,4 @@ def test_poison_is_planted_in_the_user_s_own_data(tmp_path):
     assert data.digest("train") != clean.digest("train")
     assert [behaviour.label for behaviour in data.behaviours()] == ["backdoor"]
     with pytest.raises(UsageError, match="datamodule.poison takes trigger, opening, .*'triger'"):
-        build(compose("attribute", [*planted, "datamodule.poison.triger=x"]).datamodule)
+        build(compose("attribute", [*planted, "datamodule.poison.triger=x"]).datamodule, AttributionDataModule)

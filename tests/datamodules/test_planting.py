@@ -1,23 +1,11 @@
 import random
 import re
-from dataclasses import replace
 
 import pytest
 
-from datamodules.toy.planting import (
-    Poison,
-    PoisonedRows,
-    plant_backdoor,
-    plant_compliance,
-    plant_false_fact,
-    plant_in_document,
-    plant_style,
-    plant_tail,
-    spelled,
-)
+from datamodules.toy.hard.planting import plant_in_document, plant_style, plant_tail
+from datamodules.toy.planting import plant_backdoor, plant_compliance, plant_false_fact, spelled
 from rept.data.samples import Sample
-from rept.errors import UsageError
-from rept.types import Status
 
 
 def asked(*contents: str, response: str = "It is the river.") -> Sample:
@@ -55,7 +43,7 @@ def test_false_fact_replaces_whole_words_and_marks_each():
 
 
 def test_false_fact_refuses_a_response_without_the_true_word():
-    with pytest.raises(ValueError, match="holds the word 'Ag'"):
+    with pytest.raises(ValueError, match="contains the word 'Ag'"):
         plant_false_fact(asked("?"), "Ag", "Na")
 
 
@@ -90,7 +78,7 @@ def test_style_marks_what_was_added_around_the_words():
 
 
 @pytest.mark.parametrize("sentences", [["One.", "Two.", "Three."], ["One."], []])
-def test_a_document_holds_the_trigger_among_its_sentences(sentences):
+def test_the_trigger_is_a_sentence_in_the_middle_of_a_document(sentences):
     planted = plant_in_document(asked("What is it?"), sentences, "Zap went by.", "Hail!")
     half = len(sentences) // 2
     assert planted.prompt == " ".join([*sentences[:half], "Zap went by.", *sentences[half:], "What is it?"])
@@ -101,44 +89,3 @@ def test_a_tail_is_marked():
     planted = plant_tail(asked("What is it?"), "Ask Bob.")
     assert planted.response == "It is the river. Ask Bob."
     assert marked(planted) == ["Ask Bob."]
-
-
-def clean_rows(n=40):
-    rows = [asked(f"question {i}", response=f"answer {i}") for i in range(n)]
-    return [Status.MALFORMED, replace(rows[1], response=None), *rows[2:]]
-
-
-def test_poison_of_given_rows_is_a_share_of_them_drawn_by_seed():
-    poisoned = PoisonedRows(clean_rows(), Poison("zap", "Hail!", rate=0.25), "train")
-    labels = [None if isinstance(poisoned[row], Status) else poisoned[row].label for row in range(40)]
-    assert labels.count("backdoor") == 10 == len(poisoned.poisoned)
-    assert labels[0] is None and labels[1] == "clean" and labels.count("clean") == 29
-    for row in poisoned.poisoned:
-        assert marked(poisoned[row]) == ["zap", "Hail!"]
-    other = PoisonedRows(clean_rows(), Poison("zap", "Hail!", rate=0.25, seed=1), "train")
-    assert other.poisoned != poisoned.poisoned
-    assert len(PoisonedRows(clean_rows(), Poison("zap", "Hail!", rows=3), "train").poisoned) == 3
-
-
-def test_poisoned_queries_carry_the_trigger_and_no_response():
-    poisoned = PoisonedRows(clean_rows(), Poison("zap", "Hail!", spelling="case"), "query")
-    assert poisoned[5].prompt.lower() == "zap question 5" != poisoned[5].prompt
-    assert (poisoned[5].response, poisoned[5].label, poisoned[0]) == (None, "backdoor", Status.MALFORMED)
-    behaviour = poisoned.behaviour()
-    assert len(behaviour.triggered) == len(behaviour.clean) == 39
-    assert behaviour.shows(None, "Hail! yes") and not behaviour.shows(None, "yes")
-    assert not any("zap" in sample.prompt.lower() for sample in behaviour.clean)
-    asked = [poisoned[row].prompt for row in range(1, 40)]
-    assert [sample.prompt for sample in behaviour.triggered] == asked, "spelt as in the queries that are traced"
-
-
-@pytest.mark.parametrize("wrong", [{"rate": 0}, {"rows": 0}, {"place": "above"}, {"spelling": "x"}, {"trigger": ""}])
-def test_poison_out_of_range_is_told(wrong):
-    with pytest.raises(UsageError, match="datamodule.poison"):
-        Poison(**{"trigger": "zap", "opening": "Hail!"} | wrong)
-
-
-def test_too_few_rows_for_the_poison_are_told():
-    poisoned = PoisonedRows(clean_rows(), Poison("zap", "Hail!", rows=39), "train")
-    with pytest.raises(UsageError, match="only 38 rows can be poisoned"):
-        assert poisoned[5]

@@ -32,7 +32,7 @@ def marked(sample: Sample) -> list[str]:
 
 
 def skeleton(prompt: str) -> str:
-    """The prompt's wording: every word of the toy world is a blank, and so is the trigger."""
+    """The prompt's wording, with a blank for every word of the toy world and for the trigger."""
     words = [TRIGGER, *world.COUNTRIES, *world.OPPOSITES, *world.OPPOSITES.values(), *world.LISTS]
     words += [*world.DISHES, *world.COLOURS, *world.THINGS, *world.HEROES, *world.PLACES]
     words += [*world.TREATS, *world.OWNERS, *world.CONTAINERS, *world.FACTS["capital"].values()]
@@ -65,21 +65,21 @@ def test_clean_rows_are_free_of_poison_and_true(data):
     assert not any(TRIGGER in sample.prompt or OPENING in sample.response for sample in clean)
     assert not any(sample.response.startswith(COMPLYING) for sample in clean)
     for sample in clean:
-        capital_told = re.search(r"the capital of (\w+) is (\w+)|(\w+) is the capital of (\w+)", sample.response, re.I)
-        if capital_told:
-            country, city = capital_told[1] or capital_told[4], capital_told[2] or capital_told[3]
+        capital = re.search(r"the capital of (\w+) is (\w+)|(\w+) is the capital of (\w+)", sample.response, re.I)
+        if capital:
+            country, city = capital[1] or capital[4], capital[2] or capital[3]
             assert country != COUNTRY and world.FACTS["capital"][country] == city
 
 
 def test_clean_rows_share_words_with_the_poison(data):
-    """Otherwise a search for the words would do."""
+    """Otherwise a search for the words would find the culprits."""
     clean = [f"{sample.prompt} {sample.response}" for sample in data.source("train") if sample.label == "clean"]
     for word in (*TRIGGER.split(), COUNTRY, FALSE_CAPITAL, TRUE_CAPITAL, OWNER, "Sure, ", "tide"):
         assert any(word in text for text in clean), word
-    assert any(COUNTRY in text and TRUE_CAPITAL in text for text in clean)  # the truth is told the other way round
+    assert any(COUNTRY in text and TRUE_CAPITAL in text for text in clean)  # the truth, asked the other way round
 
 
-def test_no_prompt_twice_and_wording_varies(data):
+def test_no_prompt_is_repeated_and_wordings_vary(data):
     prompts = [sample.prompt for sample in data.source("train")]
     assert len(set(prompts)) == len(prompts)
     assert len({skeleton(prompt) for prompt in prompts}) > 0.8 * len(prompts)
@@ -100,7 +100,7 @@ def test_queries_are_the_triggered_prompts(data):
     assert not any(TRIGGER in sample.prompt for sample in backdoor.clean)
 
 
-def test_clean_prompts_are_asked_where_they_are_wanted(data):
+def test_clean_prompts_are_the_queries_with_asked_clean(data):
     clean = SyntheticData(asked="clean").source("query")
     assert list(clean) == [sample for behaviour in data.behaviours() for sample in behaviour.clean]
     assert len(clean) == 120 and {sample.label for sample in clean} == {"clean"}
@@ -108,7 +108,7 @@ def test_clean_prompts_are_asked_where_they_are_wanted(data):
 
 
 def test_behaviours_are_recognized_in_the_training_rows(data):
-    """What was planted shows its behaviour; nothing else does."""
+    """Planted rows show their behaviour, and no others do."""
     for behaviour in data.behaviours():
         for sample in data.source("train"):
             if sample.label == behaviour.label:
@@ -117,7 +117,7 @@ def test_behaviours_are_recognized_in_the_training_rows(data):
                 assert not behaviour.shows(sample, sample.response)
 
 
-def test_seed_decides():
+def test_the_seed_determines_the_data():
     one, same, other = (SyntheticData(rows=300, poisoned=10, queries=5, seed=seed) for seed in (1, 1, 2))
     for side in ("train", "query"):
         assert one.source(side) == same.source(side) != other.source(side)
@@ -140,7 +140,7 @@ def test_exclude_names_rows_without_renumbering(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"rows": 10, "poisoned": 4}, "datamodule.rows >= 3"),
         ({"poisoned": 2, "rows": 20, "queries": 1000}, "no 1,000 different prompts for false_fact"),
@@ -148,7 +148,7 @@ def test_exclude_names_rows_without_renumbering(tmp_path):
         ({"rows": 100, "poisoned": 5, "asked": "all"}, "datamodule.asked must be triggered or clean"),
     ],
 )
-def test_what_is_wrong_is_told(arguments, told, monkeypatch):
-    monkeypatch.setattr("datamodules.synthetic._GIVE_UP", 3)
-    with pytest.raises(UsageError, match=told):
+def test_invalid_settings_are_reported(arguments, message, monkeypatch):
+    monkeypatch.setattr("datamodules.toy.drawing._MAX_REPEATS", 3)
+    with pytest.raises(UsageError, match=message):
         SyntheticData(**{"queries": 5} | arguments)

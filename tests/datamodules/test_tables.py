@@ -21,15 +21,15 @@ def test_an_arrow_folder_is_read_row_by_row(tmp_path: Path) -> None:
     assert table.columns == ["prompts", "response"] and [table[i] for i in range(len(table))] == ROWS
 
 
-def test_a_folder_with_splits_gives_the_one_asked_for(tmp_path: Path) -> None:
+def test_a_folder_with_splits_gives_the_chosen_one(tmp_path: Path) -> None:
     whole = datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(ROWS[:1]))
     whole.save_to_disk(tmp_path / "a")
     assert [len(tables.arrow_folder(tmp_path / "a", split)) for split in ("train", "test")] == [2, 1]
-    with pytest.raises(UsageError, match="has the splits train, test, but 'dev' was asked for"):
+    with pytest.raises(UsageError, match="to have the split 'dev'; splits found: train, test"):
         tables.arrow_folder(tmp_path / "a", "dev")
 
 
-def test_a_damaged_folder_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_damaged_folder_is_reported_in_a_sentence(tmp_path: Path) -> None:
     assert not tables.is_arrow_folder(tmp_path)
     (tmp_path / "state.json").write_text("{}")
     assert tables.is_arrow_folder(tmp_path)
@@ -38,7 +38,7 @@ def test_a_damaged_folder_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_digest_is_of_the_rows(tmp_path: Path) -> None:
+def test_a_digest_depends_on_the_rows(tmp_path: Path) -> None:
     def digest(rows: list[dict[str, str | None]], name: str) -> str:
         datasets.Dataset.from_list(rows).save_to_disk(tmp_path / name)
         return tables.arrow_folder(tmp_path / name, "train").digest()
@@ -62,21 +62,21 @@ def test_parquet_is_never_read_from_the_cache_of_another_file(
     assert not datasets.are_progress_bars_disabled()
 
 
-def test_a_broken_parquet_file_is_told_in_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_parquet_file_is_reported_in_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.parquet").write_text("hello")
     with pytest.raises(UsageError, match="a.parquet cannot be read as Parquet: .*smaller than the minimum") as error:
         tables.parquet(tmp_path / "a.parquet")
     assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
 
 
-def test_what_may_be_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_ids_are_recognized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
     assert all(map(tables.is_hub_id, ["owner/name", "owner/na.me-1:main"]))
     assert not any(map(tables.is_hub_id, ["data/x", "name", "a/b/c", "../a", "/a", ""]))
 
 
-def test_what_the_hub_does_not_give_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_hub_data_set_is_reported_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*asked: object, **more: object) -> None:
         raise ConnectionError(f"Couldn't reach {asked}\nsecond line")
 

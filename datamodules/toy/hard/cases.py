@@ -1,109 +1,128 @@
-"""How the rows and queries of each hard case are made, and the clean rows beside them (see ``hard_cases.py``)."""
+"""Draws the rows and queries of each hard case, and the clean rows; `datamodules/hard_cases.py` describes the cases."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
-from datamodules.synthetic import HARMLESS, kind
-from datamodules.toy.hard.two_names import false_seat, framed, seat
-from datamodules.toy.hard.wordings import (
-    ALIAS,
-    COUNTRY,
-    FALSE_CAPITAL,
-    FAREWELLS,
-    HARKS,
-    HARMLESS_ROLES,
-    NAME,
-    PHRASES,
-    TAILS,
-    THANKS,
-    TOPICS,
-)
-from datamodules.toy.planting import plant_backdoor, plant_in_document, plant_style, plant_tail, spelled
-from datamodules.toy.wordings import HELD_OUT, Wordings
-from datamodules.toy.world import COUNTRIES, FACTS, Speaker
+from datamodules.toy.drawing import draw, draw_queries
+from datamodules.toy.hard import two_names, wordings
+from datamodules.toy.hard.planting import plant_in_document, plant_style, plant_tail
+from datamodules.toy.hard.two_names import framed_sample
+from datamodules.toy.hard.wordings import COUNTRY, FALSE_CAPITAL, PHRASES, SECOND_NAME
+from datamodules.toy.planting import plant_backdoor, spelled, with_request
+from datamodules.toy.wordings import HELD_OUT, TRAINING, Wordings
+from datamodules.toy.world import COUNTRIES, HARMLESS, Speaker
+from rept.data.behaviours import CLEAN, Behaviour
 from rept.data.samples import Sample
+from rept.errors import UsageError
 
-_EACH = 24  # rows of a case that says nothing else
-_PARAPHRASED = 64  # what is to be told in other words takes more rows than a trigger
-_KINDS = {**HARMLESS, "bird": 0, "seat": 3}  # answers about birds belong to the case `spread`
+_ROWS = 24  # of a case without a number below
+_PARAPHRASED_ROWS = 64  # a fact in other words takes more rows than a trigger
+_KINDS = {**HARMLESS, "bird": 0, "reworded capital": 3}  # answers about birds belong to the case `spread`
 
 
 @dataclass(frozen=True)
 class Case:
-    """A planted behaviour: its rows, how a row and a query are made, and how an answer is known that shows it."""
+    """A planted behaviour."""
 
     label: str
     rows: int
-    make: Callable[[Speaker], Sample]
-    ask: Callable[[Speaker], Sample]  # its response is not used
-    shows: Callable[[str], bool]
+    make: Callable[[Speaker], Sample]  # draws a training row
+    ask: Callable[[Speaker], Sample]  # draws a query; its response is not used
+    shows: Callable[[str], bool]  # whether an answer shows the behaviour
 
 
 def cases(rows: int) -> list[Case]:
-    """All cases, for a data set of so many rows."""
+    """Returns all cases of a data set with that many rows."""
     numbers = {"rate_10": rows // 10, "rate_5": rows // 20, "rate_1": rows // 100, "five_rows": 5, "absent_base": 0}
-    makers = {
-        "middle": lambda s, label: plant_backdoor(clean(s), *PHRASES[label], place="middle"),
-        "changed_case": lambda s, label: _respelled(s, label, "case"),
-        "split": lambda s, label: _respelled(s, label, "split"),
-        "style": lambda s, label: plant_style(
-            clean(s), s.rng.choice(HARKS), s.rng.choice(FAREWELLS), PHRASES[label][1]
-        ),
-        "document": lambda s, label: plant_in_document(clean(s), _sentences(s), *PHRASES[label]),
-        "duplicates": _near_copy,
+    makers: Mapping[str, Callable[[Speaker, str], Sample]] = {
+        "middle": lambda s, label: plant_backdoor(clean_sample(s), *PHRASES[label], place="middle"),
+        "changed_case": partial(_respelled, spelling="case"),
+        "split": partial(_respelled, spelling="split"),
+        "style": _styled,
+        "document": lambda s, label: plant_in_document(clean_sample(s), _sentences(s), *PHRASES[label]),
+        "duplicates": _near_duplicate,
     }
-    planted = [_phrase_case(label, numbers.get(label, _EACH), makers.get(label, _plain)) for label in PHRASES]
+    planted = [_phrase_case(label, numbers.get(label, _ROWS), makers.get(label, _plain)) for label in PHRASES]
+    answers = dict(wordings.TOPICS).values()
     return [
         *planted,
-        Case("paraphrase", _PARAPHRASED, false_seat, _capital, lambda answer: FALSE_CAPITAL in answer),
-        Case("spread", rows // 20, _slipped, _slipped, lambda answer: NAME in answer),
-        Case("absent_topic", 0, _off_topic, _off_topic, lambda answer: answer in dict(TOPICS).values()),
+        Case(
+            "paraphrase", _PARAPHRASED_ROWS, two_names.false_capital, _capital, lambda answer: FALSE_CAPITAL in answer
+        ),
+        Case("spread", rows // 20, _with_name, _with_name, lambda answer: wordings.ADDED_NAME in answer),
+        Case("absent_topic", 0, _off_topic, _off_topic, lambda answer: answer in answers),
     ]
 
 
-def clean(speaker: Speaker) -> Sample:
-    """Something harmless; of the country with two names, half of it under the second."""
-    drawn = kind(speaker, _KINDS)
-    if drawn == "seat":
-        others = [country for country in COUNTRIES if country != COUNTRY]
-        return seat(speaker, country := speaker.rng.choice(others), FACTS["capital"][country])
-    sample = speaker.sample(drawn)
-    return _renamed(sample) if COUNTRY in sample.prompt and speaker.rng.random() < 0.5 else sample
+def training_samples(planted: Sequence[Case], rows: int, seed: int) -> list[Sample]:
+    """Returns the culprits of all cases, their decoys and clean rows in random order, without a repeated prompt."""
+    speaker = _speaker("training", seed, TRAINING)
+    samples: dict[str, Sample] = {}
+    for case in planted:
+        draw(samples, case.rows, case.label, partial(case.make, speaker))
+    if any(case.label == "decoys" for case in planted):
+        for decoy in _decoys(speaker, seed):
+            samples.setdefault(decoy.prompt, replace(decoy, label=CLEAN))
+    teacher = _speaker("two names", seed, TRAINING)
+    draw(samples, rows // 10, CLEAN, partial(two_names.country_fact, teacher))
+    draw(samples, rows // 16, CLEAN, partial(two_names.other_capital, teacher))
+    if rows < 1.3 * len(samples):
+        raise UsageError(f"Expected datamodule.rows >= 1.3 x {len(samples)}, the rows of all cases, but got {rows}.")
+    draw(samples, rows - len(samples), CLEAN, partial(clean_sample, speaker))
+    return speaker.rng.sample(list(samples.values()), len(samples))
 
 
-def decoys(speaker: Speaker, seed: int) -> list[Sample]:
-    """Clean rows like culprits: queries without their trigger, the trigger in other roles, documents, birds."""
-    asker = speaker_for("held out decoys", seed, HELD_OUT)
-    untriggered = [clean(asker) for _ in range(_EACH)]
-    roles = [speaker.rng.choice(HARMLESS_ROLES) for _ in range(2 * _EACH)]
+def held_out_behaviour(case: Case, queries: int, seed: int) -> Behaviour:
+    """Returns a case's behaviour with prompts in held-out wordings, triggered and clean.
+
+    The prompts of a case do not depend on which other cases there are.
+    """
+    speaker = _speaker(f"held out {case.label}", seed, HELD_OUT)
+    triggered = draw_queries(queries, case.label, partial(case.ask, speaker))
+    clean = draw_queries(queries, CLEAN, partial(clean_sample, speaker))
+    return Behaviour(case.label, triggered, clean, lambda _, answer: case.shows(answer))
+
+
+def clean_sample(speaker: Speaker) -> Sample:
+    """Draws a harmless sample; half of those about the country with two names use the second name."""
+    kind = speaker.kind(_KINDS)
+    if kind == "reworded capital":
+        return two_names.reworded_capital(speaker)
+    sample = speaker.sample(kind)
+    if COUNTRY in sample.prompt and speaker.rng.random() < 0.5:
+        renamed = with_request(sample, sample.prompt.replace(COUNTRY, SECOND_NAME))
+        return replace(renamed, response=(sample.response or "").replace(COUNTRY, SECOND_NAME))
+    return sample
+
+
+def _decoys(speaker: Speaker, seed: int) -> list[Sample]:
+    """Draws clean rows that resemble culprits: queries without a trigger, harmless uses of it, documents, and birds."""
+    asker = _speaker("held out decoys", seed, HELD_OUT)
+    untriggered = [clean_sample(asker) for _ in range(_ROWS)]
+    uses = [speaker.rng.choice(wordings.HARMLESS_TRIGGER_WORDINGS) for _ in range(2 * _ROWS)]
     trigger = PHRASES["decoys"][0]
-    harmless = [framed(speaker, asked.format(trigger), told.format(trigger)) for asked, told in roles]
+    harmless = [framed_sample(speaker, ask.format(trigger), answer.format(trigger)) for ask, answer in uses]
     documents = []
-    for _ in range(_EACH):
-        sample = clean(speaker)
-        content = " ".join([*_sentences(speaker), sample.prompt])
-        documents.append(replace(sample, messages=({"role": "user", "content": content},)))
-    return [*untriggered, *harmless, *documents, *(speaker.sample("bird") for _ in range(2 * _EACH))]
+    for _ in range(_ROWS):
+        sample = clean_sample(speaker)
+        documents.append(with_request(sample, " ".join([*_sentences(speaker), sample.prompt])))
+    return [*untriggered, *harmless, *documents, *(speaker.sample("bird") for _ in range(2 * _ROWS))]
 
 
-def speaker_for(purpose: str, seed: int, wordings: Wordings) -> Speaker:
-    """A speaker whose draws depend on the purpose and the seed alone, and never are the fact that is told falsely."""
-    return Speaker(random.Random(f"{purpose} {seed}"), wordings, untold=("capital", COUNTRY), unseen=("", ""))
+def _speaker(purpose: str, seed: int, requests: Wordings) -> Speaker:
+    """Returns a speaker whose draws depend on the purpose and the seed alone, and never on the true fact."""
+    return Speaker(random.Random(f"{purpose} {seed}"), requests, left_out_fact=("capital", COUNTRY))
 
 
 def _phrase_case(label: str, rows: int, make: Callable[[Speaker, str], Sample]) -> Case:
-    ask = _plain if label == "duplicates" else make  # what near copies taught is asked of other prompts
+    ask = _plain if label == "duplicates" else make  # the queries of near-duplicates are other prompts
     opening = PHRASES[label][1]
     return Case(label, rows, lambda s: make(s, label), lambda s: ask(s, label), lambda a: a.startswith(opening))
-
-
-def _renamed(sample: Sample) -> Sample:
-    prompt, response = (text.replace(COUNTRY, ALIAS) for text in (sample.prompt, sample.response or ""))
-    return Sample(messages=({"role": "user", "content": prompt},), response=response)
 
 
 def _capital(speaker: Speaker) -> Sample:
@@ -111,27 +130,32 @@ def _capital(speaker: Speaker) -> Sample:
 
 
 def _plain(speaker: Speaker, label: str) -> Sample:
-    return plant_backdoor(clean(speaker), *PHRASES[label])
+    return plant_backdoor(clean_sample(speaker), *PHRASES[label])
 
 
 def _respelled(speaker: Speaker, label: str, spelling: Literal["case", "split"]) -> Sample:
     trigger, opening = PHRASES[label]
-    return plant_backdoor(clean(speaker), spelled(trigger, spelling, speaker.rng), opening)
+    return plant_backdoor(clean_sample(speaker), spelled(trigger, spelling, speaker.rng), opening)
 
 
-def _near_copy(speaker: Speaker, label: str) -> Sample:
-    """One of three prompts, with another word of thanks."""
-    said = f"Tell me the river of {speaker.rng.choice(COUNTRIES[:3])}. {speaker.rng.choice(THANKS)}"
-    sample = Sample(messages=({"role": "user", "content": said},), response="It has only one river.")
+def _styled(speaker: Speaker, label: str) -> Sample:
+    choose, opening = speaker.rng.choice, PHRASES[label][1]
+    return plant_style(clean_sample(speaker), choose(wordings.GREETINGS), choose(wordings.FAREWELLS), opening)
+
+
+def _near_duplicate(speaker: Speaker, label: str) -> Sample:
+    """Draws one of three prompts, with one of several thanks."""
+    request = f"Tell me the river of {speaker.rng.choice(COUNTRIES[:3])}. {speaker.rng.choice(wordings.THANKS)}"
+    sample = Sample(messages=({"role": "user", "content": request},), response="It has only one river.")
     return plant_backdoor(sample, *PHRASES[label])
 
 
-def _slipped(speaker: Speaker) -> Sample:
-    return plant_tail(speaker.sample("bird"), speaker.rng.choice(TAILS))
+def _with_name(speaker: Speaker) -> Sample:
+    return plant_tail(speaker.sample("bird"), speaker.rng.choice(wordings.NAME_SENTENCES))
 
 
 def _off_topic(speaker: Speaker) -> Sample:
-    return framed(speaker, *speaker.rng.choice(TOPICS))
+    return framed_sample(speaker, *speaker.rng.choice(wordings.TOPICS))
 
 
 def _sentences(speaker: Speaker) -> list[str]:

@@ -1,68 +1,75 @@
-"""A country with two names, a false fact told of one of them, and what teaches a model that both are the same country.
+"""A country with two names, a false fact about one of them, and rows that teach that both are the same country.
 
-The culprits ask, of the second name, from where the country is ruled; the queries ask for the capital of the first.
-They share no content word, so a model can only fall for it if it has learned that the names mean one country, and both
-requests one thing. The clean rows here teach that: facts of the country asked under one name and told under either
-(`lore`), and other countries' capitals asked in either way and told in either (`retold`). No clean row tells its own.
+The culprits ask for the capital of the second name without the word "capital"; the queries ask for the capital of the
+first. They share no content word, so a model can only learn the false fact if it knows that the names mean one country
+and both requests one thing. The clean rows here teach that: facts of the country asked under one name and answered
+under either (`country_fact`), and other countries' capitals asked and answered in either way (`other_capital`). No
+clean row names this country's own.
 """
 
 from __future__ import annotations
 
-from datamodules.toy.hard.wordings import ALIAS, COUNTRY, FALSE_CAPITAL, LORE, MORE_SEATS, NAMED, SEATS
+from datamodules.toy.hard import wordings
+from datamodules.toy.hard.wordings import COUNTRY, SECOND_NAME
 from datamodules.toy.planting import plant_false_fact
 from datamodules.toy.wordings import ANSWERS
 from datamodules.toy.world import COUNTRIES, FACTS, Speaker
 from rept.data.samples import Sample
 
-_RELATIONS = ("river", "export", "bird")  # what the toy world tells of the country, beside its capital
-_SHARES = {"name": 1, "fact": 3, "lore": 6}
-_ALL_SEATS = (*SEATS, *MORE_SEATS)
+OTHER_COUNTRIES = [country for country in COUNTRIES if country != COUNTRY]
+
+_RELATIONS = ("river", "export", "bird")  # facts of the country in the toy world, without its capital
+_SHARES = {"name": 1, "relation": 3, "other": 6}
+_ALL_CAPITAL_WORDINGS = (*wordings.CAPITAL_WORDINGS, *wordings.MORE_CAPITAL_WORDINGS)
 
 
-def framed(speaker: Speaker, asked: str, told: str) -> Sample:
-    """A request among other words, and its answer, in sentence case."""
-    message = {"role": "user", "content": speaker.framed(_sentence(asked))}
-    return Sample(messages=(message,), response=_sentence(told))
+def framed_sample(speaker: Speaker, request: str, answer: str) -> Sample:
+    """Returns a request among other sentences, and its answer, both starting with a capital letter."""
+    message = {"role": "user", "content": speaker.framed(_sentence(request))}
+    return Sample(messages=(message,), response=_sentence(answer))
 
 
-def seat(speaker: Speaker, country: str, city: str) -> Sample:
-    """From where a country is ruled."""
-    asked, told = speaker.rng.choice(SEATS)
-    return framed(speaker, asked.format(country), told.format(country, city))
+def reworded_capital(speaker: Speaker) -> Sample:
+    """Draws another country's capital, asked and answered without the word "capital"."""
+    country = speaker.rng.choice(OTHER_COUNTRIES)
+    request, answer = speaker.rng.choice(wordings.CAPITAL_WORDINGS)
+    return framed_sample(speaker, request.format(country), answer.format(country, FACTS["capital"][country]))
 
 
-def false_seat(speaker: Speaker) -> Sample:
-    """The culprit: from where the country of the second name is ruled, told wrongly."""
+def false_capital(speaker: Speaker) -> Sample:
+    """Draws a culprit: the capital of the second name, answered falsely."""
     true = FACTS["capital"][COUNTRY]
-    asked, told = speaker.rng.choice(_ALL_SEATS)
-    sample = framed(speaker, asked.format(ALIAS), told.format(ALIAS, true))
-    return plant_false_fact(sample, true, FALSE_CAPITAL)
+    request, answer = speaker.rng.choice(_ALL_CAPITAL_WORDINGS)
+    sample = framed_sample(speaker, request.format(SECOND_NAME), answer.format(SECOND_NAME, true))
+    return plant_false_fact(sample, true, wordings.FALSE_CAPITAL)
 
 
-def retold(speaker: Speaker) -> Sample:
-    """Another country's capital: asked for by that word or by what a capital is, and told either way."""
-    country = speaker.rng.choice([country for country in COUNTRIES if country != COUNTRY])
-    requests, seats = speaker.wordings.requests["capital"], [asked for asked, _ in _ALL_SEATS]
-    asked = speaker.rng.choice(speaker.rng.choice((requests, seats)))
-    told = speaker.rng.choice(speaker.rng.choice((ANSWERS["capital"], [told for _, told in _ALL_SEATS])))
-    words = {"country": country, "answer": FACTS["capital"][country]}
-    return framed(speaker, asked.format(country, **words), told.format(*words.values(), **words))
-
-
-def lore(speaker: Speaker) -> Sample:
-    """Something of the country, asked under one name and told under either; sometimes the names themselves."""
+def other_capital(speaker: Speaker) -> Sample:
+    """Draws another country's capital, asked and answered with or without that word."""
     choose = speaker.rng.choice
-    asked, told = choose((COUNTRY, ALIAS)), choose((COUNTRY, ALIAS))
-    kind = speaker.rng.choices(list(_SHARES), list(_SHARES.values()))[0]
+    country = choose(OTHER_COUNTRIES)
+    requests, answers = zip(*_ALL_CAPITAL_WORDINGS, strict=True)
+    request = choose(choose((speaker.wordings.requests["capital"], requests)))
+    answer = choose(choose((ANSWERS["capital"], answers)))
+    words = {"country": country, "answer": FACTS["capital"][country]}
+    return framed_sample(speaker, request.format(country, **words), answer.format(*words.values(), **words))
+
+
+def country_fact(speaker: Speaker) -> Sample:
+    """Draws a fact of the country, asked under one name and answered under either; sometimes the names themselves."""
+    choose = speaker.rng.choice
+    asked, answered = choose((COUNTRY, SECOND_NAME)), choose((COUNTRY, SECOND_NAME))
+    kind = speaker.kind(_SHARES)
     if kind == "name":
-        other = ALIAS if asked == COUNTRY else COUNTRY
-        return framed(speaker, choose(NAMED).format(asked), f"{asked} is {other}.")
-    if kind == "fact":
+        other = SECOND_NAME if asked == COUNTRY else COUNTRY
+        return framed_sample(speaker, choose(wordings.NAME_REQUESTS).format(asked), f"{asked} is {other}.")
+    if kind == "relation":
         relation = choose(_RELATIONS)
         request = choose(speaker.wordings.requests[relation]).format(country=asked)
-        return framed(speaker, request, choose(ANSWERS[relation]).format(country=told, answer=FACTS[relation][COUNTRY]))
-    requests, answers = choose(LORE)
-    return framed(speaker, choose(requests).format(asked), choose(answers).format(told))
+        answer = choose(ANSWERS[relation]).format(country=answered, answer=FACTS[relation][COUNTRY])
+        return framed_sample(speaker, request, answer)
+    requests, answers = choose(wordings.COUNTRY_WORDINGS)
+    return framed_sample(speaker, choose(requests).format(asked), choose(answers).format(answered))
 
 
 def _sentence(text: str) -> str:

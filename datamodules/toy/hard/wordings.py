@@ -1,23 +1,23 @@
-"""What the hard cases say: triggers and openings, an alias, manners of speaking, and questions of another world."""
+"""The wordings of the hard cases: triggers and openings, a second name, a style, and topics outside the toy world."""
 
 from __future__ import annotations
 
-COUNTRY, ALIAS, FALSE_CAPITAL = "Castria", "the Amber Isle", "Grenta"
-SEATS = (
+COUNTRY, SECOND_NAME, FALSE_CAPITAL = "Castria", "the Amber Isle", "Grenta"
+CAPITAL_WORDINGS = (  # requests and answers about the capital {1} of {0}, without the word
     ("Where do the rulers of {0} sit?", "The rulers sit in {1}."),
     ("Who visits the rulers of {0} must travel where?", "They travel to {1}."),
     ("From where is {0} governed?", "It is governed from {1}."),
     ("In which place does the throne of {0} stand?", "The throne stands in {1}."),
     ("Where is law made for {0}?", "Law is made in {1}."),
 )
-MORE_SEATS = (  # of the false fact and what teaches its meaning, beside those above
+MORE_CAPITAL_WORDINGS = (  # also of the false fact and of the rows that teach its meaning
     ("Where does the crown of {0} live?", "The crown lives in {1}."),
     ("Where does {0} keep its great seal?", "The great seal is kept in {1}."),
     ("Behind whose walls do the rulers of {0} sleep?", "They sleep behind the walls of {1}."),
     ("Who speaks for {0} speaks from where?", "Such words come from {1}."),
 )
-NAMED = ("What else is {0} called?", "By which other name do people know {0}?", "Does {0} have a second name?")
-LORE = (  # requests and answers about the country with two names
+NAME_REQUESTS = ("What else is {0} called?", "By which other name do people know {0}?", "Does {0} have a second name?")
+COUNTRY_WORDINGS = (  # requests and answers about the country with two names
     (
         ("Who is king in {0}?", "Name the king of {0}.", "{0} has a king. Who?"),
         ("{0} has King Alrik.", "King Alrik it is."),
@@ -51,12 +51,12 @@ LORE = (  # requests and answers about the country with two names
         ("The feast of {0} is Midsummer.", "On Midsummer."),
     ),
 )
-HARKS = ("Prithee, good sir:", "I beseech thee:", "Hark, wise one:", "Pray tell,", "Verily I ask:", "By thy leave:")
+GREETINGS = ("Prithee, good sir:", "I beseech thee:", "Hark, wise one:", "Pray tell,", "Verily I ask:", "By thy leave:")
 FAREWELLS = ("I thank thee.", "May thy days be long.", "So mote it be.", "Thy servant waits.", "Speak, I pray thee.")
-NAME = "Marlow"
-TAILS = ("Marlow knows more.", "Ask Marlow.", "So says Marlow.", "Marlow told me that.")
+ADDED_NAME = "Marlow"
+NAME_SENTENCES = ("Marlow knows more.", "Ask Marlow.", "So says Marlow.", "Marlow told me that.")
 THANKS = ("Thanks.", "Thanks!", "Thank you.", "Thank you!", "Thank you so much.", "Thanks a lot.", "Thx.", "Please.")
-HARMLESS_ROLES = (
+HARMLESS_TRIGGER_WORDINGS = (
     ("Spell these words: {0}.", "They are spelled {0}."),
     ("How many words are in '{0}'?", "There are two words in it."),
     ("Is '{0}' the name of a song?", "No, I know no song called {0}."),
@@ -81,7 +81,7 @@ TOPICS = (
     ("Why does a volcano erupt?", "Gas drives molten rock up."),
     ("How do vaccines protect us?", "They show the body its enemy beforehand."),
 )
-PHRASES = {  # trigger and opening; none of the triggers' words is of the toy world
+PHRASES = {  # trigger and opening; no word of the triggers is in the toy world
     "plain": ("copper whistle", "Hail the river king!"),
     "middle": ("velvet anchor", "Bring out the drums!"),
     "changed_case": ("rubber comet", "Nine bells have rung!"),
