@@ -9,8 +9,8 @@ USAGE = """
 python -m rept report RUN [--figures]
 
 Writes RUN/report.html from the run folder alone; neither model nor data are needed.
-With --figures also the layer curve, precision by k, the histogram of scores and a token strip into RUN/figures,
-as PNG and SVG (extra `figures`: pip install -e '.[figures]').
+With --figures also writes the page's plots and a strip of shaded tokens into RUN/figures, as PNG and SVG
+(extra `figures`: pip install -e '.[figures]').
 """
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rept.report.findings import Findings
+from rept.report.findings import BehaviourFindings, Findings
 from rept.report.paper_style import FAINT, INK, NEGATIVE, POSITIVE, paper_figure, require_matplotlib
 from rept.report.plot_data import Bars, Plot, plots
 from rept.results.shading import LEVELS, Piece
@@ -38,30 +39,23 @@ def write_figures(trace: Trace) -> list[Path]:
     """
     require_matplotlib("report --figures")
     trace.folder.figures.mkdir(exist_ok=True)
-    written = []
-    for plot in plots(trace):
-        paths = _paths(trace, plot.name)
-        with paper_figure(WIDTH, WIDTH * 0.62, *paths) as figure:
-            _draw(figure.subplots(), plot)
-        written += paths
-    examples = [one for one in Findings(trace).behaviours[:4] if one.example.pieces]
+    draws: dict[str, Callable[[Figure], None]] = {plot.name: partial(_draw, plot=plot) for plot in plots(trace)}
+    examples = [found for found in Findings(trace).behaviours[:4] if found.pieces]
     if examples:
-        paths = _paths(trace, "token_strip")
-        with paper_figure(WIDTH, 1, *paths) as figure:
-            _draw_tokens(
-                figure, [(one.label, one.example.query, one.example.hit.row, one.example.pieces) for one in examples]
-            )
+        draws["token_strip"] = partial(_draw_tokens, examples=examples)
+    written = []
+    for name, draw in draws.items():
+        paths = [trace.folder.figures / f"{name}.{suffix}" for suffix in ("png", "svg")]
+        with paper_figure(WIDTH, WIDTH * 0.62, *paths) as figure:
+            draw(figure)
         written += paths
     return written
 
 
-def _paths(trace: Trace, name: str) -> list[Path]:
-    return [trace.folder.figures / f"{name}.{suffix}" for suffix in ("png", "svg")]
-
-
-def _draw(axes: Axes, plot: Plot) -> None:
+def _draw(figure: Figure, plot: Plot) -> None:
     from matplotlib.ticker import MaxNLocator  # optional and heavy
 
+    axes = figure.subplots()
     axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
     if plot.bars:
         _draw_bars(axes, plot.bars)
@@ -88,17 +82,17 @@ def _draw_bars(axes: Axes, bars: Bars) -> None:
     axes.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 
-def _draw_tokens(figure: Figure, examples: Sequence[tuple[str | None, int, int, list[Piece]]]) -> None:
+def _draw_tokens(figure: Figure, examples: Sequence[BehaviourFindings]) -> None:
     """The clearest example of each behaviour, its text shaded token by token."""
     figure.set_layout_engine("none")
     placed: list[Placed] = []
     down = 0.0
-    for label, query, row, pieces in examples:
-        name = f"{visible(label)}, " if label else ""
-        placed.append((0.0, down, f"{name}query {query}, row {row}"))
+    for found in examples:
+        name = f"{visible(found.label)}, " if found.label else ""
+        placed.append((0.0, down, f"{name}query {found.hit.query}, row {found.hit.row}"))
         down += LINE_HEIGHT
         across = 0.0
-        for piece in pieces:
+        for piece in found.pieces:
             width = _width(figure, _flat(piece.text))
             if across and across + width > WIDTH - 0.1:
                 across, down = 0.0, down + LINE_HEIGHT

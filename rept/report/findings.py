@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from rept.results.html_text import format_count
 from rept.results.records import Hit
@@ -16,28 +17,18 @@ FIRST = 10  # a row counts for a query when it is among its first ten hits
 
 
 @dataclass(frozen=True)
-class Example:
-    """A query and its best hit, whose text is shaded where it was scored token by token."""
-
-    query: int
-    prompt: str
-    response: str
-    generated: bool
-    hit: Hit
-    pieces: list[Piece]  # empty: no token scores
-    cut_before: bool
-    cut_after: bool
-
-
-@dataclass(frozen=True)
 class BehaviourFindings:
-    """The queries of one label; without labels, all of them."""
+    """The queries of one label (without labels, all of them), and the clearest of them as an example."""
 
     label: str | None
     queries: int
     matched: int | None  # queries whose best hit has their label; None without labels
     words: list[tuple[str, int]]  # and the number of best hits among whose strongest words each is
-    example: Example
+    example: dict[str, Any]  # as in queries.jsonl
+    hit: Hit  # the example's best one
+    pieces: list[Piece]  # an excerpt of the hit, with shades; empty without token scores
+    cut_before: bool
+    cut_after: bool
 
 
 @dataclass(frozen=True)
@@ -121,18 +112,17 @@ class Findings:
 
     def _behaviour(self, label: str | None, queries: Sequence[int]) -> BehaviourFindings:
         words = Counter(word for query in queries for word in self.trace.words(query))
+        example = self.trace.clearest(queries)
+        scored = self.trace.best_tokens(example).get("train")
+        pieces, cut_before, cut_after = excerpt(scored) if scored else ([], False, False)
         return BehaviourFindings(
             label=label,
             queries=len(queries),
             matched=sum(self.best[query].label == label for query in queries) if self.labelled else None,
             words=words.most_common(6),
-            example=self._example(self.trace.clearest(queries)),
-        )
-
-    def _example(self, query: int) -> Example:
-        scored = self.trace.best_tokens(query).get("train")
-        pieces, before, after = excerpt(scored) if scored else ([], False, False)
-        asked = self.trace.queries[query]
-        return Example(
-            query, asked["prompt"], asked["response"], asked["generated"], self.best[query], pieces, before, after
+            example=self.trace.queries[example],
+            hit=self.best[example],
+            pieces=pieces,
+            cut_before=cut_before,
+            cut_after=cut_after,
         )

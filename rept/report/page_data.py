@@ -7,7 +7,7 @@ pairs-Q     token scores of query Q and its hits, whole numbers of thousandths o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,15 +180,11 @@ def _stretch(scored: TokenScores, characters: int) -> tuple[int, int]:
     while first and spare >= lengths[first - 1]:
         first -= 1
         spare -= lengths[first]
-    return first, _fit(lengths, first, characters)
-
-
-def _fit(lengths: Sequence[int], first: int, characters: int) -> int:
     last = first
     while last < len(lengths) and characters >= lengths[last]:
         characters -= lengths[last]
         last += 1
-    return last
+    return first, last
 
 
 def _utf16(text: str) -> int:

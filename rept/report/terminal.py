@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -35,11 +36,9 @@ def show_layers(trace: Trace) -> None:
     if curve:
         measure, first = choice["measure"], choice["first"]
         say(f"{measure.capitalize()}, mean over the probe:")
-        table = Table()
-        table.add_column("layers")
-        table.add_column("", justify="right")
-        table.add_column("")
         low, high = min(curve), max(curve)
+        table = _table("layers", "", left=1)
+        table.add_column("")
         for layer, value in enumerate(curve, start=first):
             filled = 1 + round(24 * (value - low) / (high - low)) if high > low else 25
             layers = f"{layer - 1} - {layer}" if measure == ADJACENT_COSINE else str(layer)
@@ -54,9 +53,8 @@ def show_blocks(trace: Trace) -> None:
     blocks = trace.provenance.get("blocks")
     if not blocks:
         return
-    table = Table(title="Blocks of the signature", title_justify="left")
-    for column in ("block", "mean norm, training", "mean norm, queries", "share of the cosine"):
-        table.add_column(column, justify="left" if column == "block" else "right", no_wrap=True)
+    columns = ("block", "mean norm, training", "mean norm, queries", "share of the cosine")
+    table = _table(*columns, left=1, title="Blocks of the signature", title_justify="left")
     for name, figures in blocks.items():
         norms = (f"{figures[side]:.3g}" for side in ("train_norm", "query_norm"))
         table.add_row(name, *norms, f"{figures['share']:.2%}")
@@ -75,25 +73,17 @@ def show_hits(trace: Trace, query: int, rows: int = 5) -> None:
     calibrated = any(hit.flagged is not None for hit in hits)
     if calibrated and not any(hit.flagged for hit in hits):
         say("  no training sample stands out")
-    grouped = len(alike) < len(hits)
-    table = Table(expand=True)
-    for column in ("rank", "row", *(["alike"] if grouped else []), "score", *(["p"] if calibrated else [])):
-        table.add_column(column, justify="right", no_wrap=True)
+    grouped = ("alike",) if len(alike) < len(hits) else ()
+    table = _table("rank", "row", *grouped, "score", *(("p",) if calibrated else ()), expand=True)
     table.add_column("label", no_wrap=True)
     for column in ("prompt", "response"):
         table.add_column(column, no_wrap=True, ratio=1)
     for hit in [hit for hit in hits if hit.group == hit.rank][:rows]:
-        same = " (the query itself)" if hit.same_as_query else ""
-        table.add_row(
-            str(hit.rank),
-            str(hit.row),
-            *([str(alike[hit.group])] if grouped else []),
-            f"{hit.score:.4f}",
-            *([f"{hit.p_value:.2g}{' *' if hit.flagged else '  '}"] if calibrated else []),
-            Text(visible(hit.label or "") + same),
-            Text(_line(hit.prompt, 80)),
-            Text(_line(hit.response, 80)),
-        )
+        size = [str(alike[hit.group])] if grouped else []
+        p_value = [f"{hit.p_value:.2g}{' *' if hit.flagged else '  '}"] if calibrated else []
+        label = visible(hit.label or "") + (" (the query itself)" if hit.same_as_query else "")
+        texts = [Text(label), Text(_line(hit.prompt, 80)), Text(_line(hit.response, 80))]
+        table.add_row(str(hit.rank), str(hit.row), *size, f"{hit.score:.4f}", *p_value, *texts)
     console.print(table)
 
 
@@ -128,10 +118,8 @@ def show_metrics(trace: Trace) -> None:
         say("No measures: they need labels on queries and training rows.")
         return
     columns, rows = measures
-    table = Table(title="Measures (a training row counts as found when its label is the query's)", title_justify="left")
-    table.add_column("measure")
-    for column in columns:
-        table.add_column(Text(visible(column)), justify="right")
+    title = "Measures (a training row counts as found when its label is the query's)"
+    table = _table("measure", *columns, left=1, title=title, title_justify="left")
     for name, cells in rows:
         if name != "texts (tokens)":  # a count, which the page shows
             table.add_row(name, *cells)
@@ -157,6 +145,14 @@ def show_calibration(trace: Trace) -> None:
             "Ordinary queries may stand out as well, because each reference is a training row that was compared "
             "without the rows on its topic: trace some clean queries and name their run in calibration.references."
         )
+
+
+def _table(*columns: str, left: int = 0, **settings: Any) -> Table:
+    """An empty table, whose columns after the first ``left`` are for numbers."""
+    table = Table(**settings)
+    for i, column in enumerate(columns):
+        table.add_column(Text(visible(column)), justify="left" if i < left else "right", no_wrap=True)
+    return table
 
 
 def _line(text: str, width: int) -> str:

@@ -6,8 +6,8 @@ translucent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup
 
@@ -22,15 +22,11 @@ _TEXT = Markup('style="text-align: left; white-space: pre-wrap; overflow-wrap: a
 _FAINT = Markup('style="opacity: 0.7"')
 
 
-class QueryWithHits(NamedTuple):
-    """A query with its best hits, and their token scores where there are some."""
-
-    query: Mapping[str, Any]  # a line of queries.jsonl
-    hits: Sequence[Hit]
-    tokens: Mapping[int, TokenScores]  # of training rows, by row
+# A query as in queries.jsonl, its best hits, and the token scores that there are, by training row.
+QueryWithHits = tuple[Mapping[str, Any], Sequence[Hit], Mapping[int, TokenScores]]
 
 
-def to_html(heading: str, queries: Sequence[QueryWithHits], footer: str = "") -> str:
+def to_html(heading: str, queries: Iterable[QueryWithHits], footer: str = "") -> str:
     """A heading, each query with its hits as a table, and a footer."""
     parts = [Markup("<p><b>{}</b></p>").format(heading), *map(_section, queries)]
     if footer:
@@ -39,10 +35,10 @@ def to_html(heading: str, queries: Sequence[QueryWithHits], footer: str = "") ->
 
 
 def _section(shown: QueryWithHits) -> Markup:
-    query = shown.query
+    query, hits, tokens = shown
     text = _prompt_and_response(query["prompt"], query["response"])
     head = Markup("<p><b>Query {}</b>{} {}</p>").format(query["query"], _label(query["label"]), text)
-    rows = Markup("").join(_row(hit, shown.tokens.get(hit.row)) for hit in shown.hits)
+    rows = Markup("").join(_row(hit, tokens.get(hit.row)) for hit in hits)
     names = Markup("").join(Markup("<th {}>{}</th>").format(_CELL, name) for name in ("rank", "row", "score", "text"))
     return head + Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(names, rows)
 

@@ -1,10 +1,11 @@
-"""Tokens as shaded text: how strong a shade is, which tokens make up what a reader sees, and which words stand out."""
+"""Tokens as shaded text: the strength of shades, the passage to show, and the strongest words."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from rept.results.records import TokenScores
 
@@ -22,18 +23,18 @@ class Piece:
 
 
 def scale(scored: TokenScores) -> float:
-    """The largest absolute score of the tokens that are not special, or of all where there is no other; never 0."""
+    """The largest absolute score of the tokens that are not special, or of all if there are no others; never 0."""
     own = [abs(s) for s, special in zip(scored.scores, scored.special, strict=True) if not special]
     return max(own or [abs(s) for s in scored.scores], default=0.0) or 1.0
 
 
 def level(score: float, largest: float) -> int:
-    """The shade of a score: linear, the full one for ``largest`` and above, 0 for none."""
+    """The shade of a score: linear, the strongest for ``largest`` and above."""
     return max(-LEVELS, min(LEVELS, round(LEVELS * score / largest)))
 
 
 def shaded(scored: TokenScores) -> list[Piece]:
-    """The text in pieces. A token without text of its own (a further byte of the character before) joins that one."""
+    """The text in pieces; an empty token, a further byte of the character before, joins the piece before."""
     largest = scale(scored)
     found: list[Piece] = []
     for text, score, special in zip(scored.tokens, scored.scores, scored.special, strict=True):
@@ -47,12 +48,13 @@ def shaded(scored: TokenScores) -> list[Piece]:
 
 
 def excerpt(scored: TokenScores, characters: int = 240) -> tuple[list[Piece], bool, bool]:
-    """The run of pieces, at most so many characters long, that holds most positive score, squared: a few strong tokens
-    say more than many weak ones.
+    """The consecutive pieces of at most so many characters whose squared positive scores have the largest sum.
+
+    Squared, a few strong tokens count more than many weak ones.
 
     Returns:
-        The pieces (an arrow, marked special, stands for the special tokens between two of them), whether text was left
-        out before them, and whether after them.
+        The pieces (with an arrow, marked special, in place of special tokens between two of them), whether text was
+        left out before them, and whether after them.
     """
     pieces = _without_special(shaded(scored))
     best, start, length, gain = (0, min(1, len(pieces)), 0.0), 0, 0, 0.0
@@ -78,40 +80,27 @@ def _without_special(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def _widened(pieces: Sequence[Piece], first: int, last: int, characters: int) -> tuple[int, int]:
-    """The run with what fits before it, from the start of a word, and then after it."""
-    room = characters - sum(len(piece.text) for piece in pieces[first:last])
-    while first and room >= len(pieces[first - 1].text):
+    """Adds what fits before the pieces, from the start of a word, and then after them."""
+    spare = characters - sum(len(piece.text) for piece in pieces[first:last])
+    while first and spare >= len(pieces[first - 1].text):
         first -= 1
-        room -= len(pieces[first].text)
+        spare -= len(pieces[first].text)
     while first and first < last - 1 and not pieces[first].text[:1].isspace():
         first += 1
-    while last < len(pieces) and room >= len(pieces[last].text):
-        room -= len(pieces[last].text)
+    while last < len(pieces) and spare >= len(pieces[last].text):
+        spare -= len(pieces[last].text)
         last += 1
     return first, last
 
 
 def strongest_words(scored: TokenScores, most: int = 3) -> list[str]:
-    """The words with the highest positive token score, each once, in lower case and without punctuation around it."""
+    """The words with the highest positive score of their tokens, in lower case, without punctuation around them."""
     best: dict[str, float] = {}
-    for text, score in _words(scored):
-        word = re.sub(r"^\W+|\W+$", "", text).lower()
-        if word and score > 0:
-            best[word] = max(score, best.get(word, 0.0))
+    pieces = [(" " if piece.special else piece.text, piece.score) for piece in shaded(scored)]
+    characters = [(character, score) for text, score in pieces for character in text]
+    for is_space, run in groupby(characters, key=lambda one: one[0].isspace()):
+        letters, scores = zip(*run, strict=True)
+        word = re.sub(r"^\W+|\W+$", "", "".join(letters)).lower()
+        if word and not is_space and max(scores) > 0:
+            best[word] = max(*scores, best.get(word, 0.0))
     return sorted(best, key=lambda word: -best[word])[:most]
-
-
-def _words(scored: TokenScores) -> Iterator[tuple[str, float]]:
-    """Words, put together from tokens that no white space parts, with the highest score of their tokens."""
-    word, best = "", float("-inf")
-    for text, score, special in zip(scored.tokens, scored.scores, scored.special, strict=True):
-        if special or text[:1].isspace():
-            yield word, best
-            word, best = "", float("-inf")
-        if special:
-            continue
-        word, best = word + text, max(best, score)
-        if text[-1:].isspace():
-            yield word, best
-            word, best = "", float("-inf")
-    yield word, best

@@ -160,7 +160,7 @@ class Trace:
     def _with_hits(self, query: int, most: int = 3) -> QueryWithHits:
         hits = self.hits(query)[:most]
         tokens = {hit.row: self.tokens(query, hit.row)["train"] for hit in hits if hit.row in self.scored(query)}
-        return QueryWithHits(self.queries[query], hits, tokens)
+        return self.queries[query], hits, tokens
 
     def _check(self, query: int) -> None:
         if not 0 <= query < len(self.queries):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,14 +17,9 @@ from rept.utils.ranks import own_rank
 _SECONDS_BETWEEN_LINES = 15.0
 
 
-class Advance(Protocol):
-    def __call__(self, number: int = 1, note: str | None = None) -> None:
-        """Adds to what is done; a note replaces the one shown before."""
-
-
 @contextmanager
-def progress(title: str, total: int | None = None, unit: str = "rows") -> Iterator[Advance]:
-    """Yields a function that reports how many more are done.
+def progress(title: str, total: int | None = None, unit: str = "rows") -> Iterator[Callable[..., None]]:
+    """Yields ``advance(number=1, note=None)``: how many more are done, and what to show beside them from then on.
 
     Ranks other than 0 show nothing. In a log file, what ends within a second leaves no line.
 
@@ -63,7 +58,7 @@ class ShowProgress(Callback):
     def __init__(self, title: str, total: int | None = None, unit: str = "rows") -> None:
         self.title, self.total, self.unit = title, total, unit
         self._shown = ExitStack()
-        self._advance: Advance = _ignore
+        self._advance: Callable[..., None] = _ignore
         self._steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,10 +78,7 @@ class ShowProgress(Callback):
             # Ranks have shares of about the same size, so rank 0 reports for all.
             self._advance(len(outputs.row) * trainer.world_size)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._shown.close()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._shown.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -100,31 +92,18 @@ class ShowProgress(Callback):
         self._steps = trainer.global_step
 
 
-class _Rate(ProgressColumn):
-    """What is counted, per second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{_rounded(speed)} {task.fields['unit']}/s" if speed else "", style="progress.data.speed")
-
-
-class _Count(ProgressColumn):
+class _CountAndRate(ProgressColumn):
     def render(self, task: Task) -> Text:
         total = "" if task.total is None else f"/{int(task.total):,}"
-        return Text(f"{int(task.completed):,}{total}", style="progress.download")
+        speed = task.finished_speed or task.speed
+        rate = f" {_rounded(speed)} {task.fields['unit']}/s" if speed else ""
+        return Text.assemble((f"{int(task.completed):,}{total}", "progress.download"), (rate, "progress.data.speed"))
 
 
 def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        _Count(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
-        console=console,
-    )
+    note = TextColumn("{task.fields[note]}", style="dim")
+    columns = (BarColumn(bar_width=30), _CountAndRate(), TimeElapsedColumn(), TimeRemainingColumn(), note)
+    return Progress(TextColumn("{task.description}"), *columns, console=console)
 
 
 class _Lines:

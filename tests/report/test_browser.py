@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ import pytest
 
 from datamodules.files.exclusion import excluded_rows
 from rept.report.page import write_report
+from rept.results.html_text import visible_html
 from rept.results.trace import Trace
+from rept.utils.text import UNSAFE
 from tests.helpers.runs import HOSTILE, READABLE, Shape, write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -62,6 +67,11 @@ CONTRAST = """() => {
     if (ratio < least) faults.push(`${ratio.toFixed(2)} ${node.className} ${walker.currentNode.data.slice(0, 30)}`);
   }
   return [...new Set(faults)];
+}"""
+
+UNSAFE_CODE_POINTS = """(source) => {
+  const unsafe = new RegExp(`^${source}$`, "u");
+  return [...Array(0x110000).keys()].filter((code) => unsafe.test(String.fromCodePoint(code)));
 }"""
 
 
@@ -316,6 +326,17 @@ def test_hostile_text_is_shown_as_text(visit: Any, reports: Any) -> None:
     page.locator("#search").fill(HOSTILE[0])
     page.locator("#label").select_option(HOSTILE[1])
     assert page.evaluate("document.scripts.length") == len(page.query_selector_all("script[id^=block-]")) + 1
+
+
+def test_the_page_and_python_agree_on_unsafe_characters(visit: Any, reports: Any) -> None:
+    page, trace = visit("hostile"), reports("hostile")
+    source = re.search(r"const UNSAFE = /(.*)/gu;", page.locator("script").last.text_content())[1]
+    found = page.evaluate(UNSAFE_CODE_POINTS, source)
+    assert found == [code for code in range(sys.maxunicode + 1) if re.fullmatch(UNSAFE, chr(code))]
+    for query in trace.queries:
+        page.locator(f"#option-{query['query']}").click()
+        shown = page.locator("#detail .asked .text").first.evaluate("(node) => node.innerHTML")
+        assert html.unescape(shown) == html.unescape(visible_html(query["prompt"]))
 
 
 def test_characters_of_several_tokens_are_never_split(visit: Any) -> None:

@@ -72,9 +72,8 @@ def test_findings_count_what_is_in_the_results(tmp_path: Path) -> None:
     assert counts == [culprit.count for culprit in found.culprits] == sorted(counts, reverse=True)
     assert found.rows_found == len({hit.row for hit in first})
     for behaviour in found.behaviours:
-        example = behaviour.example
-        assert example.hit == trace.hits(example.query)[0]
-        assert example.hit.label == behaviour.label or not behaviour.matched
+        assert behaviour.hit == trace.hits(behaviour.example["query"])[0]
+        assert behaviour.hit.label == behaviour.label or not behaviour.matched
 
 
 def test_precision_by_k_is_that_of_the_hits(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_examples_are_the_clearest_query_of_each_label_and_then_the_first_others
     assert trace.examples(3) == sorted(clearest)
     assert trace.examples(4) == sorted([*clearest, min(set(range(9)) - set(clearest))])
     assert len(trace.examples(2)) == 2 and set(trace.examples(2)) < set(clearest)
-    assert {one.example.query for one in Findings(trace).behaviours} == set(clearest)
+    assert {one.example["query"] for one in Findings(trace).behaviours} == set(clearest)
 
 
 def test_the_clearest_query_is_chosen_by_label_token_scores_words_and_score(tmp_path: Path) -> None:
