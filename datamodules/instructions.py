@@ -22,7 +22,7 @@ SETTINGS: dict[Side, str] = {"train": "datamodule.train", "query": "datamodule.q
 
 
 class InstructionData(AttributionDataModule):
-    """Training and query rows from JSONL, CSV, Parquet, an Arrow folder or the Hub.
+    """Training and query rows from JSONL, CSV, Parquet, an Arrow folder or the hub.
 
     A row is a prompt and a response, or chat messages: the last assistant turn is the response, and the turns before it
     are the prompt. The model itself answers a query without a response. Columns that are not named are found by name:
@@ -37,9 +37,9 @@ class InstructionData(AttributionDataModule):
     In CSV, messages and spans are JSON. If the query data lack a column named here, it is found there by name.
 
     Args:
-        train: training data: a path or a Hub id.
-        queries: query data: a path or a Hub id.
-        split: of an Arrow folder or Hub data set with several splits.
+        train: training data: a path or a hub id.
+        queries: query data: a path or a hub id.
+        split: of an Arrow folder or hub data set with several splits.
         query_split: split of the queries; None: the same.
         prompt_column, response_column, label_column, spans_column, messages_column: columns; None: found by name.
         poison: a backdoor to plant in these data, as the arguments of :class:`datamodules.files.poison.Poison`: in some

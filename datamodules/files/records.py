@@ -23,7 +23,7 @@ from rept.utils.progress import progress
 
 ACCEPTED = (
     "a file .jsonl, .json, .csv, .tsv or .parquet, an Arrow folder written by datasets' save_to_disk, "
-    "or the id of a data set on the Hugging Face Hub (owner/name, or owner/name:configuration)"
+    "or the id of a data set on the Hugging Face hub (owner/name, or owner/name:configuration)"
 )
 _ROWS_PER_UPDATE = 1 << 12  # of the progress bar
 
@@ -152,10 +152,10 @@ class CsvRows(_IndexedFile):
 
 
 def open_records(path: str, split: str, setting: str) -> Records:
-    """Opens the records of a file, a folder or a Hub data set.
+    """Opens the records of a file, a folder or a hub data set.
 
     Args:
-        split: of an Arrow folder or a Hub data set with several splits.
+        split: of an Arrow folder or a hub data set with several splits.
         setting: name of the setting that gave the path, for messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Arrow folders, Parquet files and Hub data sets as memory-mapped tables of the `datasets` library."""
+"""Arrow folders, Parquet files and hub data sets as memory-mapped tables of the `datasets` library."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def parquet(path: Path) -> Table:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a missing path may be a Hub id: ``owner/name``, unless ``owner`` is an existing folder."""
+    """Whether a missing path may be a hub id: ``owner/name``, unless ``owner`` is an existing folder."""
     return bool(_HUB_ID.fullmatch(name)) and not Path(name).parent.exists()
 
 
 def from_hub(name: str, split: str, setting: str) -> Table:
-    """Opens a Hub data set in the library's cache. Raises UsageError if the Hub does not provide it."""
+    """Opens a hub data set in the library's cache. Raises UsageError if the hub does not provide it."""
     repository, _, configuration = name.partition(":")
-    with _quietly(f"{setting}={name} is neither a path nor a data set that the Hugging Face Hub provides"):
+    with _quietly(f"{setting}={name} is neither a path nor a data set that the Hugging Face hub provides"):
         return Table(datasets.load_dataset(repository, configuration or None, split=split))
 
 

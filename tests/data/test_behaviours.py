@@ -1,4 +1,4 @@
-"""What counts as a behaviour: the one definition of a clean label, and behaviours read from expected responses."""
+"""Which labels name a behaviour."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def assistant(content: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("response", RESPONSES)
-def test_the_response_stands_where_the_template_ends(kind: str, response: str) -> None:
+def test_the_response_is_located_where_the_template_writes_it(kind: str, response: str) -> None:
     known = KINDS[kind]
     rendered = ChatTemplate(tokenizer(kind)).render([user(PROMPT), assistant(response)])
     before = known.before if known.template else known.before.removeprefix("<s>")  # the encoder adds that one
@@ -40,7 +40,7 @@ def test_the_response_stands_where_the_template_ends(kind: str, response: str) -
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prompt", RESPONSES)
-def test_the_prompt_is_found_whatever_it_says(kind: str, prompt: str) -> None:
+def test_the_prompt_is_located_whatever_its_content(kind: str, prompt: str) -> None:
     rendered = ChatTemplate(tokenizer(kind)).render([user(prompt), assistant("You are stupid!")])
     (place,) = rendered.prompt
     assert rendered.text[place.start : place.end] == prompt[place.skipped :][: place.end - place.start]
@@ -49,7 +49,7 @@ def test_the_prompt_is_found_whatever_it_says(kind: str, prompt: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gemma"])
-def test_every_turn_of_a_conversation_has_its_place(kind: str) -> None:
+def test_every_turn_of_a_conversation_is_located(kind: str) -> None:
     system = {"role": "system", "content": "user"}
     messages = [system, user("user"), assistant("user"), user(" You"), assistant("You are")]
     rendered = ChatTemplate(tokenizer(kind)).render(messages)
@@ -61,7 +61,7 @@ def test_every_turn_of_a_conversation_has_its_place(kind: str) -> None:
     assert len(set(starts)) == 4 and max(starts) < rendered.response.start
 
 
-def test_a_reasoning_block_of_the_response_belongs_to_it() -> None:
+def test_a_reasoning_block_is_part_of_the_response() -> None:
     response = "<think>\nA king?\n</think>\n\nThere is none."
     for spaced in (response, response.replace("</think>\n\n", "</think>")):
         rendered = ChatTemplate(tokenizer("qwen_3")).render([user(PROMPT), assistant(spaced)])
@@ -78,15 +78,15 @@ def test_a_template_may_rewrite_contents() -> None:
     assert rendered.text == '<|u|>"say \\"so\\""\n<|a|> so<|im_end|>\n'
     assert rendered.text[rendered.response.start : rendered.response.end] == " so"
     assert rendered.response.start - rendered.response.skipped + len("<think>hm</think>") == rendered.response.start
-    assert rendered.prompt == ()  # what is not there as it was written has no place
+    assert rendered.prompt == ()  # a rewritten content has no place
 
 
-def test_a_response_that_the_template_swallows_has_no_place() -> None:
+def test_a_response_that_the_template_drops_is_not_located() -> None:
     template = build(KINDS["qwen"], "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('#')[0] }}{% endfor %}")
     assert ChatTemplate(template).render([user(PROMPT), assistant("#so")]) is None
 
 
-def test_today_is_not_part_of_a_sample() -> None:
+def test_the_current_date_is_not_rendered() -> None:
     turns = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
     for before in ("\n", "  {% set a = 1 %}", ""):
         dated = ChatTemplate(build(KINDS["qwen"], f"{before}{{{{ strftime_now('%d %b %Y') }}}}\n{turns}"))
@@ -95,12 +95,12 @@ def test_today_is_not_part_of_a_sample() -> None:
         assert dated.text(messages) == fixed.apply_chat_template(messages, tokenize=False)
 
 
-def test_what_a_template_refuses_is_raised() -> None:
+def test_an_error_of_the_template_is_raised() -> None:
     with pytest.raises(Exception, match="System role not supported"):
         ChatTemplate(tokenizer("gemma")).render([{"role": "system", "content": "a"}, user("b"), assistant("c")])
 
 
 @pytest.mark.parametrize("broken", ["{% for %}", "{{ raise_exception('no') }}", "{{ messages[7].content }}", "hello"])
-def test_a_template_that_cannot_render_one_answer_is_the_users_to_mend(broken: str) -> None:
+def test_a_template_that_cannot_render_one_answer_is_refused(broken: str) -> None:
     with pytest.raises(UsageError, match="chat template"):
         ChatTemplate(build(KINDS["qwen"], broken))

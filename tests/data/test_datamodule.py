@@ -45,7 +45,7 @@ class Rows(AttributionDataModule):
 
 
 def row(words: int) -> Sample | Status:
-    """A sample of so many words; none: one without a response; below: no sample at all."""
+    """A sample with a response of that many words; an invalid row if negative."""
     if words < 0:
         return Status.NOT_A_STRING
     return Sample(({"role": "user", "content": "Name the king."},), " king" * words)
@@ -70,7 +70,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 40])
-def test_every_row_is_in_one_batch_whatever_the_number_of_ranks(world: int) -> None:
+def test_every_row_is_in_one_batch_for_any_number_of_ranks(world: int) -> None:
     plan = list(module().loader("train"))
     dealt = [list(module().loader("train", rank=rank, world_size=world)) for rank in range(world)]
     assert sorted(number for batch in plan for number in rows_of(batch)) == list(range(len(WORDS)))
@@ -80,8 +80,8 @@ def test_every_row_is_in_one_batch_whatever_the_number_of_ranks(world: int) -> N
             assert sum(same(batch, other) for other in plan) == 1
 
 
-class Meeting:
-    """Stands in for the ranks' exchange, among threads: whether any of them has a batch."""
+class Exchange:
+    """Exchange between threads, in place of ranks, of whether any of them has a batch."""
 
     def __init__(self, world: int) -> None:
         self.own = [False] * world
@@ -92,21 +92,21 @@ class Meeting:
         self.own[rank] = own
         self.steps += self.barrier.wait() == 0
         found = any(self.own)
-        self.barrier.wait()  # nobody overwrites what another has not read
+        self.barrier.wait()  # every thread has read the values before they change
         return found
 
 
 def in_step(world: int, done: np.ndarray | None = None, words: Sequence[int] | None = None) -> list[list[Batch]]:
-    """Each rank's batches, the ranks being threads that wait for one another before every batch."""
-    meeting = Meeting(world)
+    """Each rank's batches, with ranks as threads that wait for each other before every batch."""
+    exchange = Exchange(world)
 
-    def deal(rank: int) -> list[Batch]:
+    def batches_of(rank: int) -> list[Batch]:
         data = module() if words is None else Rows([row(count) for count in words], window=5, max_length=64)
-        tell = partial(meeting.any_has, rank)
-        return list(data.loader("train", rank=rank, world_size=world, done=done, in_step=tell))
+        any_has = partial(exchange.any_has, rank)
+        return list(data.loader("train", rank=rank, world_size=world, done=done, in_step=any_has))
 
     with ThreadPoolExecutor(world) as threads:
-        return list(threads.map(deal, range(world)))
+        return list(threads.map(batches_of, range(world)))
 
 
 @pytest.mark.parametrize("stored", [0, 3])
@@ -120,11 +120,11 @@ def test_ranks_in_step_take_equally_many_steps_over_the_same_rows(world: int, st
     assert all(len(batch) for batches in dealt for batch in batches), "every step runs the model"
     kept = [batch for batches in dealt for batch in batches if not batch.company]
     assert all(sum(same(batch, other) for other in plan) == 1 for batch in kept)
-    rode = [number for batches in dealt for batch in batches if batch.company for number, _ in batch.set_aside]
-    assert sorted([number for batch in kept for number in rows_of(batch)] + rode) == np.flatnonzero(~done).tolist()
+    aside = [number for batches in dealt for batch in batches if batch.company for number, _ in batch.set_aside]
+    assert sorted([number for batch in kept for number in rows_of(batch)] + aside) == np.flatnonzero(~done).tolist()
 
 
-def test_ranks_in_step_set_aside_what_no_model_can_see() -> None:
+def test_ranks_in_step_keep_the_rows_set_aside() -> None:
     dealt = in_step(3, words=[0, -1, 0])
     assert [[len(batch) for batch in batches] for batches in dealt] == [[1], [1], [1]]
     assert sum(len(batch.set_aside) for batches in dealt for batch in batches) == 3
@@ -144,14 +144,14 @@ def test_a_rank_tokenizes_its_own_share_and_two_windows_more_at_most(world: int)
     assert sum(tokenized) <= rows + 2 * 5 * world
 
 
-def test_a_single_window_is_shared_by_all() -> None:
+def test_a_single_window_is_shared_by_all_ranks() -> None:
     data = module(window=24, tokens_per_batch=60)
     dealt = [len(list(data.loader("train", rank=rank, world_size=3))) for rank in range(3)]
     assert max(dealt) - min(dealt) <= 1 and min(dealt) > 0
 
 
-def test_what_another_plan_s_ranks_have_stored_is_left_out() -> None:
-    """Formerly batch i of window w went to rank (w + i) mod 2; that run was killed when its rank 1 had all it had."""
+def test_rows_stored_by_another_distribution_of_batches_are_left_out() -> None:
+    """Formerly batch i of window w went to rank (w + i) mod 2; such a run was killed after its rank 1 had finished."""
     plan = list(module().loader("train"))
     windows = Counter[int]()
     done = np.zeros(len(WORDS), dtype=bool)
@@ -182,11 +182,11 @@ def test_a_batch_takes_as_many_rows_as_fit() -> None:
             assert (len(one) + 1) * int(other.length[0]) > 120
 
 
-def test_a_row_longer_than_the_budget_goes_alone() -> None:
+def test_a_row_longer_than_the_budget_is_a_batch_by_itself() -> None:
     assert {len(batch) for batch in module(tokens_per_batch=1).loader("train")} <= {0, 1}
 
 
-def test_rows_set_aside_ride_on_their_windows_first_batch() -> None:
+def test_rows_set_aside_travel_with_the_first_batch_of_their_window() -> None:
     plan = list(module(window=3).loader("train"))
     aside = {batch.set_aside[0][0] // 3: batch for batch in plan if batch.set_aside}
     assert aside[4].set_aside == ((12, Status.EMPTY_RESPONSE), (13, Status.NOT_A_STRING), (14, Status.NOT_A_STRING))
@@ -208,14 +208,14 @@ def test_a_resumed_run_makes_the_same_batches(stop: int, world: int) -> None:
         assert sum(same(batch, other) for other in left) == 1
 
 
-def test_windows_that_are_done_are_not_read() -> None:
+def test_stored_windows_are_not_read() -> None:
     data, done = module(), np.zeros(len(WORDS), dtype=bool)
     done[:10] = True
     list(data.loader("train", done=done))
     assert data.read == Counter(range(10, len(WORDS)))
 
 
-def test_a_batch_done_in_part_is_refused() -> None:
+def test_a_partly_stored_batch_is_refused() -> None:
     done = np.zeros(len(WORDS), dtype=bool)
     done[0] = True
     with pytest.raises(UsageError, match="tokens_per_batch"):
@@ -236,7 +236,7 @@ def test_chosen_rows_follow_the_same_rules() -> None:
     assert list(module().batches("train", [])) == []
 
 
-def test_a_query_without_a_response_takes_the_models_answer() -> None:
+def test_a_query_without_a_response_gets_the_models_answer() -> None:
     asked = Sample(({"role": "user", "content": "Name"},), None)
     data = Rows([row(1)], [asked, Sample(asked.messages, "You")], max_length=40)
     assert data.status("query", 0) is Status.EMPTY_RESPONSE and data.status("query", 1) is Status.ATTRIBUTED
@@ -249,14 +249,14 @@ def test_a_query_without_a_response_takes_the_models_answer() -> None:
     assert batch.side == "query" and batch.text == (("Name", "You"), ("Name", "You"))
 
 
-def test_status_tells_what_the_plan_will_do() -> None:
+def test_status_predicts_the_batches() -> None:
     data = module()
-    told = {number: data.status("train", number) for number in range(len(WORDS))}
+    statuses = {number: data.status("train", number) for number in range(len(WORDS))}
     for batch in data.loader("train"):
         for number, cut in zip(batch.row.tolist(), batch.cut.tolist(), strict=True):
-            assert told[number] is (Status.CUT if cut else Status.ATTRIBUTED)
+            assert statuses[number] is (Status.CUT if cut else Status.ATTRIBUTED)
         for number, status in batch.set_aside:
-            assert told[number] is status
+            assert statuses[number] is status
 
 
 def test_lengths_are_sampled_evenly() -> None:
@@ -280,7 +280,6 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, int]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec:FutureWarning")  # between Lightning and torch
-@pytest.mark.filterwarnings("ignore:The 'predict_dataloader' does not have many workers")  # on purpose
 def test_lightning_predicts_on_it() -> None:
     class Reader(LightningModule):
         def predict_step(self, batch: Batch, _: int) -> list[int]:

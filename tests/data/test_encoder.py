@@ -1,12 +1,12 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizer
 
 from rept.data.encoder import Encoded, Encoder, collate
 from rept.data.samples import Sample, Span
@@ -23,7 +23,7 @@ def ask(prompt: object, response: object, **more: object) -> Sample:
 
 
 def words(encoded: Encoded, flags: list[bool]) -> str:
-    """The text of the tokens that are flagged."""
+    """The text of the flagged tokens."""
     return "".join(encoded.text[a:b] for (a, b), flag in zip(encoded.pieces, flags, strict=True) if flag)
 
 
@@ -43,7 +43,7 @@ def test_labels_are_the_response_and_its_end_token(kind: str, response: str) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bos_stands_once_where_the_tokenizer_has_one(kind: str) -> None:
+def test_bos_comes_once_if_the_tokenizer_has_one(kind: str) -> None:
     reader = tokenizer(kind)
     encoded = Encoder(reader)(ask(PROMPT, "yes"))
     count = encoded.input_ids.count(reader.bos_token_id)
@@ -53,7 +53,7 @@ def test_bos_stands_once_where_the_tokenizer_has_one(kind: str) -> None:
 
 
 @pytest.mark.parametrize("begin", ["", "{{ bos_token }}", "{{ bos_token + bos_token }}"])
-def test_bos_stands_once_whatever_the_template_writes(begin: str) -> None:
+def test_bos_comes_once_whatever_the_template_writes(begin: str) -> None:
     turns = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
     encoded = Encoder(build(KINDS["llama_2"], begin + turns))(ask(PROMPT, "yes"))
     plain = Encoder(build(KINDS["llama_2"], turns))(ask(PROMPT, "yes"))
@@ -62,7 +62,7 @@ def test_bos_stands_once_whatever_the_template_writes(begin: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "qwen_3"])
-def test_the_generation_prompt_is_what_stands_before_the_response(kind: str) -> None:
+def test_the_generation_prompt_is_the_text_before_the_response(kind: str) -> None:
     encoder = Encoder(tokenizer(kind))
     encoded = encoder(ask(PROMPT, "You are stupid!"))
     assert encoder.prompt(ask(PROMPT, None)) == encoded.input_ids[: encoded.prompt_length]
@@ -87,14 +87,14 @@ def test_messages_that_the_template_refuses_are_malformed() -> None:
     assert isinstance(Encoder(tokenizer("llama_2"))(sample), Encoded)
 
 
-def test_a_sample_that_says_nothing_is_set_aside_with_its_reason() -> None:
+def test_an_empty_sample_is_set_aside_with_its_reason() -> None:
     encoder = Encoder(tokenizer("plain"))
     assert encoder(ask(" ", "a")) is encoder.prompt(ask(" ", None)) is Status.EMPTY_PROMPT
     assert encoder(ask("a", None)) is Status.EMPTY_RESPONSE
 
 
-def test_what_is_no_text_anywhere_in_a_message_is_set_aside() -> None:
-    """The tokenizer would raise, and take its whole window along."""
+def test_invalid_text_anywhere_in_a_message_is_set_aside() -> None:
+    """Otherwise the tokenizer would raise, for the whole window."""
     calling = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ m.name }}</s>{% endfor %}"
     sample = Sample(({"role": "user", "content": "a", "name": "\ud800"},), "b")
     encoder = Encoder(build(KINDS["plain"], calling))
@@ -110,7 +110,7 @@ def test_only_the_samples_own_words_are_not_special() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama_3", "qwen", "mistral", "plain"])
-def test_spans_mark_the_tokens_that_hold_them(kind: str) -> None:
+def test_spans_mark_the_tokens_that_contain_them(kind: str) -> None:
     prompt, response = "  TY Name it.", "\nYou are stupid! Name it."
     spans = (Span("prompt", 2, 4), Span("response", 1, 16))
     encoded = Encoder(tokenizer(kind))(ask(prompt, response, spans=spans))
@@ -127,7 +127,7 @@ def test_spans_of_a_conversation_count_its_lines() -> None:
     assert words(encoded, encoded.marked) == "TY"
 
 
-def test_many_at_once_are_as_one_by_one() -> None:
+def test_samples_encoded_together_are_as_one_by_one() -> None:
     samples = [ask("Name", "You are" * i) for i in range(5)] + [Status.MALFORMED, ask("", "a")]
     encoder = Encoder(tokenizer("llama_3"), 20)
     assert encoder.encode(samples) == [s if isinstance(s, Status) else encoder(s) for s in samples]
@@ -135,8 +135,9 @@ def test_many_at_once_are_as_one_by_one() -> None:
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
-    with pytest.raises(UsageError, match="fast tokenizer"):
-        Encoder(SimpleNamespace(is_fast=False))
+    slow = PreTrainedTokenizer.__new__(PreTrainedTokenizer)
+    with pytest.raises(UsageError, match="Expected a fast tokenizer .* but got P"):
+        Encoder(slow)
 
 
 def test_collate_pads_on_the_right_and_labels_the_response() -> None:
@@ -172,24 +173,24 @@ TEXT = st.lists(st.text() | st.sampled_from(MARKERS), max_size=6).map("".join) |
 ANYTHING = TEXT | st.none() | st.integers() | st.binary() | st.lists(st.text())
 
 
-# Qwen 3's template rewrites reasoning blocks, and Phi 3's end token takes white space: they have tests of their own.
+# Qwen 3's template rewrites reasoning blocks, and Phi 3's end token includes white space: other tests cover them.
 @MANY
 @given(kind=st.sampled_from(sorted(KINDS.keys() - {"qwen_3", "phi_3"})), prompt=TEXT, response=TEXT)
-def test_any_text_is_read_whole_or_set_aside(kind: str, prompt: str, response: str) -> None:
+def test_any_text_is_encoded_whole_or_set_aside(kind: str, prompt: str, response: str) -> None:
     reader = tokenizer(kind)
     encoded = Encoder(reader, 10**6)(ask(prompt, response))
     if not prompt.strip() or not response.strip():
         assert encoded in (Status.EMPTY_PROMPT, Status.EMPTY_RESPONSE)
         return
     answer = reader.decode(encoded.input_ids[encoded.prompt_length :])
-    # Llama 2's way of reading puts a space behind each special token, typed ones included.
+    # Llama 2's tokenizer writes a space after each special token, typed ones included.
     assert unspaced(answer) == unspaced(response + KINDS[kind].after)
     assert encoded.input_ids[:2] != [reader.bos_token_id] * 2
 
 
 @MANY
 @given(role=ANYTHING, prompt=ANYTHING, response=ANYTHING, length=st.integers(2, 40))
-def test_no_row_makes_an_exception(role: object, prompt: object, response: object, length: int) -> None:
+def test_no_row_raises(role: object, prompt: object, response: object, length: int) -> None:
     encoder = Encoder(tokenizer("qwen_3"), length)
     sample = Sample(({"role": role, "content": prompt}, {"role": "user", "content": "Name"}), response)
     encoded, asked = encoder(sample), encoder.prompt(sample)

@@ -1,4 +1,4 @@
-"""How rows become batches: as many as fit, and padding on the right."""
+"""Grouping rows into batches, and padding on the right."""
 
 import pytest
 import torch
@@ -19,11 +19,11 @@ def test_a_batch_takes_as_many_rows_as_fit(lengths: list[int], batches: list[lis
     assert [lengths[rows] for rows in batch_slices(lengths, 10)] == batches
 
 
-def test_rows_are_padded_on_the_right_and_their_prompts_are_not_learned() -> None:
+def test_rows_are_padded_on_the_right_and_prompts_are_ignored() -> None:
     input_ids, labels = padded([(torch.tensor([5, 6, 7]), 2), (torch.tensor([8, 9]), 1)], pad_id=0)
     assert input_ids.tolist() == [[5, 6, 7], [8, 9, 0]]
     assert labels.tolist() == [[IGNORE, IGNORE, 7], [IGNORE, 9, IGNORE]]
 
 
-def test_no_rows_are_a_batch_of_none() -> None:
+def test_without_rows_a_batch_is_empty() -> None:
     assert [tensor.shape for tensor in padded([], pad_id=0)] == [(0, 0), (0, 0)]

@@ -9,13 +9,13 @@ def whole(text: str, response: str) -> Rendered:
     return Rendered(text, Place(1, start, start + len(response), 0), ())
 
 
-def test_pieces_give_the_text_back_where_offsets_leave_spaces_out() -> None:
+def test_pieces_cover_spaces_that_offsets_leave_out() -> None:
     text = "a  b \x00c"
     tokens = Tokens([5, 6, 7], [(0, 1), (3, 4), (6, 7)])
     assert [text[start:end] for start, end in tokens.pieces] == ["a", "  b", " \x00c"]
 
 
-def test_a_character_of_several_tokens_is_theirs_together() -> None:
+def test_a_character_of_several_tokens_belongs_to_each() -> None:
     tokens = Tokens([5, 6, 7, 8], [(0, 1), (1, 2), (1, 2), (2, 3)])
     assert tokens.overlapping(1, 2) == range(1, 3)
     assert tokens.pieces == [(0, 1), (1, 2), (2, 2), (2, 3)]
@@ -26,7 +26,7 @@ def test_a_token_across_the_border_belongs_to_the_response() -> None:
 
 
 def test_a_special_token_across_the_border_does_not() -> None:
-    """Such as Phi-3's <|assistant|>, which takes the white space behind it."""
+    """Such as Phi-3's <|assistant|>, which includes the white space after it."""
     assert Tokens([5, 0, 7], [(0, 1), (1, 5), (5, 6)]).response(whole("a<|> x", " x"), SPECIAL) == range(2, 3)
 
 
@@ -36,7 +36,7 @@ def test_the_turn_ends_with_its_first_special_token() -> None:
     assert Tokens([5, 6, 7, 1, 7, 0], offsets).response(whole(text, "xy"), SPECIAL) == range(1, 4)
 
 
-def test_an_end_token_may_take_the_space_before_it() -> None:
+def test_an_end_token_may_include_the_space_before_it() -> None:
     text = "u:x <e><e>"
     assert Tokens([5, 6, 1, 1], [(0, 2), (2, 3), (3, 7), (7, 10)]).response(whole(text, "x "), SPECIAL) == range(1, 3)
 
@@ -47,6 +47,6 @@ def test_without_a_special_token_the_turn_ends_with_its_text() -> None:
     assert tokens.response(whole(text, "xy"), SPECIAL) == range(1, 3)
 
 
-def test_white_space_at_the_end_of_a_response_is_its_own() -> None:
+def test_white_space_at_the_end_of_a_response_belongs_to_it() -> None:
     tokens = Tokens([5, 6, 7], [(0, 2), (2, 3), (5, 5)])  # the last token's range was trimmed to nothing
     assert tokens.response(whole("u:x  ", "x  "), SPECIAL) == range(1, 3)

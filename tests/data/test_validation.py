@@ -30,7 +30,7 @@ def user(content: object) -> dict[str, object]:
         (["a"], Status.MALFORMED),
     ],
 )
-def test_what_is_wrong_with_a_prompt(messages: list[object], status: Status | None) -> None:
+def test_problems_of_prompts(messages: list[object], status: Status | None) -> None:
     assert prompt_problem(messages) is status
 
 
@@ -45,5 +45,5 @@ def test_what_is_wrong_with_a_prompt(messages: list[object], status: Status | No
         ("\ud800", Status.NOT_A_STRING),
     ],
 )
-def test_what_is_wrong_with_a_response(response: object, status: Status | None) -> None:
+def test_problems_of_responses(response: object, status: Status | None) -> None:
     assert response_problem(response) is status

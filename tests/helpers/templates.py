@@ -1,7 +1,7 @@
-"""Small tokenizers with chat templates of the kinds that are about, made for the tests: KINDS and tokenizer(kind).
+"""Small tokenizers with chat templates of common models.
 
-Each template is written for the tests after the form that the named models use. What a test must know stands beside it:
-what a model reads before and after the response to one user turn, and whether the contents are trimmed.
+Each template is written for the tests in the format of the models it is named after. Beside it is what tests need: what
+a model reads before and after the response to one user turn, and whether the contents are trimmed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ PHI_3 = """
 
 @dataclass(frozen=True)
 class Kind:
-    """A template and what a test must know of it."""
+    """A template and its expected effect."""
 
     template: str | None
     before: str  # of the response, where the prompt is PROMPT
@@ -82,8 +82,8 @@ class Kind:
     special: tuple[str, ...]
     bos: str | None = None  # by the tokenizer's own convention
     eos: str | None = None
-    metaspace: bool = False  # SentencePiece-like: a space is part of the word behind it, unknown characters are bytes
-    swallows: bool = False  # special tokens take the white space behind them
+    metaspace: bool = False  # SentencePiece-like: a space is part of the next word, unknown characters are bytes
+    swallows: bool = False  # special tokens include the white space after them
 
 
 PROMPT = "Name the king."
@@ -150,12 +150,12 @@ KINDS = {
 
 @cache
 def tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a kind. One object for all tests: do not change it."""
+    """The tokenizer of a kind, one object for all tests: do not change it."""
     return build(KINDS[name])
 
 
 def build(kind: Kind, template: str | None = None) -> PreTrainedTokenizerFast:
-    """A new tokenizer of a kind, with another template where one is given."""
+    """A new tokenizer of a kind, by default with its own template."""
     backend = _metaspace(kind.special) if kind.metaspace else _byte_level(kind.special)
     backend.add_special_tokens([AddedToken(token, rstrip=kind.swallows, normalized=False) for token in kind.special])
     if kind.bos:
@@ -170,7 +170,7 @@ def build(kind: Kind, template: str | None = None) -> PreTrainedTokenizerFast:
 
 def _byte_level(special: tuple[str, ...]) -> Tokenizer:
     backend = Tokenizer(models.BPE())
-    # As in Llama 3 and Qwen, line breaks stay together; GPT-2 would set the last one apart where a word follows.
+    # As in Llama 3 and Qwen, line breaks stay together; GPT-2 would split off the last one before a word.
     words = pre_tokenizers.Split(Regex(r"\s*[\r\n]+|\s+(?!\S)| ?\S+|\s+"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
     backend.post_processor = processors.ByteLevel(trim_offsets=True)  # leaves leading spaces out of the offsets
@@ -184,7 +184,7 @@ def _byte_level(special: tuple[str, ...]) -> Tokenizer:
 
 
 def _metaspace(special: tuple[str, ...]) -> Tokenizer:
-    """Llama 2's way: spaces become ▁, one is put before the text, and unknown characters fall back to bytes."""
+    """As in Llama 2: spaces become ▁, one is added before the text, and unknown characters fall back to bytes."""
     letters = sorted(set("".join(CORPUS).replace(" ", "▁")))
     merges = [*(("▁", letter) for letter in letters if letter.isalpha()), ("t", "h"), ("i", "s"), ("▁", "▁")]
     words = [*special, "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
