@@ -126,8 +126,8 @@ def report(measure: str, folder: Path, sizes: list[int], rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--extraction", type=int, nargs="*", default=[2_000, 50_000], help="numbers of rows")
-    parser.add_argument("--ranking", type=int, nargs="*", default=[100_000, 2_000_000], help="numbers of rows")
+    parser.add_argument("--extraction", type=int, nargs="*", default=[2_000, 50_000], help="numbers of rows; none: skip")
+    parser.add_argument("--ranking", type=int, nargs="*", default=[100_000, 2_000_000], help="numbers of rows; none: skip")
     parser.add_argument("--width", type=int, default=64, help="width of each of the two blocks in the ranking's store")
     parser.add_argument("--rounds", type=int, default=1, help="repetitions of all measurements")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
@@ -142,10 +142,12 @@ def main() -> None:
         make_model(folder)
         for rows in (*options.extraction, QUERIES):
             make_data(folder, rows)
-        report("extraction", folder, options.extraction, options.rounds)
+        if options.extraction:
+            report("extraction", folder, options.extraction, options.rounds)
         for rows in options.ranking:
             make_store(folder, rows, options.width)
-        report("ranking", folder, options.ranking, options.rounds)
+        if options.ranking:
+            report("ranking", folder, options.ranking, options.rounds)
 
 
 if __name__ == "__main__":
