@@ -126,8 +126,8 @@ def report(measure: str, folder: Path, sizes: list[int], rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--extraction", type=int, nargs="*", default=[2_000, 50_000], help="numbers of rows; none: skip")
-    parser.add_argument("--ranking", type=int, nargs="*", default=[100_000, 2_000_000], help="numbers of rows; none: skip")
+    parser.add_argument("--extraction", type=int, nargs="*", default=[2_000, 50_000], help="rows; none: skip")
+    parser.add_argument("--ranking", type=int, nargs="*", default=[100_000, 2_000_000], help="rows; none: skip")
     parser.add_argument("--width", type=int, default=64, help="width of each of the two blocks in the ranking's store")
     parser.add_argument("--rounds", type=int, default=1, help="repetitions of all measurements")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
