@@ -36,7 +36,7 @@ from datamodules.synthetic import OPENING, SyntheticData
 from datamodules.toy.wordings import ANSWERS
 from rept.calibration.decision import decide
 from rept.calibration.references import load_references
-from rept.calibration.statistics import Resemblance
+from rept.calibration.statistics import StatisticsCollector
 from rept.config.compose import compose
 from rept.config.plug_ins import build
 from rept.data.datamodule import AttributionDataModule
@@ -52,16 +52,20 @@ CLEAN = "clean"
 CLEAN_KINDS = "clean kinds"  # queries whose kind of rows is removed, so that every find is false
 
 
-class Without:
+class Without(AttributionStore):
     """A store without some of its rows."""
 
     def __init__(self, store: AttributionStore, rows: Sequence[int]) -> None:
-        self._store = store
-        self.keys, self.read = store.keys, store.read
+        super().__init__(store.folder, store.side)
         self.attributed = np.setdiff1d(store.attributed, np.asarray(rows, np.int64))
 
+    @property
+    def attributed_in_order(self) -> np.ndarray:
+        row = super().attributed_in_order
+        return row[np.isin(row, self.attributed)]
+
     def blocks(self, *arguments: Any) -> Iterator[Block]:
-        for row, fields in self._store.blocks(*arguments):
+        for row, fields in super().blocks(*arguments):
             kept = torch.from_numpy(np.isin(row.numpy(), self.attributed))
             if kept.any():
                 yield Block(row[kept], {key: value[kept] for key, value in fields.items()})
@@ -96,12 +100,12 @@ class Run:
     def flagged(self, queries: Sequence[int], without: Sequence[int] = ()) -> list[np.ndarray]:
         """The rows that stand out for each query, computed by the functions that a run uses."""
         train = Without(self.train, without)
-        known = load_references(self.config, self.folder, train, self.datamodule)
+        known = load_references(self.config.calibration, self.config.seed, self.folder, train, self.datamodule)
         asked = self.query.read(queries, self.query.keys)
         read = {key: block for key, block in asked.items() if key.field in self.scorer.needs}
-        watch = Resemblance(train, read, known, self.config.top_k)
+        watch = StatisticsCollector(train, read, known, self.config.top_k)
         hits = rank(train, asked, self.scorer, top_k=self.config.top_k, watch=watch).best
-        flagged = decide([watch.share()], hits, self.config.calibration.rate, self.config.top_k).flagged
+        flagged = decide([watch.collected()], hits, self.config.calibration.rate, self.config.top_k).flagged
         return [row[flag].numpy() for row, flag in zip(hits.row, flagged, strict=True)]
 
 

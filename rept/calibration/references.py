@@ -1,10 +1,9 @@
-"""The reference queries of a calibration: drawn from the training rows, beside the clean queries of another run."""
+"""The reference queries of a calibration: rows drawn from the training data, and clean queries of another run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,29 +18,22 @@ from rept.signatures.extractor import Extractor
 from rept.store.reader import AttributionStore
 from rept.types import Key, Status
 
-SAME_TOPIC = 0.2  # share of telling words from which on a row speaks of what a reference speaks of
+SAME_TOPIC = 0.2  # word overlap from which on a row and a reference have the same topic
 
-# What two runs may differ in whose signatures are compared; all other fingerprints must be the same.
+# Fingerprints that may differ between two runs whose signatures are compared; all others must be the same.
 MAY_DIFFER = {"training data", "query data", "answers", "max_new_tokens", "tokens_per_batch", "window", "store dtype"}
 
 
 @dataclass(frozen=True)
 class References:
-    """Reference queries, and which training rows each is not compared with.
-
-    ``left_out`` is told row numbers (n) and gives a mask (n R).
-    """
+    """Reference queries, and the training rows that each is not compared with."""
 
     fields: Mapping[Key, Tensor]  # each (R D)
-    left_out: Callable[[Tensor], Tensor]
-    source: str  # as a person reads it
+    excluded: Callable[[Tensor], Tensor]  # from row numbers (n): mask (n R)
+    source: str  # for people to read
 
     def __len__(self) -> int:
         return len(next(iter(self.fields.values())))
-
-    def of(self, keys: Mapping[Key, Any]) -> Mapping[Key, Tensor]:
-        """The fields that other queries have."""
-        return {key: self.fields[key] for key in keys}
 
 
 def check_calibration(calibration: CalibrationConfig, extractor: Extractor | type[Extractor]) -> None:
@@ -74,75 +66,58 @@ def load_references(
     train: AttributionStore,
     datamodule: AttributionDataModule,
 ) -> References | None:
-    """The references that a run asks for; None where it is not calibrated.
+    """The references of a run; None if it is not calibrated. All ranks of the run call this, and share the reading.
 
-    Clean queries alone would not do for a query that resembles many training rows in something no clean query has, such
-    as a trigger of any kind; rows drawn from the training data alone are no fresh queries. So where there are clean
-    queries, they are references beside the drawn rows, unless ``calibration.count=0`` says that none are drawn: drawn
-    rows that are culprits themselves take the power from all p-values below their share.
+    ``calibration.count`` training rows are drawn, and beside them the queries of the run ``calibration.references`` are
+    used if it is given. Why both are needed is explained in docs/calibration.md.
 
     Raises:
-        UsageError: the other run was made by another model or in another way.
+        UsageError: the other run was made with another model or other settings.
     """
     if calibration.rate is None:
         return None
     other = calibration.references
-    given = [] if other is None else [_of_run(RunFolder(other), folder, train)]
+    given = [] if other is None else [_queries_of(RunFolder(other), folder, train)]
     if calibration.count:
-        given.append(drawn(train, datamodule, calibration.count, seed))
-    return given[0] if len(given) == 1 else _together(*given)
+        given.append(_drawn_rows(train, datamodule, calibration.count, seed))
+    return given[0] if len(given) == 1 else _joined(*given)
 
 
-def drawn(train: AttributionStore, datamodule: AttributionDataModule, count: int, seed: int) -> References:
-    """Training rows, each left out of its own comparison along with all rows that speak of the same thing.
+def _drawn_rows(train: AttributionStore, datamodule: AttributionDataModule, count: int, seed: int) -> References:
+    """Training rows, each not compared with itself and the rows of the same topic."""
 
-    Args:
-        train: the store of the training rows.
-        datamodule: an `AttributionDataModule`, for their texts.
-        count: references to draw, at most.
-        seed: of the draw.
-    """
+    def texts(rows: np.ndarray) -> list[str]:
+        samples = [datamodule.sample("train", row) for row in rows.tolist()]
+        return ["" if isinstance(sample, Status) else f"{sample.prompt}\n{sample.response}" for sample in samples]
+
+    def excluded(row: Tensor) -> Tensor:
+        return (overlap(texts(row.numpy())) >= SAME_TOPIC) | (row[:, None] == torch.from_numpy(rows))
+
     generator = np.random.default_rng(seed)
     rows = np.sort(generator.choice(train.attributed, min(count, len(train.attributed)), replace=False))
-    texts = _Texts(datamodule)
     overlap = WordOverlap(texts(rows), texts(train.evenly_spaced()))
-    own = torch.from_numpy(rows)
-
-    def left_out(row: Tensor) -> Tensor:
-        return (overlap(texts(row.numpy())) >= SAME_TOPIC) | (row[:, None] == own)
-
-    return References(train.read(rows, train.keys), left_out, "training rows, each without its like")
+    fields = train.read(rows, train.keys, together=True)
+    return References(fields, excluded, "training rows, each compared with rows of other topics")
 
 
-def _of_run(other: RunFolder, own: RunFolder, train: AttributionStore) -> References:
-    made, asked = (folder.read_provenance().get("fingerprints", {}) for folder in (other, own))
-    names = sorted((made.keys() | asked.keys()) - MAY_DIFFER)
-    different = [name for name in names if made.get(name) != asked.get(name)]
+def _queries_of(other: RunFolder, own: RunFolder, train: AttributionStore) -> References:
+    """The queries of another run, compared with all rows."""
+    made, expected = (folder.read_provenance().get("fingerprints", {}) for folder in (other, own))
+    names = sorted((made.keys() | expected.keys()) - MAY_DIFFER)
+    different = [name for name in names if made.get(name) != expected.get(name)]
     if different:
         raise UsageError(
             f"Expected the references in {other.path} to be traced as {own.path} was, but they differ in "
             f"{', '.join(different)}: trace them with the same model and settings."
         )
     store = AttributionStore(other.store, "query")
-    fields = store.read(store.attributed, train.keys)
-    count = len(store.attributed)
+    fields, count = store.read(store.attributed, train.keys), len(store.attributed)
     return References(fields, lambda row: torch.zeros(len(row), count, dtype=torch.bool), f"queries of {other.path}")
 
 
-def _together(one: References, other: References) -> References:
+def _joined(one: References, other: References) -> References:
     return References(
         {key: torch.cat([block, other.fields[key]]) for key, block in one.fields.items()},
-        lambda row: torch.cat([one.left_out(row), other.left_out(row)], dim=1),
+        lambda row: torch.cat([one.excluded(row), other.excluded(row)], dim=1),
         f"{one.source}; {other.source}",
     )
-
-
-class _Texts:
-    """Prompt and response of training rows; nothing for those that hold no sample."""
-
-    def __init__(self, datamodule: AttributionDataModule) -> None:
-        self._sample = datamodule.sample
-
-    def __call__(self, rows: np.ndarray) -> list[str]:
-        samples = [self._sample("train", row) for row in rows.tolist()]
-        return ["" if isinstance(one, Status) else f"{one.prompt}\n{one.response}" for one in samples]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rept.calibration.decision import Decision, decide, fewest
 from rept.calibration.references import References, load_references
-from rept.calibration.statistics import Resemblance
+from rept.calibration.statistics import StatisticsCollector
 from rept.config.schema import AttributeConfig
 from rept.data.behaviours import behaviour_of
 from rept.data.datamodule import AttributionDataModule
@@ -130,15 +130,15 @@ class Scoring:
         measured["scores"] = histogram.as_dict()
         decision, rate = None, self.config.calibration.rate
         if self.references and watch and rate is not None:
-            decision = decide(gathered(watch.share()), ranking.best, rate, self.config.top_k)
+            decision = decide(gathered(watch.collected()), ranking.best, rate, self.config.top_k)
             measured["calibration"] = self._calibration(decision, self.references.source, rate)
         return ranking, decision, measured
 
-    def _watch(self, fields: Mapping[Key, Tensor]) -> Resemblance | None:
+    def _watch(self, fields: Mapping[Key, Tensor]) -> StatisticsCollector | None:
         if self.references is None:
             return None
         read = {key: block for key, block in fields.items() if key.field in self.scorer.needs}
-        return Resemblance(self.train, read, self.references, self.config.top_k, self.device)
+        return StatisticsCollector(self.train, read, self.references, self.config.top_k, self.device)
 
     def _calibration(self, decision: Decision, source: str, rate: float) -> dict[str, Any]:
         """The calibration as in metrics.json."""

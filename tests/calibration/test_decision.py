@@ -1,4 +1,4 @@
-"""What stands out: valid p-values where nothing does, the planted rows where some do; the same on several ranks."""
+"""Decisions of a calibration: valid p-values where nothing stands out, planted rows where some do, on any ranks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import io
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from rept.calibration.decision import benjamini_hochberg, decide, fewest, p_values, ranks_among, stepwise
 from rept.calibration.references import References
-from rept.calibration.statistics import DEPTH, Resemblance
+from rept.calibration.statistics import QUANTITIES, TOP_ROWS, PartialStatistics, StatisticsCollector, TopRows
 from rept.errors import UsageError
-from rept.ranking.topk import TopK
+from rept.ranking.topk import Hits, TopK
 from rept.results.run_folder import RunFolder
-from rept.run.pipeline import attribute, score
+from rept.run.pipeline import attribute
+from rept.run.rescore import score
 from rept.types import Key
 from tests.helpers.terminal import print_to
 
@@ -24,7 +24,7 @@ WIDTH, TOP = 24, 20
 
 
 class Rows:
-    """Training rows in memory, with what `Resemblance` asks of a store."""
+    """Training rows in memory, with the part of a store that `StatisticsCollector` uses."""
 
     def __init__(self, fields):
         self.fields = fields
@@ -33,7 +33,7 @@ class Rows:
     def evenly_spaced(self, most=4096):
         return self.attributed[:: -(-len(self.attributed) // most)]
 
-    def read(self, rows, keys):
+    def read(self, rows, keys, together=False):
         return {key: self.fields[key][torch.as_tensor(rows)] for key in keys}
 
 
@@ -44,26 +44,26 @@ def samples(count, seed):
     return {key: common + torch.randn(count, WIDTH, generator=generator) for key in KEYS}
 
 
-def nobody(references):
-    """Leaves no row out."""
+def excludes_none(references):
+    """Compares every row with every reference."""
     return lambda row: torch.zeros(len(row), references, dtype=torch.bool)
 
 
-def decided(train, asked, known, *, rate=0.05, left_out=None, parts=1, block=64, top_k=TOP):
-    """The decision on queries by references, the hits being the rows of the highest cosine in the first field."""
-    references = References(known, left_out or nobody(len(known[KEYS[0]])), "made")
+def decided(train, asked, known, *, rate=0.05, excluded=None, parts=1, block=64, top_k=TOP):
+    """The decision on queries by references; the hits are the rows of the highest cosine in the first field."""
+    references = References(known, excluded or excludes_none(len(known[KEYS[0]])), "made")
     store = Rows(train)
-    gathered = [Resemblance(store, asked, references, top_k) for _ in range(parts)]
+    collectors = [StatisticsCollector(store, asked, references, top_k) for _ in range(parts)]
     best = TopK(len(asked[KEYS[0]]), top_k)
     for i, rows in enumerate(torch.arange(len(store.attributed)).split(block)):
         fields = store.read(rows, KEYS)
-        gathered[i % parts](rows, fields)
+        collectors[i % parts](rows, fields)
         best.add(rows, torch.nn.functional.cosine_similarity(fields[KEYS[0]][:, None], asked[KEYS[0]], dim=-1))
-    return decide([one.share() for one in gathered], best.hits(), rate, top_k), best.hits()
+    return decide([one.collected() for one in collectors], best.hits(), rate, top_k), best.hits()
 
 
 def plant(train, asked, rows, queries, field=0, seed=5):
-    """Rows and queries that share something none of the others has, in one field."""
+    """Adds to rows and queries something in one field that none of the others has."""
     shared = 6 * torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(seed))
     train[KEYS[field]][rows] += shared
     asked[KEYS[field]][queries] += shared
@@ -98,7 +98,7 @@ def test_a_p_value_on_the_line_is_selected(queries, references, rate):
     assert fewest(queries, references, rate) == 1 and benjamini_hochberg(p, rate) == p[0]
 
 
-def test_every_step_leaves_out_one_more():
+def test_every_step_removes_one_more():
     generator = torch.Generator().manual_seed(0)
     score = torch.rand(30, generator=generator).sort(descending=True).values
     row, removed = (torch.randperm(40, generator=generator)[:30] for _ in range(2))
@@ -107,8 +107,92 @@ def test_every_step_leaves_out_one_more():
     for step in range(31):
         left = [s for r, s in zip(row.tolist(), score.tolist(), strict=True) if r not in removed[:step].tolist()]
         assert (
-            found[step] == pytest.approx(sum(left[:DEPTH]) / len(left[:DEPTH])) if left else found[step] == -torch.inf
+            found[step] == pytest.approx(sum(left[:TOP_ROWS]) / len(left[:TOP_ROWS]))
+            if left
+            else found[step] == -torch.inf
         )
+
+
+def by_definition(top, rows, compared, best):
+    """p-values of queries and hits, one query, reference and hit at a time.
+
+    Args:
+        top: by quantity and field, (Q m) rows and scores of the queries, and (R m) scores of the references.
+    """
+    fields, references = range(len(top[0])), [r for r, count in enumerate(compared) if count]
+
+    def mean(scores, depth):
+        finite = [score for score in scores[:depth] if score > -np.inf]
+        return sum(finite) / len(finite) if finite else -np.inf
+
+    depth = [max(1, TOP_ROWS * count // rows) for count in compared]
+    known = [[{r: mean(side[2][r], depth[r]) for r in references} for side in one] for one in top]
+
+    def best_rank(own, others):
+        """The best rank of a statistic (3 F) among others, and its quantity and field."""
+        rank = [[1 + sum(other[i][f] >= own[i][f] for other in others) for f in fields] for i in range(3)]
+        last = len(others) + 2
+        near = [rank[0][f] <= (len(others) + 1) / 4 for f in fields]
+        return min((rank[i][f] if near[f] else last, i, f) for i in (1, 2) for f in fields)
+
+    def p_value(own):
+        everyone = {r: [[known[i][f][r] for f in fields] for i in range(3)] for r in references}
+        rank, name, field = best_rank(own, list(everyone.values()))
+        ranks = [
+            best_rank(everyone[r], [own, *(everyone[other] for other in references if other != r)])[0]
+            for r in references
+        ]
+        return (1 + sum(other <= rank for other in ranks)) / (1 + len(references)), name, field
+
+    found = []
+    for query, hits in enumerate(best):
+
+        def statistics(removed, query=query):
+            return [
+                [
+                    mean([s for r, s in zip(side[0][query], side[1][query], strict=True) if r not in removed], TOP_ROWS)
+                    for side in one
+                ]
+                for one in top
+            ]
+
+        p, name, field = p_value(statistics([]))
+        ordered = [row for row in top[name][field][0][query] if row in hits]
+        of_hit, highest = dict.fromkeys(hits, 1.0), 0.0
+        for i, row in enumerate(ordered):
+            highest = max(highest, p_value(statistics(ordered[:i]))[0])
+            of_hit[row] = highest
+        found.append((p, [of_hit[row] for row in hits]))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_decisions_are_those_of_a_loop_over_queries_references_and_hits(seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows, queries, references, kept, top_k = 40, 5, 23, 11, 6
+    excluded = torch.rand(rows, references, generator=generator) < 0.9 * torch.rand(references, generator=generator)
+    excluded[:, 3], excluded[1:, 5] = True, True  # compared with no row, with one
+    excluded[0, 5] = False
+    compared = (~excluded).sum(0)
+    top, plain = {"one": {}, "two": {}}, []
+    for name in QUANTITIES:
+        plain.append([])
+        for field in top:
+            ours, theirs = (torch.randn(rows, n, generator=generator) for n in (queries, references))
+            ours[:, :3] += 1.5 * torch.rand(3, generator=generator)  # some queries stand out
+            highest = ours.T.topk(kept, dim=1)
+            reference = theirs.masked_fill(excluded, -torch.inf).T.topk(TOP_ROWS, dim=1)
+            top[field][name] = TopRows(Hits(highest.indices, highest.values), Hits(reference.indices, reference.values))
+            plain[-1].append([highest.indices.tolist(), highest.values.tolist(), reference.values.tolist()])
+    # Half of the hits are among the top rows of some quantity; the others have p-value 1.
+    best = torch.stack([torch.randperm(rows, generator=generator)[:top_k] for _ in range(queries)])
+    best[:, ::2] = torch.tensor(plain[1 + seed % 2][seed % 2][0])[:, torch.randperm(kept, generator=generator)[:3]]
+    best = torch.tensor([list(dict.fromkeys(line))[:4] for line in best.tolist()])  # no row twice
+    decision = decide([PartialStatistics(top, rows, compared)], Hits(best, torch.zeros(best.shape)), 0.3, top_k)
+    expected = by_definition(plain, rows, compared.tolist(), best.tolist())
+    assert decision.query.tolist() == pytest.approx([p for p, _ in expected])
+    torch.testing.assert_close(decision.hit, torch.tensor([p for _, p in expected], dtype=torch.float64))
+    assert decision.references == references - 1 and (decision.hit < 1).any()
 
 
 @pytest.mark.parametrize("share", [0, 0.12, 0.3])
@@ -117,7 +201,7 @@ def test_p_values_are_valid_where_queries_are_like_references(share):
     for seed in range(runs):
         mask = torch.rand(200, 99, generator=torch.Generator().manual_seed(seed)) < share
         fields = samples(200, 3 * seed), samples(40, 3 * seed + 1), samples(99, 3 * seed + 2)
-        found, _ = decided(*fields, left_out=lambda row, mask=mask: mask[row])
+        found, _ = decided(*fields, excluded=lambda row, mask=mask: mask[row])
         assert found.left_out == pytest.approx(share, abs=0.02)
         p.append(found.query)
     for level in (0.05, 0.1, 0.2):
@@ -131,7 +215,7 @@ def test_no_query_is_selected_where_none_stands_out():
 
 @pytest.mark.parametrize("field", [0, 1])
 def test_planted_rows_stand_out_and_are_the_ones_flagged(field):
-    """Whichever field tells: the hits are ranked by the first."""
+    """In either field; the hits are ranked by the first."""
     train, asked, known = samples(300, 0), samples(10, 1), samples(199, 2)
     plant(train, asked, slice(50, 62), slice(0, 5), field)
     found, hits = decided(train, asked, known, top_k=300)
@@ -149,28 +233,28 @@ def test_a_query_unlike_all_others_does_not_stand_out():
     assert not decided(train, asked, known)[0].flagged.any()
 
 
-def test_a_hub_that_everybody_finds_does_not_stand_out():
+def test_a_hub_that_is_near_all_queries_does_not_stand_out():
     train, asked, known = samples(300, 0), samples(10, 1), samples(199, 2)
     plant(train, asked, slice(7, 20), slice(0, 10))
     plant(train, known, slice(0, 0), slice(0, 199))
     assert not decided(train, asked, known)[0].flagged.any()
 
 
-def test_rows_left_out_are_no_part_of_the_background():
+def test_excluded_rows_are_not_part_of_the_background():
     train, asked, known = samples(300, 0), samples(3, 1), samples(199, 2)
     plant(train, asked, slice(50, 62), slice(0, 3))
     plant(train, known, slice(0, 0), slice(0, 60))  # 30 % of the references are culprits themselves
     mask = torch.zeros(300, 199, dtype=torch.bool)
     mask[50:62, :60] = True
     assert not decided(train, asked, known)[0].flagged.any()
-    assert decided(train, asked, known, left_out=lambda row: mask[row])[0].flagged.any(1).all()
+    assert decided(train, asked, known, excluded=lambda row: mask[row])[0].flagged.any(1).all()
 
 
 def test_a_reference_without_any_row_is_not_counted():
     train, asked, known = samples(40, 0), samples(4, 1), samples(20, 2)
     mask = torch.zeros(40, 20, dtype=torch.bool)
     mask[:, :3] = True
-    assert decided(train, asked, known, left_out=lambda row: mask[row])[0].references == 17
+    assert decided(train, asked, known, excluded=lambda row: mask[row])[0].references == 17
 
 
 def test_the_scale_of_a_field_does_not_matter():
@@ -181,7 +265,7 @@ def test_the_scale_of_a_field_does_not_matter():
 
 
 @pytest.mark.parametrize("parts", [2, 3, 9])
-def test_processes_together_decide_as_one(parts):
+def test_several_processes_decide_as_one(parts):
     fields = samples(300, 0), samples(10, 1), samples(50, 2)
     whole, shared = decided(*fields, rate=0.5)[0], decided(*fields, rate=0.5, parts=parts)[0]
     for name in ("query", "hit", "flagged"):
@@ -224,17 +308,17 @@ def test_a_run_is_calibrated_with_it_or_after_it(run, material, tmp_path, monkey
 
 def test_clean_queries_of_another_run_are_references_beside_drawn_rows(run, material, tmp_path):
     again = score([str(run.folder.path), f"calibration.references={run.folder.path}", f"out={tmp_path / 'again'}"])
-    told = again.metrics["calibration"]
-    assert told["references"] == told["queries"] + run.metrics["calibration"]["references"]
-    assert told["source"] == f"queries of {run.folder.path}; {run.metrics['calibration']['source']}"
-    assert set(told["p_values"]) == {str(line["query"]) for line in run.queries if run.hits(line["query"])}
+    found = again.metrics["calibration"]
+    assert found["references"] == found["queries"] + run.metrics["calibration"]["references"]
+    assert found["source"] == f"queries of {run.folder.path}; {run.metrics['calibration']['source']}"
+    assert set(found["p_values"]) == {str(line["query"]) for line in run.queries if run.hits(line["query"])}
     alone = [f"calibration.references={run.folder.path}", "calibration.count=0", f"out={tmp_path / 'alone'}"]
-    told = score([str(run.folder.path), *alone]).metrics["calibration"]
-    assert (told["references"], told["source"]) == (told["queries"], f"queries of {run.folder.path}")
+    found = score([str(run.folder.path), *alone]).metrics["calibration"]
+    assert (found["references"], found["source"]) == (found["queries"], f"queries of {run.folder.path}")
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("calibration.rate=0", "calibration.rate to be above 0 and below 1, but got 0.0"),
         ("calibration.count=-1", "calibration.count to be at least 0, but got -1"),
@@ -242,21 +326,21 @@ def test_clean_queries_of_another_run_are_references_beside_drawn_rows(run, mate
         ("calibration.references=nowhere", "Expected nowhere to be a run folder"),
     ],
 )
-def test_settings_out_of_range_are_told_before_anything_runs(setting, told, material, tmp_path):
-    with pytest.raises(UsageError, match=told):
+def test_settings_out_of_range_are_reported_before_anything_runs(setting, message, material, tmp_path):
+    with pytest.raises(UsageError, match=message):
         attribute(material.config(tmp_path / "run", setting), show_result=False)
 
 
 @pytest.mark.parametrize("experiment", ["bm25", "length"])
-def test_signatures_without_direction_are_not_calibrated(experiment, material, tmp_path):
+def test_signatures_that_are_not_directions_are_refused_before_the_extraction(experiment, material, tmp_path):
+    config = material.config(tmp_path / "run", f"experiment={experiment}", "calibration.rate=0.1")
     with pytest.raises(UsageError, match="cannot be calibrated"):
-        attribute(
-            material.config(tmp_path / "run", f"experiment={experiment}", "calibration.rate=0.1"), show_result=False
-        )
+        attribute(config, show_result=False)
+    assert not (tmp_path / "run" / "store").exists()
 
 
 def test_references_traced_in_another_way_are_refused(run, material, tmp_path):
     other = attribute(material.config(tmp_path / "other", "layers.layers=[1]", "tokens.hits=0"), show_result=False)
     with pytest.raises(UsageError, match="they differ in layers"):
         score([str(run.folder.path), f"calibration.references={other.folder.path}", f"out={tmp_path / 'out'}"])
-    assert OmegaConf.select(RunFolder(run.folder.path).open_existing(), "calibration.references") is None
+    assert RunFolder(run.folder.path).open_existing().calibration.references is None
