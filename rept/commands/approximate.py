@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
     hits = index.search(asked, config.top_k)
     say(f"{len(hits.row):,} queries were searched in {time.perf_counter() - start:.2f} s.")
     with out.lock():
-        out.copy_description(source)
+        out.copy_provenance(source)
         scoring.write(Ranking(hits, Hits(hits.row[:, :0], hits.score[:, :0])))
         scoring.finish({})
     say(f"The hits are in {out.results}.")

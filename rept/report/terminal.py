@@ -63,11 +63,11 @@ def show_blocks(trace: Trace) -> None:
 
 def show_hits(trace: Trace, query: int, rows: int = 5) -> None:
     """Prints the best hits: of each group of near-duplicates the first, with the group's size (``alike``)."""
-    asked = trace.queries[query]
+    sample = trace.queries[query]
     console.print()
-    label = f" [{visible(asked['label'])}]" if asked["label"] else ""
-    say(f"Query {query}{label}: {_line(asked['prompt'], 90)}")
-    say(f"  {'model answered' if asked['generated'] else 'response'}: {_line(asked['response'], 90)}")
+    label = f" [{visible(sample['label'])}]" if sample["label"] else ""
+    say(f"Query {query}{label}: {_line(sample['prompt'], 90)}")
+    say(f"  {'model answered' if sample['generated'] else 'response'}: {_line(sample['response'], 90)}")
     hits = trace.hits(query)
     alike = Counter(hit.group for hit in hits)
     calibrated = any(hit.flagged is not None for hit in hits)
@@ -138,7 +138,7 @@ def show_calibration(trace: Trace) -> None:
     if found["fewest"] > 1:
         say(
             f"With this number of references no p-value is below {found['floor']:.2g}, so either none or at least "
-            f"{found['fewest']:,} queries stand out: use more references to find fewer."
+            f"{found['fewest']:,} queries stand out. With more references, fewer can."
         )
     if not found["clean_queries"]:
         say(
@@ -160,7 +160,7 @@ def _line(text: str, width: int) -> str:
 
 
 def _shade(piece: Piece) -> str:
-    """Black on one of three steps of orange, or of blue for a negative score: colour-blind people can tell these."""
+    """Black on one of three steps of orange, or of blue for negative scores, which colour-blind people can distinguish."""
     if piece.special:
         return "dim"
     step = (abs(piece.level) + 1) // 3  # faint shades stay plain

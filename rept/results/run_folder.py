@@ -78,7 +78,7 @@ class RunFolder:
         """Adds ``parts`` to provenance.json, in place of those of the same name."""
         write_json(self.provenance, {"schema": SCHEMA} | self.read_provenance() | parts)
 
-    def copy_description(self, source: RunFolder) -> None:
+    def copy_provenance(self, source: RunFolder) -> None:
         """Copies provenance, queries and layers of another run."""
         for name in ("provenance", "queries", "layers"):
             write_text(getattr(self, name), getattr(source, name).read_text(encoding="utf-8"))

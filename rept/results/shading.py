@@ -56,7 +56,9 @@ def excerpt(scored: TokenScores, characters: int = 240) -> tuple[list[Piece], bo
         The pieces (with an arrow, marked special, in place of special tokens between two of them), whether text was
         left out before them, and whether after them.
     """
-    pieces = _without_special(shaded(scored))
+    parts = [list(run) for special, run in groupby(shaded(scored), key=lambda piece: piece.special) if not special]
+    arrow = Piece(" → ", 0.0, 0, special=True)
+    pieces = [piece for i, part in enumerate(parts) for piece in ([arrow, *part] if i else part)]
     best, start, length, gain = (0, min(1, len(pieces)), 0.0), 0, 0, 0.0
     for end, piece in enumerate(pieces, start=1):
         length, gain = length + len(piece.text), gain + max(piece.score, 0.0) ** 2
@@ -67,16 +69,6 @@ def excerpt(scored: TokenScores, characters: int = 240) -> tuple[list[Piece], bo
             best = (start, end, gain)
     first, last = _widened(pieces, best[0], best[1], characters)
     return pieces[first:last], first > 0, last < len(pieces)
-
-
-def _without_special(pieces: Sequence[Piece]) -> list[Piece]:
-    found: list[Piece] = []
-    for piece, before in zip(pieces, [None, *pieces], strict=False):
-        if not piece.special:
-            if found and before is not None and before.special:
-                found.append(Piece(" → ", 0.0, 0, True))
-            found.append(piece)
-    return found
 
 
 def _widened(pieces: Sequence[Piece], first: int, last: int, characters: int) -> tuple[int, int]:

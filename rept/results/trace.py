@@ -30,7 +30,7 @@ class Trace:
         temporary: delete the folder when this object is deleted.
 
     Raises:
-        UsageError: the folder holds no finished run.
+        UsageError: there is no finished run in the folder.
     """
 
     def __init__(self, path: str | Path, temporary: bool = False) -> None:

@@ -84,7 +84,7 @@ def rescore(source: RunFolder, out: RunFolder, config: AttributeConfig) -> Trace
         check_calibration(config.calibration, locate(config.extractor[TARGET]))
     with out.lock():
         if out.path != source.path:
-            out.copy_description(source)
+            out.copy_provenance(source)
         with out.stage("rank"):
             Scoring(source, out, config, datamodule, scorer).run()
     return Trace(out.path)

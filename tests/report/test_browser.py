@@ -319,7 +319,7 @@ def test_hostile_text_is_shown_as_text(visit: Any, reports: Any) -> None:
     for query in range(6):
         page.locator(f"#option-{query}").click()
         page.wait_for_selector("#detail .tokens")
-        shown = page.locator("#detail .asked").inner_text()
+        shown = page.locator("#detail .query-text").inner_text()
         assert HOSTILE[(1000 + query) % len(HOSTILE)].split("\0")[0].strip() in shown
     assert "U+202E" in page.locator("#detail").inner_text() + page.locator("#list").inner_text()
     assert "\u202e" not in page.locator("body").inner_text()
@@ -335,7 +335,7 @@ def test_the_page_and_python_agree_on_unsafe_characters(visit: Any, reports: Any
     assert found == [code for code in range(sys.maxunicode + 1) if re.fullmatch(UNSAFE, chr(code))]
     for query in trace.queries:
         page.locator(f"#option-{query['query']}").click()
-        shown = page.locator("#detail .asked .text").first.evaluate("(node) => node.innerHTML")
+        shown = page.locator("#detail .query-text .text").first.evaluate("(node) => node.innerHTML")
         assert html.unescape(shown) == html.unescape(visible_html(query["prompt"]))
 
 
@@ -347,7 +347,7 @@ def test_characters_of_several_tokens_are_never_split(visit: Any) -> None:
     cells = [node.inner_text() for node in query.locator("[data-cell]").all()]
     assert "👨‍👩‍👧‍👦" in [cell.strip() for cell in cells] and "🇸🇪" in [cell.strip() for cell in cells]
     page.locator("#option-0").click()
-    text = page.locator("#detail .asked .text").first
+    text = page.locator("#detail .query-text .text").first
     assert text.evaluate("(node) => getComputedStyle(node).unicodeBidi") == "plaintext"
     assert text.evaluate("(node) => getComputedStyle(node).direction") == "rtl"
 

@@ -122,10 +122,10 @@ function heatPair(row, query, pair, rowTokens, queryTokens) {
   const readout = el("p", { class: "readout", role: "status" });
   readout.resting = el("span", {}, "Point at a token to see its score and the tokens of the other text that it agrees with most.");
   readout.append(readout.resting.cloneNode(true));
-  const train = heatText(rowTokens, pair.train, `Training row ${row}`, readout);
-  const asked = heatText(queryTokens, pair.query, `Query ${query}`, readout);
-  train.other = asked;
-  asked.other = train;
+  const rowText = heatText(rowTokens, pair.train, `Training row ${row}`, readout);
+  const queryText = heatText(queryTokens, pair.query, `Query ${query}`, readout);
+  rowText.other = queryText;
+  queryText.other = rowText;
   const column = (view) => el("section", { class: "side" }, el("h4", {}, view.name, legend(view.scored.scale)), clipped(view.node));
-  return el("div", { class: "pair" }, readout, column(train), column(asked));
+  return el("div", { class: "pair" }, readout, column(rowText), column(queryText));
 }

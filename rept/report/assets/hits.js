@@ -84,8 +84,8 @@ function duplicates(hits) {
 function queryDetail(query, steps) {
   const title = el("h3", { id: "detail-title", tabindex: "-1" }, `Query ${query.query}`, labelChip(query.label) ?? "");
   const part = (name, text) => el("div", { class: "part" }, el("h4", {}, name), clipped(putText(el("p", { class: "text", dir: "auto" }), text)));
-  const asked = el(
-    "div", { class: "asked" }, part("Prompt", query.prompt), part(query.generated ? "The model's own response" : "Response", query.response),
+  const texts = el(
+    "div", { class: "query-text" }, part("Prompt", query.prompt), part(query.generated ? "The model's own response" : "Response", query.response),
   );
   const groups = new Map();
   query.hits.forEach((hit) => groups.set(hit.group, [...(groups.get(hit.group) ?? []), hit]));
@@ -93,7 +93,7 @@ function queryDetail(query, steps) {
   const grouped = query.hits.length - cards.length;
   const duplicatesNote = grouped ? `; ${count(grouped, "near-duplicate")} grouped with an earlier hit` : "";
   const heading = query.hits.length ? `${count(query.hits.length, "hit")}, best first${duplicatesNote}` : `No hits: ${query.status}`;
-  const nodes = [el("header", { class: "detail-head" }, title, steps), asked];
+  const nodes = [el("header", { class: "detail-head" }, title, steps), texts];
   if (query.hits.length && query.hits.every((hit) => hit.flagged === false)) nodes.push(el("p", { class: "none-stands-out" }, "No training sample stands out for this query."));
   nodes.push(el("div", { class: "hits-head" }, el("h4", {}, heading), query.scored.length ? specialSwitch() : ""), ...cards);
   if (query.lowest.length) nodes.push(el("div", { class: "hits-head" }, el("h4", {}, "Opponents: the rows that score lowest")), ...query.lowest.map((hit) => hitCard(query, [hit], false)));
