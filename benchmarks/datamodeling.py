@@ -97,7 +97,7 @@ def main() -> None:
     given = parser.parse_args()
     sizes = [word for word in given.words if word.startswith(tuple(f"datamodule.{name}=" for name in SIZES))]
     training = [*sizes, f"trainer.max_epochs={given.epochs}"]
-    rows = compose("attribute", sizes).datamodule.rows
+    rows = compose("attribute", sizes).datamodule["rows"]
     whole = train(given.out / "whole", training, np.zeros(rows, bool))
     traces = {name: traced(name, whole, given.out, rows, given.words) for name in given.experiments}
     tau = {name: scores(trace, rows) for name, trace in traces.items()}
