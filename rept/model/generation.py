@@ -4,40 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import nn
 
 from rept.model.placement import input_device, is_split
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def greedy_answers(
-    model: nn.Module,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    batch_size: int = 16,
-    on_batch: Callable[[int], None] = lambda answered: None,
+    on_batch: Callable[[int], object] = lambda answered: None,
 ) -> list[str]:
-    """The model's greedy continuation of each prompt, in the prompts' order, without special tokens.
+    """Returns the model's greedy continuation of each prompt, in the prompts' order, without special tokens.
 
-    Prompts of equal length go through together, so nothing is padded and an answer does not depend on its neighbours
-    beyond float rounding.
+    Prompts of equal length are batched, so nothing is padded and an answer depends on the other prompts only through
+    float rounding.
 
     Args:
         prompts: token ids, each ending where the answer begins; none empty.
-        max_new_tokens: most tokens of an answer; it ends earlier at the model's end-of-sequence token.
-        on_batch: told how many prompts were answered, after each batch.
+        max_new_tokens: maximum tokens of an answer; it ends earlier at the model's end-of-sequence token.
+        on_batch: called after each batch with the number of its prompts.
     """
     answers = [""] * len(prompts)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    device = input_device(model)
-    together = is_split(model)  # all ranks answer all prompts, and go on until all have ended
-    for numbers in equal_lengths(prompts, batch_size):
-        ids = torch.tensor([list(prompts[i]) for i in numbers], device=device)
-        with torch.no_grad():  # not in inference mode: gathered weights must serve a backward pass later
-            made = model.generate(
+    generate = cast("Callable[..., Tensor]", model.generate)  # of Transformers' GenerationMixin
+    for numbers in equal_lengths(prompts):
+        ids = torch.tensor([list(prompts[i]) for i in numbers], device=input_device(model))
+        with torch.no_grad():  # not inference mode: gathered weights are used in a backward pass later
+            continued = generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
@@ -47,9 +48,9 @@ def greedy_answers(
                 top_k=None,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad,
-                synced_gpus=together,
+                synced_gpus=is_split(model),  # all ranks generate until all have ended
             )
-        texts = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(continued[:, ids.shape[1] :], skip_special_tokens=True)
         for i, text in zip(numbers, texts, strict=True):
             answers[i] = text.strip()
         on_batch(len(numbers))
@@ -57,7 +58,7 @@ def greedy_answers(
 
 
 def equal_lengths(prompts: Sequence[Sequence[int]], batch_size: int = 16) -> Iterator[tuple[int, ...]]:
-    """Prompt numbers in groups of one length, at most ``batch_size`` each."""
+    """Yields the numbers of at most ``batch_size`` prompts of one length, the shortest prompts first."""
 
     def length(i: int) -> int:
         return len(prompts[i])

@@ -1,7 +1,7 @@
 """One forward and one backward pass: outputs of chosen modules, the samples' losses, the outputs' gradients.
 
-Model parameters take no part: with frozen parameters the first recorded output of a pass starts the graph, so nothing
-below it is kept for the backward pass, and no parameter receives a gradient.
+Parameters are frozen, so the graph starts at the first recorded output: nothing below it is kept for the backward pass,
+and no parameter receives a gradient.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,28 +19,24 @@ from rept.errors import UsageError
 from rept.model.lm_head import losses_at
 from rept.types import IGNORE
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Name = TypeVar("Name", bound=Hashable)
 
-# Half precision holds nothing below 6e-8, and gradients of hidden states are often smaller. Powers of two scale without
-# rounding; the second is for the rare sample whose gradients overflow under the first.
+# Float16 represents nothing below 6e-8, and gradients of hidden states are often smaller, so the loss is scaled. Powers
+# of two scale without rounding; the second is for the rare sample whose gradients overflow under the first.
 _HALF_SCALES = (2.0**12, 1.0)
 
 
 @dataclass(frozen=True)
 class Response:
-    """The positions of a batch that predict a response token, and what they should predict.
+    """The positions of a batch that predict a response token, and their targets."""
 
-    Attributes:
-        position: (n) index into the B * T positions of the batch, ascending.
-        sample: (n) the sample each belongs to.
-        target: (n) the token to predict.
-        count: (B) response tokens of each sample.
-    """
-
-    position: Tensor
-    sample: Tensor
-    target: Tensor
-    count: Tensor
+    position: Tensor  # (n) index into the B * T positions of the batch, ascending
+    sample: Tensor  # (n) the sample of each
+    target: Tensor  # (n) the token to predict
+    count: Tensor  # (B) response tokens of each sample
 
     @classmethod
     def of(cls, labels: Tensor) -> Response:
@@ -60,33 +57,29 @@ class Response:
 def record(modules: Mapping[Name, nn.Module], gradients: bool = True) -> Iterator[dict[Name, Tensor]]:
     """Fills the yielded dictionary with each module's output, in the order in which they run.
 
-    With ``gradients``, each output can be handed to :func:`gradients_of`: one that hangs on no graph yet becomes a
-    leaf, later ones are nodes above it. Where a module returns a tuple, element 0 is its output.
+    With ``gradients``, each output can be passed to :func:`gradients_of`: one that is in no graph yet becomes a leaf,
+    and later ones depend on it. If a module returns a tuple, element 0 is its output.
 
     Raises:
-        UsageError: gradients are asked for in inference mode, where autograd records nothing.
+        UsageError: gradients in inference mode, where autograd records nothing.
         RuntimeError: a module did not run.
     """
     if gradients and torch.is_inference_mode_enabled():
         raise UsageError("Gradients cannot be read in inference mode: build the trainer with inference_mode=False.")
     outputs: dict[Name, Tensor] = {}
 
-    def hook_of(name: Name):
-        def hook(module: nn.Module, args: object, output: Tensor | tuple) -> Tensor | tuple | None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            if not gradients:
-                # Some blocks add to a sublayer's output in place (Falcon), so what is kept must be a copy.
-                outputs[name] = hidden.detach().clone()
-                return None
-            outputs[name] = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
-            passed_on = outputs[name].clone()
-            return (passed_on, *output[1:]) if isinstance(output, tuple) else passed_on
-
-        return hook
+    def hook(name: Name, module: nn.Module, args: object, output: Any) -> Any:
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        if not gradients:
+            outputs[name] = hidden.detach().clone()  # some blocks change a sublayer's output in place (Falcon)
+            return None
+        outputs[name] = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
+        passed_on = outputs[name].clone()
+        return (passed_on, *output[1:]) if isinstance(output, tuple) else passed_on
 
     handles = []
     try:
-        handles += [module.register_forward_hook(hook_of(name)) for name, module in modules.items()]
+        handles += [module.register_forward_hook(partial(hook, name)) for name, module in modules.items()]
         yield outputs
     finally:
         for handle in handles:
@@ -96,20 +89,20 @@ def record(modules: Mapping[Name, nn.Module], gradients: bool = True) -> Iterato
         raise RuntimeError(f"These modules did not run in the forward pass: {', '.join(missing)}.")
 
 
-def sample_losses(model: nn.Module, input_ids: Tensor, response: Response) -> Tensor:
-    """Each sample's own mean cross-entropy over its response tokens, (B) in float32.
+def sample_losses(model: PreTrainedModel, input_ids: Tensor, response: Response) -> Tensor:
+    """Returns each sample's own mean cross-entropy over its response tokens, (B) in float32 or float64.
 
-    Input (B T) must be padded on the right: a causal model then needs no attention mask, which leaves the fastest
-    attention kernels free.
+    Input (B T) must be padded on the right: a causal model then needs no attention mask, so the fastest attention
+    kernels can be used.
     """
     return response.mean(losses_at(model, input_ids, response.position, response.target))
 
 
 def gradients_of(losses: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of each sample's own loss with respect to recorded outputs, each of its output's shape.
+    """Returns the gradients of each sample's own loss with respect to recorded outputs, of the outputs' shapes.
 
-    One backward pass from the sum over the samples: none sees another, so each receives the gradient of its own loss.
-    Float16 gradients are computed of a scaled loss and returned in float32, others in the outputs' dtype.
+    One backward pass of the sum over the samples suffices: none depends on another, so each receives the gradient of
+    its own loss. Float16 gradients are computed of a scaled loss and returned in float32, others in the outputs' dtype.
     """
     if not any(output.dtype == torch.float16 for output in outputs):
         return list(torch.autograd.grad(losses.sum(), outputs))

@@ -1,56 +1,56 @@
 """Logits and losses at chosen positions only.
 
-A batch's logits are its largest tensor by far (positions times vocabulary). So only the positions that are asked for
-reach the output layer, and where that layer is the model's last step and learns nothing, they pass it in chunks whose
-logits are turned into losses and their gradients on the spot.
+A batch's logits are by far its largest tensor (positions x vocabulary). So only the chosen positions reach the output
+layer, and if that layer is the model's last step and its weights are frozen, they pass it in chunks whose logits are
+turned into losses and gradients at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
-CHUNK_LOGITS = 2**21  # logits of a chunk: 8 MiB in float32 stay in a processor's cache,
-CHUNK_ROWS = 256  # but fewer rows than this leave the matrix product slow, whatever the vocabulary
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHUNK_LOGITS = 2**21  # logits of a chunk: 8 MiB in float32 fit in a processor's cache,
+CHUNK_ROWS = 256  # but with fewer rows than this the matrix product is slow, whatever the vocabulary
+
+# Models whose losses must be computed from the logits that they return, because they change them after the output layer
+# (Gemma 2 caps, Cohere and Granite scale), or the layer's weight is not available as a whole (sharded, offloaded).
+_NEEDS_LOGITS: WeakSet[nn.Module] = WeakSet()
 
 
-def logits_at(model: nn.Module, input_ids: Tensor, position: Tensor) -> Tensor:
-    """Logits (n V) at ``position`` (n), indices into the B * T positions of ``input_ids`` (B T).
+def logits_at(model: PreTrainedModel, input_ids: Tensor, position: Tensor) -> Tensor:
+    """Returns the logits (n V) at ``position`` (n), indices into the B * T positions of ``input_ids`` (B T).
 
-    The output layer is shown these positions alone, so that whatever the architecture does to its logits still applies.
-    An output layer that does not allow it is left to compute all positions.
+    Only these positions are passed to the output layer, so anything that the architecture does to its logits still
+    applies. An output layer that cannot be hooked computes all positions.
     """
-    samples, width = input_ids.shape
 
-    def choose(module: nn.Module, args: tuple) -> tuple | None:
-        if not args or args[0].shape[:2] != (samples, width):
+    def choose(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not args or args[0].shape[:2] != input_ids.shape:
             return None
-        return (_rows(args[0], position).unsqueeze(0), *args[1:])
+        return (_rows(args[0], position)[None], *args[1:])
 
     head = model.get_output_embeddings()
     handle = head.register_forward_pre_hook(choose) if head is not None else None
     try:
-        logits = model(input_ids=input_ids, use_cache=False).logits
+        logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
     finally:
         if handle is not None:
             handle.remove()
-    if logits.shape[:2] == (1, len(position)):
-        return logits[0]
-    return logits.reshape(samples * width, -1)[position.to(logits.device)]
+    return logits[0] if logits.shape[:2] == (1, len(position)) else _rows(logits, position)
 
 
-# Models whose losses must be taken from the logits that they return: they do something to them after the output layer
-# (Gemma 2 caps, Cohere and Granite scale), or their output layer's weight is not at hand (sharded, offloaded).
-_NEEDS_LOGITS: WeakSet[nn.Module] = WeakSet()
-
-
-def losses_at(model: nn.Module, input_ids: Tensor, position: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy (n) of ``target`` (n) at ``position`` (n), in float32; arguments as in :func:`logits_at`."""
+def losses_at(model: PreTrainedModel, input_ids: Tensor, position: Tensor, target: Tensor) -> Tensor:
+    """Returns the cross-entropy (n) of ``target`` (n) at ``position`` (n), in float32 or float64, as in `logits_at`."""
     head = model.get_output_embeddings()
     learns = torch.is_grad_enabled() and head is not None and any(p.requires_grad for p in head.parameters())
     if type(head) is nn.Linear and not learns and model not in _NEEDS_LOGITS:
@@ -64,47 +64,46 @@ def losses_at(model: nn.Module, input_ids: Tensor, position: Tensor, target: Ten
 
 
 def _losses_within(
-    model: nn.Module, head: nn.Linear, input_ids: Tensor, position: Tensor, target: Tensor
+    model: PreTrainedModel, head: nn.Linear, input_ids: Tensor, position: Tensor, target: Tensor
 ) -> Tensor | None:
-    """The losses (n), computed within the output layer; None where the model's logits are not its plain output.
+    """The losses (n), computed inside the output layer; None if the model's logits are not that layer's plain output.
 
-    The layer itself is shown one position. What the model returns for it tells whether anything came after.
+    The layer itself then computes one position, and what the model returns for it shows whether anything came after.
     """
     losses: list[Tensor] = []
-    shown: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    # Before the layer runs, not after: there a sharded weight is whole.
-    def compute(module: nn.Linear, args: tuple) -> tuple | None:
-        if not args or args[0].shape[:2] != input_ids.shape or not _plain(module.weight, args[0]):
+    def compute(module: nn.Linear, args: tuple[Any, ...]) -> tuple[Any, ...] | None:  # runs while weights are gathered
+        if not args or args[0].shape[:2] != input_ids.shape or not _is_plain(module.weight, args[0]):
             return None
         hidden = _rows(args[0], position)
-        losses.append(_RowLosses.apply(hidden, module.weight, module.bias, target.to(hidden.device)))
+        losses.append(_row_losses(hidden, module.weight, module.bias, target.to(hidden.device)))
         return (hidden[None, :1], *args[1:])
 
     handles = [
         head.register_forward_pre_hook(compute),
-        head.register_forward_hook(lambda module, args, output: shown.append(output)),
+        head.register_forward_hook(lambda module, args, output: outputs.append(output)),
     ]
     try:
         logits = model(input_ids=input_ids, use_cache=False).logits
     finally:
         for handle in handles:
             handle.remove()
-    return losses[0] if losses and _same(logits, shown[0]) else None
+    return losses[0] if losses and _equal(logits, outputs[0]) else None
 
 
 class _RowLosses(torch.autograd.Function):
-    """Cross-entropy (n) of a linear output layer on hidden states (n D), with its gradient computed along the way.
+    """Cross-entropy (n) of a linear output layer on hidden states (n D), whose gradient the forward pass computes.
 
-    For one row, ``dL/dhidden = (softmax(logits) - onehot(target)) W``. A loss beyond what a probability in float32 can
-    express, 87 nats, reads as 87; its gradient is exact.
+    For one row, ``dL/dhidden = (softmax(logits) - onehot(target)) W``. Losses above 87 nats, where the probability is
+    below the smallest normal float32, are returned as 87; their gradient is exact.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
         size = max(CHUNK_ROWS, CHUNK_LOGITS // len(weight))
         losses, slopes = [], []
-        for rows, targets in zip(hidden.split(size), target.unsqueeze(1).split(size), strict=True):
+        for rows, targets in zip(torch.split(hidden, size), torch.split(target.unsqueeze(1), size), strict=True):
             logits = linear(rows, weight, bias)
             probability = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
             chance = probability.gather(1, targets)
@@ -116,22 +115,26 @@ class _RowLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: BackwardCFunction, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (slopes,) = ctx.saved_tensors
         return (slopes * upstream.unsqueeze(1)).to(slopes.dtype), None, None, None
 
 
-def _rows(hidden: Tensor, position: Tensor) -> Tensor:
-    return rearrange(hidden, "b t d -> (b t) d").index_select(0, position.to(hidden.device))
+_row_losses: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor] = _RowLosses.apply
 
 
-def _same(logits: Tensor, shown: Tensor) -> bool:
-    """Whether nothing was done to an output but a change of dtype; a NaN is a NaN."""
-    if logits.shape != shown.shape:
-        return False
-    return torch.allclose(logits, shown.to(logits.dtype), rtol=0, atol=0, equal_nan=True)
+def _rows(states: Tensor, position: Tensor) -> Tensor:
+    """Rows (n D) at ``position`` of states (B T D)."""
+    return states.flatten(0, 1).index_select(0, position.to(states.device))
 
 
-def _plain(weight: Tensor, hidden: Tensor) -> bool:
-    """Whether ``weight`` is a whole tensor that multiplies ``hidden`` as it is."""
+def _equal(logits: Tensor, output: Tensor) -> bool:
+    """Whether the logits are an output in another dtype at most; NaN equals NaN."""
+    return logits.shape == output.shape and torch.allclose(
+        logits, output.to(logits.dtype), rtol=0, atol=0, equal_nan=True
+    )
+
+
+def _is_plain(weight: Tensor, hidden: Tensor) -> bool:
+    """Whether ``weight`` is a whole tensor that is multiplied by ``hidden`` without a cast."""
     return type(weight.data) is Tensor and not weight.is_meta and weight.dtype == hidden.dtype

@@ -1,6 +1,6 @@
 """Loads a causal language model, its adapter and its tokenizer.
 
-Transformers and PEFT are imported when first needed: they take seconds, and a command's ``--help`` must not wait.
+Transformers and PEFT are imported inside functions: they take seconds, and a command's ``--help`` must not wait.
 """
 
 from __future__ import annotations
@@ -11,42 +11,42 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
-from torch import nn
 
 from rept.errors import UsageError
+from rept.model.architecture import peft_wrapper
 from rept.utils.library_logging import silence
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-HUB_SECONDS = 10.0  # to wait for the hub to say whether it has a model
+Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
+HUB_SECONDS = 10.0  # timeout of the question whether the hub has a model
 
 
 def load_model(
-    path: str,
+    path: str | None,
     adapter: str | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: Dtype = "auto",
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
     attn_implementation: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     trust_remote_code: bool = False,
-) -> nn.Module:
-    """A causal language model in evaluation mode whose parameters need no gradient.
+) -> PreTrainedModel:
+    """Returns a causal language model in evaluation mode whose parameters need no gradient.
 
     Args:
-        path: folder as Transformers saves it, or hub id; a folder that holds only a PEFT adapter loads the base model
-            that it names, and the adapter.
-        adapter: folder or hub id of a PEFT adapter to lay over the model.
+        path: folder as Transformers saves it, or hub id; a folder with only a PEFT adapter loads the base model that it
+            names, and the adapter.
+        adapter: folder or hub id of a PEFT adapter to apply to the model.
         dtype: of the weights; ``auto`` is the one they were saved in.
-        load_in_4bit: quantize through bitsandbytes, on a GPU; ``dtype`` is then what it computes in.
+        load_in_4bit: quantize through bitsandbytes, on a GPU; ``dtype`` is then the one of the computation.
         load_in_8bit: likewise.
-        attn_implementation: as in Transformers; None leaves it to choose.
-        device_map: as in Transformers; None leaves the model on the CPU, from where `rept.model.placement.place` takes it.
+        attn_implementation: as in Transformers; None is its default.
+        device_map: as in Transformers; None loads to the CPU, from where `rept.model.placement.place` moves the model.
         trust_remote_code: run model code that comes with the checkpoint.
 
     Raises:
@@ -54,8 +54,8 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    if dtype not in DTYPES:
-        raise UsageError(f"model.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    if dtype not in get_args(Dtype):
+        raise UsageError(f"model.dtype must be one of {', '.join(get_args(Dtype))}, not {dtype!r}.")
     path, adapter = _base_of(path, adapter)
     options: dict[str, Any] = {
         "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
@@ -65,38 +65,55 @@ def load_model(
         "quantization_config": _quantization(load_in_4bit, load_in_8bit, dtype),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    with silence("transformers"), _told(path, "causal language model"):
-        model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **given)
-    # Transformers fills what a checkpoint lacks with random numbers, and the warning that says so is not shown.
-    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if lacking:
-        raise UsageError(f"The checkpoint {path} is no whole causal language model: it lacks {_few(lacking)}.")
+    with silence("transformers"), _reported(path, "causal language model"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **given)
+    model, info = cast("tuple[PreTrainedModel, dict[str, set[Any]]]", loaded)
+    # Transformers initializes what a checkpoint lacks at random, and its warning is silenced.
+    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UsageError(
+            f"The checkpoint {path} is no whole causal language model: it lacks {', '.join(missing[:3])}{more}."
+        )
     if adapter is not None:
         model = _with_adapter(model, adapter)
-    return freeze(model)
+    return freeze(to_float64(model) if model.dtype == torch.float64 else model)
 
 
-def load_tokenizer(path: str, adapter: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer that goes with a model; an adapter's own, where one was saved with it, as that saw the training.
+def load_tokenizer(
+    path: str | None, adapter: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of a model; an adapter's own if one was saved with it, because the training used that one.
 
     Raises:
         UsageError: there is no tokenizer.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     path, adapter = _base_of(path, adapter)
     if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file():
         path = adapter
-    with silence("transformers"), _told(path, "tokenizer"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with silence("transformers"), _reported(path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
 
 
-def freeze(model: nn.Module) -> nn.Module:
-    """The same model in evaluation mode, its parameters without gradients."""
-    return model.eval().requires_grad_(False)
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Sets evaluation mode and turns off the parameters' gradients; returns the same model."""
+    model.eval()
+    model.requires_grad_(False)
+    return model
 
 
-def _base_of(path: str, adapter: str | None) -> tuple[str, str | None]:
+def to_float64(model: PreTrainedModel) -> PreTrainedModel:
+    """Converts a model to float64 in place; experts are then computed one by one, as grouped kernels lack float64."""
+    wrapper = peft_wrapper(model)
+    cast("PreTrainedModel", wrapper.get_base_model() if wrapper else model).set_experts_implementation("eager")
+    return model.double()
+
+
+def _base_of(path: str | None, adapter: str | None) -> tuple[str, str | None]:
     """``path`` and ``adapter``, where ``path`` may be an adapter's folder that names its base model."""
     if path is None:
         raise UsageError("model.path is not set: give a folder with a model, or a hub id.")
@@ -104,14 +121,14 @@ def _base_of(path: str, adapter: str | None) -> tuple[str, str | None]:
     if adapter is not None:
         return str(folder), str(Path(adapter).expanduser())
     if not folder.exists():
-        return str(path), None
+        return path, None
     described = folder / "adapter_config.json"
     if described.is_file() and not (folder / "config.json").is_file():
         return json.loads(described.read_text())["base_model_name_or_path"], str(folder)
     return str(folder), None
 
 
-def _quantization(four: bool, eight: bool, dtype: str) -> object | None:
+def _quantization(four: bool, eight: bool, dtype: Dtype) -> BitsAndBytesConfig | None:
     if not (four or eight):
         return None
     if four and eight:
@@ -127,22 +144,22 @@ def _quantization(four: bool, eight: bool, dtype: str) -> object | None:
     return BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=eight, bnb_4bit_compute_dtype=compute)
 
 
-def _with_adapter(model: nn.Module, adapter: str) -> nn.Module:
+def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     from peft import PeftModel
 
-    with silence("transformers"), _told(adapter, "PEFT adapter for this model"):
+    with silence("transformers"), _reported(adapter, "PEFT adapter for this model"):
         wrapped = PeftModel.from_pretrained(model, adapter)
     if wrapped.active_peft_config.is_prompt_learning:
         raise UsageError(
-            f"The adapter {adapter} puts virtual tokens before the prompt, which shifts every position that is read: "
-            "use one that changes weights, such as LoRA."
+            f"The adapter {adapter} inserts virtual tokens before the prompt, which shifts every position that is "
+            "read: use one that changes weights, such as LoRA."
         )
-    return wrapped
+    return cast("PreTrainedModel", wrapped)
 
 
 @contextmanager
-def _told(path: str, what: str) -> Iterator[None]:
-    """Turns what libraries raise about a bad path into one sentence."""
+def _reported(path: str, what: str) -> Iterator[None]:
+    """Turns the exceptions of libraries about a wrong path into one sentence."""
     from safetensors import SafetensorError
 
     if not Path(path).exists():
@@ -151,21 +168,21 @@ def _told(path: str, what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except UnpicklingError as error:  # of torch, which reads tensors alone
+    except UnpicklingError as error:  # of torch, which unpickles only tensors
         raise UsageError(
-            f"{path} holds a {what} as pickled objects, which are not read: save it as safetensors."
+            f"{path} contains a {what} as pickled objects, which are not read: save it as safetensors."
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if "custom code" in str(error):
             raise UsageError(
-                f"{path} brings code of its own, which runs only with model.trust_remote_code=true (for a base model "
+                f"{path} comes with its own code, which runs only with model.trust_remote_code=true (for a base model "
                 "extractor.trust_remote_code=true): read it before you set that."
             ) from error
-        raise UsageError(f"{path} holds no {what} that can be loaded: {_first_line(error)}.") from error
+        raise UsageError(f"{path} contains no {what} that can be loaded: {_first_line(error)}.") from error
 
 
 def _check_hub(path: str) -> None:
-    """Asks once whether ``path`` is on the hub or in its cache: the libraries would go on trying for minutes."""
+    """Asks once whether ``path`` is on the hub or in its cache: the libraries would retry for minutes."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -176,17 +193,12 @@ def _check_hub(path: str) -> None:
         HfApi().model_info(path, timeout=HUB_SECONDS)
     except HFValidationError:
         raise UsageError(f"There is no folder {path}, and it cannot be a hub id either.") from None
-    except Exception as error:  # every kind of network failure has its own class, of two libraries
+    except Exception as error:  # network failures have many classes, of two libraries
         reason = _first_line(error)
         raise UsageError(f"There is no folder {path}, and as a hub id it could not be found: {reason}.") from error
 
 
 def _first_line(error: Exception) -> str:
-    """Its first line, and the next where that one only announces it."""
+    """The first line of its message, and the next if the first ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(" :.")
-
-
-def _few(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""AdamW's state beside the model it belongs to: moments as safetensors, settings as JSON, both by parameter name."""
+"""AdamW's state beside its model: moments as safetensors and settings as JSON, both by parameter name."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save_optimizer_state(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+def save_optimizer_state(folder: Path, optimizer: Optimizer, model: nn.Module) -> None:
     """Writes ``optimizer.safetensors`` (``NAME/exp_avg``, ``NAME/exp_avg_sq``) and ``optimizer.json``.
 
-    NAME is the parameter's name in ``model.named_parameters()``. The JSON holds the optimizer's class and, for each
+    NAME is the parameter's name in ``model.named_parameters()``. The JSON file has the optimizer's class and, for each
     name, its number of steps, peak learning rate, betas, eps and weight decay.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -40,7 +40,7 @@ def save_optimizer_state(folder: Path, optimizer: torch.optim.Optimizer, model: 
 
 
 def load_optimizer_state(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """By parameter name: ``exp_avg`` and ``exp_avg_sq`` of the parameter's shape, and what ``optimizer.json`` says."""
+    """Returns ``exp_avg`` and ``exp_avg_sq`` of each parameter, by name, and its settings in ``optimizer.json``."""
     moments = load_file(folder / "optimizer.safetensors")
     settings = json.loads((folder / "optimizer.json").read_text())["parameters"]
     return {

@@ -1,8 +1,8 @@
-"""Where a model's parameters lie: on one device, split over the ranks, or spread by Transformers in one process."""
+"""Places a model on one device, splits it over the ranks, or leaves it where Transformers distributed it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Trainer
@@ -13,33 +13,36 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.distributed.fsdp.wrap import CustomPolicy
 
+from rept.config.schema import ModelConfig
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def splits(trainer: Trainer) -> bool:
-    """Whether each rank holds only its share of the parameters, so that all must run the model at the same time."""
+    """Whether each rank has only a share of the parameters, so that all must run the model at the same time."""
     return isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy) and trainer.world_size > 1
 
 
 def is_split(model: nn.Module) -> bool:
-    """Whether `place` has split ``model`` over the ranks: all must then take equally many passes, at the same time."""
+    """Whether `place` has split ``model`` over the ranks: all must then take the same number of passes, together."""
     return any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules())
 
 
 def own_name(name: str) -> str:
-    """The name of a parameter or module without the level that `FullyShardedDataParallel` puts around its units."""
+    """Returns the name of a parameter or module without the level that `FullyShardedDataParallel` adds."""
     return name.replace("._fsdp_wrapped_module", "")
 
 
-def check_placement(trainer: Trainer, model: Any) -> None:
-    """Raises UsageError for settings of ``trainer`` and of ``model`` (the node of the configuration) that exclude one
-    another, or of which one would be without effect."""
+def check_placement(trainer: Trainer, model: ModelConfig) -> None:
+    """Raises UsageError for settings of trainer and model that exclude one another, or that would have no effect."""
     name, precision = type(trainer.strategy).__name__, str(trainer.precision)
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy | FSDPStrategy):
         raise UsageError(
-            f"trainer.strategy: {name} is not one of those that attribution runs under: use ddp, or trainer=sharded "
-            "to split a model over devices."
+            f"trainer.strategy: {name} is not supported by attribution: use ddp, or trainer=sharded to split a model "
+            "over devices."
         )
     if isinstance(trainer.strategy, FSDPStrategy):
         _check_options(trainer.strategy, precision)
@@ -55,7 +58,7 @@ def check_placement(trainer: Trainer, model: Any) -> None:
 
 
 def _check_options(strategy: FSDPStrategy, precision: str) -> None:
-    """Raises UsageError for options of ``strategy`` that serve training, or would reach the blocks alone."""
+    """Raises UsageError for options that only apply to training, or would only apply to the blocks."""
     name = type(strategy).__name__
     if strategy.mixed_precision is not None or precision.endswith("-mixed"):
         raise UsageError(
@@ -63,13 +66,13 @@ def _check_options(strategy: FSDPStrategy, precision: str) -> None:
             "trainer.precision or mixed_precision."
         )
     if strategy._activation_checkpointing_kwargs:
-        raise UsageError(f"{name}: activation_checkpointing serves training and would have no effect: leave it out.")
+        raise UsageError(f"{name}: activation_checkpointing only applies to training: leave it out.")
     if not strategy.kwargs["use_orig_params"]:
-        raise UsageError(f"{name}: use_orig_params=false takes the weights' names, which are needed: leave it out.")
+        raise UsageError(f"{name}: use_orig_params=false removes the weights' names, which are needed: leave it out.")
 
 
-class _Untouched(FSDPPrecision):
-    """Leaves batches and results as they are: Lightning's would rebuild them, which frozen dataclasses do not allow."""
+class _Unconverted(FSDPPrecision):
+    """Does not convert batches and results: Lightning would rebuild them, which frozen dataclasses do not allow."""
 
     def convert_input(self, data: Any) -> Any:
         return data
@@ -79,57 +82,58 @@ class _Untouched(FSDPPrecision):
 
 
 def keep_batches(trainer: Trainer) -> None:
-    """Lets batches and results pass through ``trainer`` as they are, under any strategy."""
+    """Stops ``trainer`` from converting batches and results, under any strategy."""
     if isinstance(trainer.strategy, FSDPStrategy):
-        trainer.strategy.precision_plugin = _Untouched(trainer.precision)
+        precision: Any = trainer.precision
+        trainer.strategy.precision_plugin = _Unconverted(precision)
 
 
 def claim_device(trainer: Trainer) -> None:
-    """Makes this process's GPU its default one: there Transformers puts what it quantizes while it loads."""
+    """Makes this process's GPU the current one, where Transformers puts what it quantizes while it loads."""
     if trainer.strategy.root_device.type == "cuda":
         torch.cuda.set_device(trainer.strategy.root_device)
 
 
-def place(model: nn.Module, trainer: Trainer) -> None:
-    """Brings the model to where the trainer computes; one that was brought there already stays as it is.
+def place(model: PreTrainedModel, trainer: Trainer) -> None:
+    """Moves the model to the trainer's device, or splits it over the devices; a placed model stays as it is.
 
     Under `ModelParallelStrategy` each block becomes a unit of ``fully_shard``: every rank keeps 1 / world size of it,
-    and gathers it whole while it runs. The embedding, the final norm and the output layer are a unit together.
+    and gathers all of it while it runs. The embedding, the final norm and the output layer are one more unit.
 
-    Under `FSDPStrategy` each block, or what the strategy's ``auto_wrap_policy`` names, is a `FullyShardedDataParallel`
-    with the strategy's own options, and every rank keeps what lies in no block whole.
+    Under `FSDPStrategy` each block, or each module that the strategy's ``auto_wrap_policy`` names, is a
+    `FullyShardedDataParallel` with the strategy's own options, and every rank keeps whatever is outside the blocks.
 
     Raises:
-        UsageError: `FullyShardedDataParallel` cannot split this model, as where a block has weights of several dtypes.
+        UsageError: `FullyShardedDataParallel` cannot split this model, for example a block with several dtypes.
     """
     if hasattr(model, "hf_device_map") or getattr(model, "quantization_method", None) or is_split(model):
-        return  # placed by Transformers when it was loaded (moving it would undo that, or is not allowed), or here
+        return  # placed before; moving what Transformers placed would undo that, or is not allowed
     device = trainer.strategy.root_device
     if not splits(trainer):
-        model.to(device)
+        nn.Module.to(model, device)  # Transformers' own `to` has no usable type
     elif isinstance(trainer.strategy, FSDPStrategy):
         _wrap(model, trainer.strategy)
     else:
-        # All ranks on one axis: the strategy's own mesh sets an axis apart for tensor parallelism, which is not used.
+        # All ranks on one axis: the strategy's own mesh has a second one for tensor parallelism, which is not used.
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         for block in Architecture.of(model).blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
 
 
-def _wrap(model: nn.Module, strategy: FSDPStrategy) -> None:
-    """Puts the module that holds the blocks, and each of them, into a `FullyShardedDataParallel`.
+def _wrap(model: PreTrainedModel, strategy: FSDPStrategy) -> None:
+    """Wraps the module that contains the blocks, and each block, in a `FullyShardedDataParallel`.
 
-    The model itself cannot be one: ``generate`` would be called past it.
+    The model itself cannot be wrapped, because ``generate`` would bypass the wrapper.
     """
     name, device, blocks = type(strategy).__name__, strategy.root_device, Architecture.of(model).blocks
     paths = {module: path for path, module in model.named_modules()}
-    holder = paths[blocks[0]].rpartition(".")[0].rpartition(".")[0]  # past the list
+    holder = paths[blocks[0]].rpartition(".")[0].rpartition(".")[0]  # of the list
     split = {parameter for block in blocks for parameter in block.parameters()}
     rest = [parameter for parameter in model.parameters() if parameter not in split]
     for tensor in (*rest, *model.buffers()):
         tensor.data = tensor.data.to(device)
-    options = {
+    options: dict[str, Any] = {
         "sharding_strategy": strategy.sharding_strategy,
         "cpu_offload": strategy.cpu_offload,
         "auto_wrap_policy": CustomPolicy(lambda module: module in blocks),
@@ -140,11 +144,11 @@ def _wrap(model: nn.Module, strategy: FSDPStrategy) -> None:
         model.set_submodule(holder, root)
     except ValueError as error:
         raise UsageError(f"{name} cannot split this model ({error}): use trainer=sharded.") from error
-    if root.sharding_strategy == ShardingStrategy.NO_SHARD:  # also what comes of groups of one process
+    if root.sharding_strategy == ShardingStrategy.NO_SHARD:  # also the result for groups of one process
         raise UsageError(f"{name} splits nothing here (NO_SHARD): use trainer.strategy=ddp.")
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where token ids must be: on the first device that holds parameters (those offloaded to a disk are on none)."""
-    held = (parameter.device for parameter in model.parameters())
-    return next((device for device in held if device.type != "meta"), torch.device("cpu"))
+    """Returns the device for token ids: that of the first parameter which is not offloaded to a disk."""
+    devices = (parameter.device for parameter in model.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))

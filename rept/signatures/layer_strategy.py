@@ -1,4 +1,4 @@
-"""What a layer-selection strategy is, and what it answers."""
+"""The interface of layer strategies, which choose the layers that are read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-if TYPE_CHECKING:  # the report reads this file too, and torch takes seconds
+if TYPE_CHECKING:  # the report imports this file too, and torch takes seconds
     from transformers import PreTrainedModel
 
     from rept.types import Batch
@@ -21,11 +21,11 @@ class LayerChoice:
 
     layers: list[int]  # from 1
     reason: str  # one sentence for the user
-    curve: list[float] | None = None  # what was looked at, averaged over the probe
-    measure: str = ADJACENT_COSINE  # what the curve holds
-    first: int = 2  # the layer that its first value belongs to, of a pair the later one
-    agreement: float | None = None  # share of single probes that lead to the same choice
-    probes: list[list[float]] | None = None  # the curve of each probe
+    curve: list[float] | None = None  # one value of the measure a layer (or pair of layers), averaged over the probe
+    measure: str = ADJACENT_COSINE  # what the values of the curve are
+    first: int = 2  # the layer of the curve's first value; of a pair, the later layer
+    agreement: float | None = None  # share of the probe rows whose own curve leads to the same choice
+    probes: list[list[float]] | None = None  # the curve of each probe row
 
 
 @runtime_checkable
@@ -33,7 +33,7 @@ class LayerStrategy(Protocol):
     """Chooses layers for a model.
 
     Attributes:
-        probe_rows: how many training rows it wants to see; 0 for a strategy that needs none.
+        probe_rows: number of training rows in the probe; 0 for a strategy that needs none.
     """
 
     probe_rows: int
@@ -43,7 +43,7 @@ class LayerStrategy(Protocol):
 
 @runtime_checkable
 class LabelledLayerStrategy(Protocol):
-    """A layer strategy that also sees labels. Half of its probe rows are planted ones, as far as there are enough.
+    """A layer strategy that also reads labels. Half of its probe rows are planted ones, if there are enough.
 
     Attributes:
         probe_rows: as in `LayerStrategy`.

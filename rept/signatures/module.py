@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from rept.errors import UsageError
 from rept.model.placement import is_split, place
-from rept.types import Batch, Extraction, Key, Signature, Status
+from rept.signatures.extractor import Extractor
+from rept.types import Batch, Extraction, Signature, Status
 from rept.utils.console import say
 
-Extract = Callable[[nn.Module, Batch, Sequence[int]], Signature]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class AttributionModule(LightningModule):
-    """Reads the signature of each sample of a batch, and says of each row what became of it.
+    """Reads the signature and the status of each sample of a batch.
 
     The trainer must be built with ``inference_mode=False``: gradients with respect to hidden states are needed.
 
@@ -29,63 +32,63 @@ class AttributionModule(LightningModule):
         layers: layer numbers, from 1.
     """
 
-    def __init__(self, model: nn.Module, extractor: Extract, layers: Sequence[int]) -> None:
+    model: PreTrainedModel
+
+    def __init__(self, model: PreTrainedModel, extractor: Extractor, layers: Sequence[int]) -> None:
         super().__init__()
-        # Past torch's registry of submodules: where it lies is for `place` to say, not for Lightning, which would move
-        # it to the CPU after each prediction, and all of one that is spread over devices to the first of them.
+        # Not a registered submodule, because Lightning would then move it to the CPU after each prediction, and a model
+        # that is spread over devices to the first of them. `place` decides where it is.
         object.__setattr__(self, "model", model)
         self.extractor = extractor
         self.layers = list(layers)
         self.underflowed = 0  # rows with a gradient that is exactly 0
-        self.halvings = 0  # batches that did not fit on the device and were cut in two
+        self.halvings = 0  # batches that did not fit on the device and were halved
         self._most_tokens = sys.maxsize  # of a batch, as far as the device has shown
 
     def configure_model(self) -> None:
         place(self.model, self.trainer)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> Extraction | None:
-        """The rows' statuses and signatures; None for a batch that is computed for other ranks' sake alone."""
+        """Returns statuses and signatures; None for a batch that is only run to keep the ranks in step."""
         signature = self._extract(batch) if len(batch) else {}
         if batch.company:
             if not batch.set_aside:
                 return None
             batch, signature = replace(batch.select([]), set_aside=batch.set_aside), {}
-        status = torch.where(batch.cut, int(Status.CUT), int(Status.ATTRIBUTED)).to(torch.uint8).cpu()
         signature = {key: block.float().cpu() for key, block in signature.items()}
-        status[~_finite(signature, len(batch))] = Status.NON_FINITE
+        status = torch.where(batch.cut, int(Status.CUT), int(Status.ATTRIBUTED)).to(torch.uint8).cpu()
+        for block in signature.values():
+            status[~block.isfinite().all(dim=-1)] = Status.NON_FINITE
         lost = status == Status.NON_FINITE
         for block in signature.values():
             block[lost] = 0
         self.underflowed += int((underflowed(signature, len(batch)) & ~lost).sum())
         return _with_set_aside(batch, status, signature)
 
-    def extract_whole(self, batch: Batch) -> Signature:
-        """The batch's signature, in one piece."""
-        with torch.enable_grad():
-            return self.extractor(self.model, batch, self.layers)
-
     def _extract(self, batch: Batch) -> Signature:
-        """The batch's signature; a batch too large for the device is done in halves, its rows' order kept.
+        """The batch's signature; a batch that does not fit on the device is processed in halves, in the same order.
 
-        What did not fit halves the budget of all that follow: they are cut before they are tried.
+        After a failure, larger batches than half of the failed one are halved before they are tried.
         """
+        tokens = batch.input_ids.numel()
         try:
-            if len(batch) == 1 or batch.input_ids.numel() <= self._most_tokens:
-                return self.extract_whole(batch)
+            if len(batch) == 1 or tokens <= self._most_tokens:
+                with torch.enable_grad():
+                    return self.extractor(self.model, batch, self.layers)
         except torch.cuda.OutOfMemoryError as error:
-            if is_split(self.model):  # whose ranks must take equally many passes
+            if is_split(self.model):  # all ranks must take the same number of passes
                 raise UsageError(
-                    "A batch does not fit on the device, and where a model is split over devices none can be done in "
-                    "two: lower datamodule.tokens_per_batch."
+                    "A batch does not fit on the device, and batches of a model that is split over devices cannot be "
+                    "halved: lower datamodule.tokens_per_batch."
                 ) from error
             if len(batch) == 1:
                 raise UsageError(
                     f"Row {batch.row.item()} of the {batch.side} data, {batch.length.item():,} tokens long, does not "
-                    "fit on the device even alone: lower datamodule.max_length, or give the model more room by "
+                    "fit on the device even alone: lower datamodule.max_length, or reduce the model's memory by "
                     "model.dtype=bfloat16, model.device_map=auto or trainer=sharded."
                 ) from error
-            self._most_tokens = batch.input_ids.numel() // 2
-            say(f"{batch.input_ids.numel():,} tokens do not fit on the device: from here on at most half as many.")
+            self._most_tokens = tokens // 2
+            say(f"{tokens:,} tokens do not fit on the device: from here on at most half as many.")
             torch.cuda.empty_cache()
         self.halvings += 1
         middle = len(batch) // 2
@@ -94,30 +97,24 @@ class AttributionModule(LightningModule):
         return {key: torch.cat([first[key], second[key]]) for key in first}
 
 
-def _finite(signature: Signature, rows: int) -> Tensor:
-    finite = torch.ones(rows, dtype=torch.bool)
-    for block in signature.values():
-        finite &= block.isfinite().all(dim=-1)
-    return finite
-
-
 def underflowed(signature: Signature, rows: int) -> Tensor:
-    """Which rows (B, bool) have a block of gradients that is zero throughout: too small for the model's dtype."""
+    """Which rows (B, bool) have a gradient block of zeros only, too small for the model's dtype."""
     zero = torch.zeros(rows, dtype=torch.bool)
     for key, block in signature.items():
-        if key.field.startswith("gradient"):  # an extractor that reads several positions adds their names
+        if key.field.startswith("gradient"):  # also gradient_POSITION
             zero |= (block == 0).all(dim=-1).cpu()
     return zero
 
 
-def _with_set_aside(batch: Batch, status: Tensor, signature: dict[Key, Tensor]) -> Extraction:
-    """The batch's rows, then those that no model could see: zero signatures with their reason."""
-    lost_rows = torch.tensor([row for row, _ in batch.set_aside], dtype=torch.int64)
-    lost_status = torch.tensor([int(reason) for _, reason in batch.set_aside], dtype=torch.uint8)
-    zeros = len(lost_rows)
+def _with_set_aside(batch: Batch, status: Tensor, signature: Signature) -> Extraction:
+    """The batch's rows, followed by those set aside, whose signatures are zero."""
+    rows = [row for row, _ in batch.set_aside]
+    reasons = [int(reason) for _, reason in batch.set_aside]
     return Extraction(
-        row=torch.cat([batch.row.cpu(), lost_rows]),
-        status=torch.cat([status, lost_status]),
+        row=torch.cat([batch.row.cpu(), torch.tensor(rows, dtype=torch.int64)]),
+        status=torch.cat([status, torch.tensor(reasons, dtype=torch.uint8)]),
         side=batch.side,
-        signature={key: torch.cat([block, block.new_zeros(zeros, block.shape[1])]) for key, block in signature.items()},
+        signature={
+            key: torch.cat([block, block.new_zeros(len(rows), block.shape[1])]) for key, block in signature.items()
+        },
     )

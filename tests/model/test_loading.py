@@ -1,4 +1,4 @@
-"""Loading models, adapters and tokenizers, and what is told when there is none."""
+"""Loading models, adapters and tokenizers, and the errors when there is none."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_loaded_model_is_frozen_in_evaluation_mode(folder: Path, capfd: pytest
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_weights_take_the_dtype_asked_for(folder: Path, dtype: str) -> None:
     assert load_model(str(folder), dtype=dtype).dtype == getattr(torch, dtype)
 
@@ -55,7 +55,7 @@ def test_attention_implementation_is_passed_on(folder: Path) -> None:
     assert load_model(str(folder), attn_implementation="eager").config._attn_implementation == "eager"
 
 
-def test_an_adapter_is_laid_over_the_model(folder: Path, adapter: Path) -> None:
+def test_an_adapter_is_applied_to_the_model(folder: Path, adapter: Path) -> None:
     ids = torch.tensor([[1, 2, 3]])
     plain, adapted = load_model(str(folder)), load_model(str(folder), adapter=str(adapter))
     assert isinstance(adapted, PeftModel) and not any(p.requires_grad for p in adapted.parameters())
@@ -64,7 +64,7 @@ def test_an_adapter_is_laid_over_the_model(folder: Path, adapter: Path) -> None:
     assert torch.equal(alone(ids).logits, adapted(ids).logits)
 
 
-def test_an_adapters_own_tokenizer_goes_before_the_models(folder: Path, adapter: Path) -> None:
+def test_an_adapters_own_tokenizer_precedes_the_models(folder: Path, adapter: Path) -> None:
     assert load_tokenizer(str(folder)).get_vocab() == {"base": 0}
     assert load_tokenizer(str(folder), adapter=str(adapter)).get_vocab() == {"adapted": 0}
     assert load_tokenizer(str(adapter)).get_vocab() == {"adapted": 0}
@@ -77,14 +77,14 @@ def test_an_adapter_that_shifts_positions_is_refused(folder: Path) -> None:
         load_model(str(folder), adapter=str(folder.parent / "prefix"))
 
 
-def test_an_adapter_of_another_model_is_told(folder: Path, adapter: Path) -> None:
+def test_an_adapter_of_another_model_is_reported(folder: Path, adapter: Path) -> None:
     tiny_llama(50, width=32, layers=2, heads=2).save_pretrained(folder.parent / "wider")
-    with pytest.raises(UsageError, match="adapter holds no PEFT adapter for this model.*size mismatch") as told:
+    with pytest.raises(UsageError, match="adapter contains no PEFT adapter for this model.*size mismatch") as raised:
         load_model(str(folder.parent / "wider"), adapter=str(adapter))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_weights_that_a_checkpoint_lacks_are_told_and_not_made_up(folder: Path) -> None:
+def test_missing_weights_are_reported_and_not_initialized(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -93,26 +93,26 @@ def test_weights_that_a_checkpoint_lacks_are_told_and_not_made_up(folder: Path) 
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
-def test_a_folder_without_a_model_is_told_in_one_sentence(load, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"{tmp_path} holds no .*loaded") as told:
+def test_a_folder_without_a_model_is_reported_in_one_sentence(load, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"{tmp_path} contains no .*loaded") as raised:
         load(str(tmp_path))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
 @pytest.mark.parametrize("path", ["/no/such/model", "no-such/model"])
-def test_a_path_that_is_no_folder_is_told(load, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_is_no_folder_is_reported(load, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match=f"There is no folder {path}, and .* hub"):
         load(path)
 
 
-def test_a_missing_path_or_adapter_is_told(folder: Path) -> None:
+def test_a_missing_path_or_adapter_is_reported(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"model\.path is not set"):
         load_model(None)
     with pytest.raises(UsageError, match="no folder /no/such/adapter"):
         load_model(str(folder), adapter="/no/such/adapter")
-    with pytest.raises(UsageError, match="holds no PEFT adapter"):
+    with pytest.raises(UsageError, match="contains no PEFT adapter"):
         load_model(str(folder), adapter=str(folder))
 
 
