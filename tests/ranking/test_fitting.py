@@ -22,11 +22,13 @@ from scorers.cosine import Cosine
 from scorers.datainf import DataInf
 from scorers.standout import Standout
 from scorers.whitened import Whitened
+from tests.helpers.commands import ROOT, finish, free_port
 from tests.helpers.stores import G, H, make, signatures
 
 OTHER = [Key("mlp_output", 3, "representation"), Key("mlp_output", 3, "gradient")]
 KEYS = [H, G, *OTHER]
 ROWS = 90
+SCORERS = [Standout(memory=50), Standout(), Centred(), Whitened(), DataInf()]
 
 
 def by_loop(count, size, seed):
@@ -135,11 +137,7 @@ def in_processes(count, work, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize(
-    "scorer",
-    [Standout(memory=50), Standout(), Centred(), Whitened(), DataInf()],
-    ids=lambda scorer: type(scorer).__name__,
-)
+@pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: type(scorer).__name__)
 def test_processes_share_the_reading_and_fit_as_one(tmp_path, scorer, count, monkeypatch):
     store = make(tmp_path, signatures(ROWS, KEYS), world=2, lost={5, 41})
     queries = signatures(6, KEYS, seed=1)
@@ -181,3 +179,39 @@ def test_a_scorer_that_learns_nothing_reads_nothing(tmp_path, monkeypatch):
     assert (
         type(fitting.fit_scorers(Cosine(), store, [("residual_stream", 2)], "cpu", 4)["residual_stream", 2]) is Cosine
     )
+
+
+def test_two_real_processes_fit_and_rank_as_one(tmp_path):
+    store = make(tmp_path / "store", signatures(ROWS, KEYS), world=2)
+    queries = signatures(6, KEYS, seed=1)
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys, torch
+from torch import distributed
+from rept.distributed.collectives import gathered, process
+from rept.ranking.rank import merge, rank
+from rept.store.reader import AttributionStore
+from tests.ranking.test_fitting import KEYS, SCORERS
+from tests.helpers.stores import signatures
+
+torch.set_num_threads(1)
+distributed.init_process_group("gloo")
+store, queries = AttributionStore({str(tmp_path / "store")!r}, "train"), signatures(6, KEYS, seed=1)
+found = []
+for scorer in SCORERS:
+    merged = merge(gathered(rank(store, queries, scorer, top_k=20, part=process())), 20)
+    found.append((merged.best.row, merged.best.score))
+rows = store.read([3, 80, 3], KEYS, together=True)
+torch.save((found, list(rows.values())), {str(tmp_path)!r} + f"/found-{{process()[0]}}.pt")
+distributed.destroy_process_group()
+""")
+    run = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", str(script))
+    code, _, err = finish(*run, PYTHONPATH=str(ROOT))
+    assert code == 0, err
+    for number in range(2):
+        found, rows = torch.load(tmp_path / f"found-{number}.pt")
+        for scorer, (row, score) in zip(SCORERS, found, strict=True):
+            alone = rank(store, queries, scorer, top_k=20).best
+            assert torch.equal(row, alone.row) and torch.equal(score, alone.score), type(scorer).__name__
+        for one, other in zip(rows, store.read([3, 80, 3], KEYS).values(), strict=True):
+            assert torch.equal(one, other)
