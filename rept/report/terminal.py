@@ -160,7 +160,7 @@ def _line(text: str, width: int) -> str:
 
 
 def _shade(piece: Piece) -> str:
-    """Black on one of three steps of orange, or of blue for negative scores, which colour-blind people can distinguish."""
+    """Black on one of three steps of orange (positive) or blue: hues that colour-blind people can distinguish."""
     if piece.special:
         return "dim"
     step = (abs(piece.level) + 1) // 3  # faint shades stay plain
