@@ -65,7 +65,7 @@ def test_code_next_to_a_model_runs_only_if_the_user_allows_it(folder):
     config = json.loads((model / "config.json").read_text()) | {"model_type": "own_llama"}
     config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
     (model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="code of its own, which runs only with model.trust_remote_code=true"):
+    with pytest.raises(UsageError, match="its own code, which runs only with model.trust_remote_code=true"):
         load_model(str(model))
     assert not sprung.exists()
 
