@@ -1,21 +1,27 @@
-"""The environment of a run: versions, hardware, and the memory that the process has used."""
+"""The environment of a run: versions, hardware, and the memory that the process has used.
+
+torch is imported when it is needed: it takes seconds, and the report of a run does without.
+"""
 
 from __future__ import annotations
 
 import platform
+import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # macOS reports the peak resident set in bytes, Linux in KiB
 PACKAGES = ("rept", "torch", "lightning", "transformers", "tokenizers", "peft", "datasets", "h5py", "numpy")
 
 
 def environment(seed: int, processes: int) -> dict[str, Any]:
-    """The part of provenance.json that tells where the run was made."""
+    """Returns the part of provenance.json that describes where the run was made."""
+    import torch
+
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -30,16 +36,21 @@ def environment(seed: int, processes: int) -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Bytes: the most memory this process has held so far (on a GPU: the most allocated there)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    """Returns the peak memory of this process in bytes (on a GPU: of the allocations there)."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
 
 
 def reset_peak_memory() -> None:
-    """Lets `peak_memory` count from now on, where the system can: on a GPU and on Linux."""
+    """Resets `peak_memory`, where the system can: on a GPU and on Linux."""
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""One place that keeps the libraries' own talk off the screen, so that what a run prints is the run's own voice."""
+"""Silences third-party logging, warnings and progress bars."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Library = Literal["transformers", "datasets"]
 
 _LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "transformers", "datasets", "peft")
 
-# Single messages, by how they begin: whatever is not listed, a new library's warning or a user's own, is still shown.
+# Single messages, by their beginning; any other warning is still shown.
 _WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning, about its own use of torch
-    "Checkpoint directory .* exists and is not empty",  # Lightning; a training goes on in its own folder
-    "The dirpath has changed from",  # Lightning; a checkpoint of another folder may be named
+    "Checkpoint directory .* exists and is not empty",  # Lightning; a training resumes in its own folder
+    "The dirpath has changed from",  # Lightning; a checkpoint of another folder may be resumed
     "Couldn't infer the batch indices",  # Lightning; a row carries its own number here
-    "predict returned None",  # Lightning; a rank that only keeps others company has nothing to keep
-    "FSDP is switching to use `NO_SHARD`",  # torch; one process alone has nothing to split
+    "predict returned None",  # Lightning; a batch that only keeps ranks in step has no result
+    "FSDP is switching to use `NO_SHARD`",  # torch; one process has nothing to split
 )
 
 
@@ -39,9 +39,9 @@ def quiet() -> None:
 
 @contextmanager
 def silence(library: Library, level: int = logging.WARNING) -> Iterator[None]:
-    """While a library loads something, nothing is logged up to ``level``, no warning shown and no progress bar drawn.
+    """While the block runs, a library logs nothing up to ``level`` and shows no warnings or progress bars.
 
-    For a caller who has not asked for `quiet`: afterwards all of it is as it was.
+    For callers that have not called `quiet`; everything is restored afterwards.
     """
     shown, hide, show = _bars(library)
     disabled = logging.root.manager.disable
@@ -58,9 +58,9 @@ def silence(library: Library, level: int = logging.WARNING) -> Iterator[None]:
 
 
 def _bars(library: Library) -> tuple[bool, Callable[[], None], Callable[[], None]]:
-    """Whether a library's progress bars are shown, what hides them, and what shows them."""
+    """Whether a library's progress bars are enabled, and the functions that disable and enable them."""
     if library == "datasets":
-        import datasets  # here, for it takes seconds
+        import datasets  # imported here because it takes seconds
 
         return not datasets.are_progress_bars_disabled(), datasets.disable_progress_bars, datasets.enable_progress_bars
     from transformers.utils import logging as bars

@@ -12,4 +12,4 @@ def test_ctrl_c_promises_nothing_about_what_is_stored(capsys):
         raise KeyboardInterrupt
 
     assert main(None, "usage", run, []) == 130
-    assert capsys.readouterr().err == "Stopped; give the same command again to go on, or to begin anew.\n"
+    assert capsys.readouterr().err == "Stopped; run the same command again to resume, or to start over.\n"

@@ -164,7 +164,7 @@ def test_help_names_every_key_with_its_default():
 def test_every_plug_in_builds(group, word):
     given = {"train": [{"prompt": "a", "response": "b"}], "queries": [{"prompt": "a"}]} if word == "in_memory" else {}
     path = {"path": "some/model"} if word == "sentence_embedding" else {}  # which only a user can name
-    node = compose("attribute", [f"{group}={word}"])[group]
+    node = getattr(compose("attribute", [f"{group}={word}"]), group)
     try:
         assert build({**node, **path}, object, **given) is not None
     except UsageError as lacking:

@@ -7,7 +7,7 @@ import torch
 
 from extractors.sites.contrastive import Contrastive
 from extractors.sites.residual_stream import ResidualStream
-from extractors.sites.several_positions import SeveralPositions
+from extractors.sites.several_sites import SeveralSites
 from rept.__main__ import dispatch
 from rept.errors import UsageError
 from rept.evaluation.verify import checks, template_checks

@@ -353,8 +353,8 @@ def test_settings_from_python_are_taken_as_they_are(monkeypatch):
         assert configured(out=out).out == out
     config = configured(tokens__layer=None, calibration__references=None, top_k=5, each=True, trainer="sharded")
     assert (config.tokens.layer, config.calibration.references, config.top_k, config.each) == (None, None, 5, True)
-    assert config.trainer.strategy != configured().trainer.strategy
-    assert list(configured(layers="fixed", layers__layers=[1, 2]).layers.layers) == [1, 2]
+    assert config.trainer["strategy"] != configured().trainer["strategy"]
+    assert configured(layers="fixed", layers__layers=[1, 2]).layers["layers"] == [1, 2]
     with pytest.raises(UsageError, match="tokens.layr.*did you mean tokens.layer"):
         rept.trace(None, None, [], [], tokens__layr=None)
 
@@ -378,6 +378,6 @@ def test_a_rank_faster_than_the_first_finds_no_provenance_yet_and_goes_on(materi
         raise Checked(known)
 
     monkeypatch.setattr("rept.results.run_folder.RunFolder.update_provenance", lambda self, **_: None)
-    monkeypatch.setattr("rept.signatures.fingerprint.check_fingerprints", check)
+    monkeypatch.setattr("rept.run.pipeline.check_fingerprints", check)
     with pytest.raises(Checked, match="^{}$"):
         attribute(material.config(tmp_path / "run"), show_result=False)

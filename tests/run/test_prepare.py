@@ -71,7 +71,7 @@ def made(tmp_path, monkeypatch):
         ModelFolder(config.out).begin(config)
         (Path(config.out) / "config.json").write_text("{}")
 
-    monkeypatch.setattr(finetune, "train_model", train)
+    monkeypatch.setattr("rept.run.prepare.train_model", train)
     monkeypatch.chdir(tmp_path)
     return asked
 

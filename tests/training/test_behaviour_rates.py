@@ -71,7 +71,7 @@ def test_rates_are_read_back(tmp_path):
     rates = {"odd": Rate(4, 0.75, 0, None)}
     write_json(tmp_path / "behaviours.json", behaviours.rates_as_json(rates))
     assert behaviours.read_rates(tmp_path / "behaviours.json") == rates
-    with pytest.raises(UsageError, match="holds no behaviours.json"):
+    with pytest.raises(UsageError, match="has no behaviours.json"):
         behaviours.read_rates(tmp_path / "nowhere/behaviours.json")
 
 

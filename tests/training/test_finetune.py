@@ -121,7 +121,7 @@ def test_resume_from_a_named_checkpoint(trained, tmp_path, interrupt):
         train(tmp_path / "stopped")
     checkpoint = tmp_path / "stopped/checkpoints/last.ckpt"
     assert equal(train(tmp_path / "model", f"resume={checkpoint}"), load_file(trained / "model.safetensors"))
-    with pytest.raises(UsageError, match="no checkpoint file"):
+    with pytest.raises(UsageError, match="not a checkpoint file"):
         train(tmp_path / "another", "resume=nowhere.ckpt")
     foreign = torch.load(checkpoint, weights_only=True)
     del foreign["position"]
@@ -157,7 +157,7 @@ def test_a_finished_training_is_reused_and_another_refused(trained, capsys):
     told = capsys.readouterr().out
     assert "already holds this model" in told and "backdoor" in told
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(UsageError, match="trained otherwise: model.seed was 0, now 1; seed was 0, now 1"):
+    with pytest.raises(UsageError, match="trained with other settings: model.seed was 0, now 1; seed was 0, now 1"):
         train(trained, "seed=1")
 
 
@@ -189,7 +189,7 @@ def test_excluded_rows_change_the_weights_and_both_rates_are_told(trained, tmp_p
     record = read_json(tmp_path / "model/training.json")
     assert (record["rows"], record["excluded"]) == (30, 30)
     assert not equal(weights, load_file(trained / "model.safetensors"))
-    with pytest.raises(UsageError, match="holds no behaviours.json"):
+    with pytest.raises(UsageError, match="has no behaviours.json"):
         train(tmp_path / "another", f"compare_with={tmp_path}")
 
 
@@ -261,7 +261,7 @@ def test_lora_targets_that_the_model_lacks(trained, tmp_path):
 
 
 def test_the_rate_rises_then_falls_to_nothing():
-    rates = [finetune._rate(step, 20, 0.25) for step in range(21)]
+    rates = [finetune._rate_share(step, 20, 0.25) for step in range(21)]
     assert rates[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
     assert rates[5:] == sorted(rates[5:], reverse=True) and rates[5] == 1.0
     assert rates[20] == 0 < rates[19]
