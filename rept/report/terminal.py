@@ -54,7 +54,7 @@ def show_blocks(trace: Trace) -> None:
     if not blocks:
         return
     columns = ("block", "mean norm, training", "mean norm, queries", "share of the cosine")
-    table = _table(*columns, left=1, title="Blocks of the signature", title_justify="left")
+    table = _table(*columns, left=1, no_wrap=True, title="Blocks of the signature", title_justify="left")
     for name, figures in blocks.items():
         norms = (f"{figures[side]:.3g}" for side in ("train_norm", "query_norm"))
         table.add_row(name, *norms, f"{figures['share']:.2%}")
@@ -74,14 +74,14 @@ def show_hits(trace: Trace, query: int, rows: int = 5) -> None:
     if calibrated and not any(hit.flagged for hit in hits):
         say("  no training sample stands out")
     grouped = ("alike",) if len(alike) < len(hits) else ()
-    table = _table("rank", "row", *grouped, "score", *(("p",) if calibrated else ()), expand=True)
+    table = _table("rank", "row", *grouped, "score", *(("p",) if calibrated else ()), no_wrap=True, expand=True)
     table.add_column("label", no_wrap=True)
     for column in ("prompt", "response"):
         table.add_column(column, no_wrap=True, ratio=1)
     for hit in [hit for hit in hits if hit.group == hit.rank][:rows]:
         size = [str(alike[hit.group])] if grouped else []
         p_value = [f"{hit.p_value:.2g}{' *' if hit.flagged else '  '}"] if calibrated else []
-        label = visible(hit.label or "") + (" (the query itself)" if hit.same_as_query else "")
+        label = _line(hit.label or "", 24) + (" (the query itself)" if hit.same_as_query else "")
         texts = [Text(label), Text(_line(hit.prompt, 80)), Text(_line(hit.response, 80))]
         table.add_row(str(hit.rank), str(hit.row), *size, f"{hit.score:.4f}", *p_value, *texts)
     console.print(table)
@@ -147,11 +147,11 @@ def show_calibration(trace: Trace) -> None:
         )
 
 
-def _table(*columns: str, left: int = 0, **settings: Any) -> Table:
+def _table(*columns: str, left: int = 0, no_wrap: bool = False, **settings: Any) -> Table:
     """An empty table, whose columns after the first ``left`` are for numbers."""
     table = Table(**settings)
     for i, column in enumerate(columns):
-        table.add_column(Text(visible(column)), justify="left" if i < left else "right", no_wrap=True)
+        table.add_column(Text(visible(column)), justify="left" if i < left else "right", no_wrap=no_wrap)
     return table
 
 

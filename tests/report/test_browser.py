@@ -156,6 +156,13 @@ def test_the_page_is_readable_at_any_width_and_in_both_colour_schemes(
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_a_long_label_leaves_space_for_the_score_beside_it(visit: Any, width: int) -> None:
+    parts = visit("hostile", width).locator(".culprits li > *").all()
+    overflowing = "(node) => node.scrollWidth > node.clientWidth + 1"
+    assert [part.inner_text() for part in parts if part.evaluate(overflowing)] == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_every_control_has_a_name_and_every_id_is_unique(visit: Any, width: int) -> None:
     page = visit("hostile", width)
     page.locator("input.mark").first.check()
