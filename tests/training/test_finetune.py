@@ -14,6 +14,9 @@ from rept.errors import UsageError
 from rept.model.loading import load_model, load_tokenizer
 from rept.model.optimizer_state import load_optimizer_state
 from rept.training import finetune
+from rept.training.from_scratch import tiny_llama, train_tokenizer
+from rept.training.model_folder import ModelFolder
+from rept.utils.files import lock_folder
 from rept.utils.json_files import read_json, read_jsonl
 
 TINY = [
@@ -265,3 +268,19 @@ def test_the_rate_rises_then_falls_to_nothing():
     assert rates[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
     assert rates[5:] == sorted(rates[5:], reverse=True) and rates[5] == 1.0
     assert rates[20] == 0 < rates[19]
+
+
+def test_files_are_on_the_disk_before_the_folder_counts_as_complete(tmp_path, to_disk):
+    (tmp_path / "a").mkdir()
+    folder = ModelFolder(tmp_path / "model")
+    with lock_folder(folder.path):
+        folder.begin(compose("train", [f"out={folder.path}"]))
+        assert str(folder.path / ".training.yaml.partial") in to_disk, "the configuration is written atomically"
+        model = tiny_llama(vocab_size=64)
+        tokenizer = train_tokenizer(["a b c"], 300, 16)
+        to_disk.clear()
+        folder.finish(model, tokenizer, torch.optim.AdamW(model.parameters()), {}, {}, [])
+    synced = [step for step in to_disk if step.endswith((".json", ".safetensors"))]
+    assert synced[-1] == str(folder.path / ".unfinished/config.json")
+    assert str(folder.path / ".unfinished/model.safetensors") in synced
+    assert to_disk[-3:] == [synced[-1], "rename", str(folder.path)]
