@@ -1,4 +1,4 @@
-"""RepT: which training samples taught a language model what it does, and which words in them?
+"""RepT: which training samples taught a language model its behaviour, and which words in them?
 
 >>> import rept                                                        # doctest: +SKIP
 >>> result = rept.trace(model, tokenizer, train, queries)              # doctest: +SKIP
@@ -19,7 +19,7 @@ _HOMES = {"trace": "rept.run.pipeline", "Trace": "rept.results.trace", "UsageErr
 
 
 def __getattr__(name: str) -> object:
-    """Loads a public name when it is first used: torch and transformers take seconds, and `--help` must not wait."""
+    """Imports a public name when it is first used: torch and transformers take seconds, and `--help` must be fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'rept' has no attribute {name!r}")
     from importlib import import_module

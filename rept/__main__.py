@@ -1,4 +1,4 @@
-"""python -m rept COMMAND: what can be done with a run besides making it."""
+"""python -m rept COMMAND: score, report, compare, verify and approximate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COMMANDS = sorted(path.stem for path in (Path(__file__).parent / "commands").glo
 
 
 def dispatch(argv: list[str]) -> int:
-    """Dispatches to ``rept.commands.NAME``: its USAGE, its CONFIG (the YAML behind its keys, or None) and its run()."""
+    """Runs ``rept.commands.NAME``, which has USAGE, CONFIG (the YAML of its keys, or None) and run()."""
     if argv and argv[0] in COMMANDS:
         command = import_module(f"rept.commands.{argv[0]}")
         return main(command.CONFIG, command.USAGE, command.run, argv[1:])

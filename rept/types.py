@@ -1,6 +1,6 @@
-"""The nouns that every room shares: Batch, Status, Key, Signature.
+"""Core data types: Batch, Status, Key, Signature, Extraction.
 
-Axis legend, used in all shape comments of the project:
+Axes in the shape comments of the project:
     B  samples of a batch        T  token positions, right padded
     D  width of a representation N  rows of the training data      Q  queries
 """
@@ -17,14 +17,12 @@ from torch import Tensor
 
 Side = Literal["train", "query"]
 SIDES: tuple[Side, Side] = ("query", "train")  # in the order of extraction
-
 FIELDS = ("representation", "gradient")  # what a site gives
-
-IGNORE = -100  # label of positions that carry no loss, as in torch's cross_entropy
+IGNORE = -100  # label of positions without loss, as in torch's cross_entropy
 
 
 class Key(NamedTuple):
-    """Names one block of a signature; joined by ``/`` it is the block's HDF5 path."""
+    """The name of one block of a signature; joined by ``/`` it is the block's HDF5 path."""
 
     site: str  # "residual_stream", "attention_output", "mlp_output", or an extractor's own word
     layer: int  # from 1; 0 for what belongs to no layer
@@ -36,7 +34,7 @@ class Key(NamedTuple):
 
     @classmethod
     def parse(cls, path: str) -> Key:
-        """The inverse of :attr:`path`."""
+        """Returns the key of a :attr:`path`."""
         site, layer, field = path.split("/")
         return cls(site, int(layer), field)
 
@@ -45,7 +43,7 @@ Signature = dict[Key, Tensor]  # each (B D), float32
 
 
 class Status(IntEnum):
-    """What became of an input row. Stored as one byte; the order is part of the store's schema."""
+    """The outcome of an input row. Stored as one byte; the order is part of the store's schema."""
 
     ATTRIBUTED = 0
     CUT = 1  # attributed, but its response was cut at max_length
@@ -53,7 +51,7 @@ class Status(IntEnum):
     EMPTY_RESPONSE = 3
     PROMPT_TOO_LONG = 4  # no response token is left within max_length
     NOT_A_STRING = 5
-    MALFORMED = 6  # chat messages that end in no assistant turn, or that the template refuses
+    MALFORMED = 6  # chat messages without an assistant turn at the end, or that the template refuses
     NON_FINITE = 7  # the loss, a representation or a gradient is NaN or infinite
 
     @property
@@ -62,50 +60,57 @@ class Status(IntEnum):
 
     @property
     def reason(self) -> str:
-        """The status as a person reads it."""
+        """The status in words."""
         return _REASONS[self]
 
 
-_REASONS = {
-    Status.ATTRIBUTED: "attributed",
-    Status.CUT: "attributed, response cut at max_length",
-    Status.EMPTY_PROMPT: "empty prompt",
-    Status.EMPTY_RESPONSE: "empty response",
-    Status.PROMPT_TOO_LONG: "no response token left within max_length",
-    Status.NOT_A_STRING: "prompt or response is not a string",
-    Status.MALFORMED: "malformed chat messages",
-    Status.NON_FINITE: "non-finite loss, representation or gradient",
-}
+_REASONS = (
+    "attributed",
+    "attributed, response cut at max_length",
+    "empty prompt",
+    "empty response",
+    "no response token left within max_length",
+    "prompt or response is not a string",
+    "malformed chat messages",
+    "non-finite loss, representation or gradient",
+)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one side, tokenized and right padded. Padding comes last, so a causal model needs no mask.
+    """Tokenized samples of one side, right padded: padding comes last, so a causal model needs no attention mask.
 
-    ``set_aside`` travels along so that the rows that no model can see still reach the store with their reason.
+    ``set_aside`` lists rows that cannot be run, so that they reach the store with their reason.
     """
 
     input_ids: Tensor  # (B T)
     labels: Tensor  # (B T) the token itself at response positions (unshifted), IGNORE elsewhere
     prompt_end: Tensor  # (B) column of the last prompt token: the position that predicts the first response token
-    length: Tensor  # (B) tokens that are not padding
+    length: Tensor  # (B) tokens without padding
     row: Tensor  # (B) row number in the side's data, from 0
     cut: Tensor  # (B) bool: the response was cut at max_length
     side: Side
     text: tuple[tuple[str, str], ...]  # (prompt, response) of each sample, for extractors that read text
     set_aside: tuple[tuple[int, Status], ...] = ()  # (row, reason)
-    company: bool = False  # run so that all ranks take equally many steps; what comes of its rows is not to be kept
+    company: bool = False  # only keeps the ranks in step: its result is dropped
 
     def __len__(self) -> int:
         return len(self.row)
 
     def to(self, device: torch.device | str, **_: object) -> Batch:
-        """The batch with its tensors on ``device`` (Lightning calls this before each step)."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        """Returns the batch with its tensors on ``device`` (Lightning calls this before each step)."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            labels=self.labels.to(device),
+            prompt_end=self.prompt_end.to(device),
+            length=self.length.to(device),
+            row=self.row.to(device),
+            cut=self.cut.to(device),
+        )
 
     def select(self, samples: Sequence[int]) -> Batch:
-        """A smaller batch of the given samples, trimmed to their longest; ``set_aside`` stays behind."""
+        """Returns a batch of the given samples, trimmed to their longest, without ``set_aside``."""
         index = torch.as_tensor(samples, dtype=torch.int64, device=self.row.device)
         width = int(self.length[index].max()) if len(samples) else 0
         return Batch(
@@ -122,9 +127,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a predict step gives for one batch: each row's status and signature, rows set aside included."""
+    """The result of a predict step for one batch: status and signature of each row, rows set aside included."""
 
     row: Tensor  # (B) int64
     status: Tensor  # (B) uint8, see Status
     side: Side
-    signature: Signature  # each (B D); zeros where the status says that there is none; empty if no row has one
+    signature: Signature  # each (B D); zeros for rows without a signature; empty if no row has one

@@ -1,4 +1,4 @@
-"""python -m rept compare: several methods on the same model and data, or on a suite of hard cases."""
+"""python -m rept compare: compares methods on the same model and data, or on a suite of hard cases."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ python -m rept compare suite=hard|full [seeds=[0,1,2]] [experiments=[NAME,...]] 
 
 Runs each experiment of configs/experiment/ on the same model and data into DIR/NAME, prints how good and how costly
 each is, and writes comparison.json, comparison.csv and comparison.png into DIR. Signatures stored there are reused.
-A method that cannot run here is a row with the reason. NAME.key=value is for that experiment alone.
+A method that cannot run here gets a row with the reason. NAME.key=value is for that experiment alone.
 
 With suite= it trains small models in which many behaviours are planted, from easy to hard, compares the methods on
-them, and prints and writes (suite.json, suite.md) each case's figures with intervals. What is finished is reused.
+them, and prints and writes (suite.json, suite.md) the figures of each case with intervals. Finished parts are reused.
 
   python -m rept compare experiments=[rept,repsim,bm25] datamodule=instructions model.path=DIR \\
       datamodule.train=a.jsonl datamodule.queries=q.jsonl out=runs/compared
@@ -59,7 +59,7 @@ def _experiments(experiments: list[str], rest: list[str], out: Path) -> None:
     compare_table.show_comparison(outcomes)
     compare_table.write_comparison(outcomes, rest, out)
     draw(outcomes, out / "comparison.png")
-    say(f"All of it is in {out}.")
+    say(f"All results are in {out}.")
 
 
 def _suite(own: dict[str, Any], rest: list[str]) -> None:
@@ -75,4 +75,4 @@ def _suite(own: dict[str, Any], rest: list[str]) -> None:
         if outcome.reason is not None:
             say(f"{outcome.folder} did not run: {outcome.reason}")
     suite_table.write_suite(cases, suite, out)
-    say(f"All of it is in {out}.")
+    say(f"All results are in {out}.")

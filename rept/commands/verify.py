@@ -1,4 +1,4 @@
-"""python -m rept verify: is what the fast path computes right for this model, tokenizer and these rows?"""
+"""python -m rept verify: compares the fast path with a slow one on the user's model, tokenizer and rows."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ CONFIG = "attribute"
 USAGE = """
 python -m rept verify model.path=DIR [datamodule=instructions datamodule.train=PATH] [key=value ...]
 
-Holds the batched path against a slow one-sample loop on your own model, tokenizer and first training rows (its own
-small set when none are given), and checks the chat template. Prints each check with its error, its tolerance, and what
-mends a failure. Exit code 1 if one fails.
+Compares the batched path with a slow one-sample loop on your own model, tokenizer and first training rows (a small
+built-in set if none are given), and checks the chat template. Prints each check with its error, its tolerance, and what
+to do if it fails. Exit code 1 if one fails.
 
   python -m rept verify model.path=meta-llama/Llama-2-7b-chat-hf model.dtype=bfloat16
 """
@@ -38,13 +38,12 @@ def run(arguments: list[str]) -> None:
     say(f"The batches hold {job.datamodule.tokens_per_batch:,} tokens (datamodule.tokens_per_batch).")
     found = checks(job.model, job.extractor, job.datamodule, layers, rows)
     table = Table(title=f"{len(rows)} rows, layers {', '.join(map(str, layers))}", title_justify="left")
-    for column in ("check", "error", "tolerance", "", "what mends it"):
+    for column in ("check", "error", "tolerance", "", "what to do"):
         table.add_column(column, justify="right" if column in ("error", "tolerance") else "left")
     for check in found:
         verdict = Text("pass", style="green") if check.passed else Text("FAIL", style="bold red")
-        table.add_row(
-            check.name, f"{check.error:.2g}", f"{check.tolerance:g}", verdict, "" if check.passed else check.mend
-        )
+        remedy = "" if check.passed else check.remedy
+        table.add_row(check.name, f"{check.error:.2g}", f"{check.tolerance:g}", verdict, remedy)
     console.print(table)
     failed = [check for check in found if not check.passed]
     if failed:

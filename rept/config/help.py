@@ -1,4 +1,4 @@
-"""`--help`, read from the YAML files: a key's comment is its documentation, so the two cannot drift apart."""
+"""`--help`, generated from the YAML files: the comment of a key is its documentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w_]+):(?: +(?P<value>[^#]*?))?(?:\
 
 
 def documented(path: Path) -> list[tuple[str, str, str]]:
-    """(dotted key, default, comment) of each line of a YAML file that sets a value."""
+    """Returns (dotted key, default, comment) of each line of a YAML file that sets a value."""
     entries, parent = [], ""
     for line in path.read_text().splitlines():
         found = _LINE.match(line)
@@ -28,7 +28,7 @@ def documented(path: Path) -> list[tuple[str, str, str]]:
 
 
 def describe(name: str, usage: str) -> str:
-    """The whole help text of the command configured by ``configs/NAME.yaml``."""
+    """Returns the help text of the command configured by ``configs/NAME.yaml``."""
     entries = documented(CONFIGS / f"{name}.yaml")
     defaults = dict(re.findall(r"(\w+): (\w+)", next(value for key, value, _ in entries if key == "defaults")))
     lines = [usage.strip(), "", "Keys (key=default: meaning):"]

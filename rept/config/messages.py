@@ -1,4 +1,4 @@
-"""What is wrong with the words and keys of a command line: one sentence each, with the right name where one is near."""
+"""Messages about wrong words and keys of a command line, with the nearest right name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def misplaced(
     key: str, schema: DictConfig, config: DictConfig, words: dict[str, str], values: dict[str, Any]
 ) -> str | None:
-    """What is wrong with a dotted key, or None. Keys of a class named by the user are checked when it is built."""
+    """Returns the fault of a dotted key, or None. Keys of a user's own class are checked when it is built."""
     group, _, rest = key.partition(".")
     if group not in schema:
         return unknown(key, map(str, schema), "There is no such key")
@@ -36,7 +36,7 @@ def misplaced(
     if group == "trainer" or name == TARGET or f"{group}.{TARGET}" in values or name in config.get(group, {}):
         return None
     if group in words and not (CONFIGS / group / f"{words[group]}.yaml").is_file():
-        return None  # the word itself is wrong, which is told already
+        return None  # the word itself is wrong, which is reported already
     known = {path.stem: OmegaConf.load(path) for path in sorted((CONFIGS / group).glob("*.yaml"))}
     others = sorted((word for word in known if name in known[word]), key=lambda word: -len(known[word]))
     if others:
@@ -47,12 +47,12 @@ def misplaced(
 
 
 def unknown(name: str, choices: Iterable[str], sentence: str, prefix: str = "") -> str:
-    """The sentence with the name, the nearest of the choices and all of them; names and choices may share a prefix."""
+    """Returns ``sentence`` with the name, its nearest choice, and all choices, which may share a prefix with it."""
     choices = sorted(str(choice) for choice in choices if choice != TARGET)
     found = difflib.get_close_matches(name.removeprefix(prefix), choices, n=1, cutoff=0.6)
     return f"{sentence}: {name}{did_you_mean([prefix + f for f in found])}. Choices: {', '.join(choices) or 'none'}."
 
 
 def did_you_mean(found: Sequence[str]) -> str:
-    """The first of the names that were found near; nothing where there is none."""
+    """Returns a suggestion of the first name found; empty if there is none."""
     return f" (did you mean {found[0]}?)" if found else ""

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # macOS reports the peak resident set in bytes, Linux in KiB
 PACKAGES = ("rept", "torch", "lightning", "transformers", "tokenizers", "peft", "datasets", "h5py", "numpy")
 

@@ -49,7 +49,8 @@ def test_chat_template_gives_one_bos_and_ends_with_eos():
 
 
 def test_merges_do_not_depend_on_the_process():
-    code = f"from rept.training.from_scratch import train_tokenizer; print(train_tokenizer({TEXTS * 3!r}, 320, 64).get_vocab())"
+    make = f"train_tokenizer({TEXTS * 3!r}, 320, 64).get_vocab()"
+    code = f"from rept.training.from_scratch import train_tokenizer; print({make})"
     here = train_tokenizer(TEXTS * 3, 320, 64).get_vocab()
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert eval(there) == here
