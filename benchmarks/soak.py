@@ -87,7 +87,7 @@ def command(folder: Path, out: Path, ranks: int) -> list[str]:
 
 
 def count_rows() -> None:
-    """Makes every run, each a fork of this process, record the size of each batch in a file beside its run folder."""
+    """Makes every run, each a fork of this process, record the size of each batch in a file next to its run folder."""
     extract = AttributionModule.predict_step
 
     def predict_step(self: AttributionModule, batch, *rest):
