@@ -7,6 +7,7 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
+from rept.data.behaviours import behaviour_of
 from rept.errors import UsageError
 from rept.model.placement import input_device
 from rept.run.job import Job
@@ -65,4 +66,4 @@ def _alternating(job: Job, order: Sequence[int]) -> Iterator[int]:
 def _behaviour(job: Job, row: int) -> str | None:
     """The label of a training row; None if the row is clean or has no label."""
     sample = job.datamodule.source("train")[row]
-    return None if isinstance(sample, Status) or sample.label == "clean" else sample.label
+    return None if isinstance(sample, Status) else behaviour_of(sample.label)
