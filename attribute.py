@@ -1,4 +1,4 @@
-"""Which training samples, and which words in them, taught the model what it does? See `python attribute.py --help`."""
+"""Traces a model's answers to its training samples and the words in them. See `python attribute.py --help`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rept.cli import main
 USAGE = """
 python attribute.py [word=name ...] [key=value ...] [--dry-run]
 
-Traces a language model's answers back to the training samples, and to the words in them, that caused them.
+Traces the answers of a language model back to the training samples, and the words in them, that caused them.
 
   python attribute.py
       the embedded data and model, offline
@@ -21,9 +21,9 @@ Traces a language model's answers back to the training samples, and to the words
   python attribute.py scorer._target_=mylab.scorers.Whitened
       a class of your own
   python attribute.py --dry-run ...
-      rows, tokens, bytes, memory and time to expect; runs nothing long
+      estimates rows, tokens, bytes, memory and time; nothing is run or written
 
-The same `out` again resumes the run, or reuses what it holds.
+The same `out` again resumes an interrupted run, or reuses the results of a finished one.
 """
 
 
@@ -32,8 +32,7 @@ def run(arguments: list[str]) -> None:
 
     dry = "--dry-run" in arguments
     config = compose("attribute", [a for a in arguments if a != "--dry-run"])
-    # Heavy imports wait until the command line is known to be right.
-    if dry:
+    if dry:  # heavy imports follow once the command line is known to be right
         from rept.run.dry_run import estimate
 
         estimate(config)

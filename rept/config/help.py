@@ -44,8 +44,16 @@ def describe(name: str, usage: str) -> str:
                     lines.append(f"  {group}={word:<28} {comment}")
                 elif group != "experiment":
                     lines.append("  " + _entry(f"{group}.{key}", value, comment))
+            if group == "experiment":
+                lines.append(f"  {group}={word:<28} {_first_sentence(CONFIGS / group / f'{word}.yaml')}")
     lines += ["", f"{TARGET}: any plug-in group takes {TARGET}=your.module.Class and that class's own arguments."]
     return "\n".join(lines)
+
+
+def _first_sentence(path: Path) -> str:
+    """The first sentence of the comment at the head of a YAML file."""
+    lines = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    return " ".join(lines).partition(". ")[0].rstrip(".")
 
 
 def _entry(key: str, value: str, comment: str) -> str:
