@@ -1,4 +1,4 @@
-"""What an extractor is built on: the interface, and the readers of sites."""
+"""Base classes of extractors: the interface, and the readers of sites."""
 
 from extractors.sites.reader import SingleSite, SiteExtractor
 from rept.signatures.extractor import Extractor

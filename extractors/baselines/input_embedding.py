@@ -1,15 +1,18 @@
-"""The mean of a sample's token embeddings: a text embedding that needs no other model."""
+"""The mean of a sample's token embeddings: a text embedding without another model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from extractors.sites.reader import text_mean
 from rept.signatures.extractor import Extractor
 from rept.types import Batch, Key, Signature
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class InputEmbedding(Extractor):
@@ -17,7 +20,7 @@ class InputEmbedding(Extractor):
 
     fields = ("embedding",)
 
-    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+    def __call__(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
         with torch.no_grad():
             states = model.get_input_embeddings()(batch.input_ids)  # (B T D)
         return {Key("text", 0, "embedding"): text_mean(states, batch)}

@@ -1,15 +1,18 @@
-"""Random vectors: what a method reaches that knows nothing."""
+"""Random vectors: the result of chance, as a baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from extractors.gradients.projection import seeded
 from rept.signatures.extractor import Extractor
 from rept.types import Batch, Key, Signature
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class RandomVector(Extractor):
@@ -25,7 +28,7 @@ class RandomVector(Extractor):
     def __init__(self, width: int = 64, seed: int = 0) -> None:
         self.width, self.seed = width, seed
 
-    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+    def __call__(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
         generators = [seeded(self.seed, f"{batch.side}/{row}") for row in batch.row.tolist()]
         rows = [torch.randn(self.width, generator=generator) for generator in generators]
         return {Key("text", 0, "random"): torch.stack(rows).to(batch.input_ids.device)}

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from rept.errors import UsageError
 from rept.signatures.extractor import Extractor
 from rept.types import Batch, Key, Signature
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class SentenceEmbedding(Extractor):
     """Prompt and response, joined by a newline, as one vector of a text embedding model.
 
     Args:
-        path: folder or hub id of a sentence-transformers model. Loaded when the first batch comes, onto its device.
+        path: folder or hub id of a sentence-transformers model, which is loaded on the device of the first batch.
 
     Raises:
         UsageError: no path, or sentence-transformers is not installed (extra ``embeddings``).
@@ -36,7 +37,7 @@ class SentenceEmbedding(Extractor):
         self.path = path
         self._encoder: Any = None
 
-    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+    def __call__(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
         if self._encoder is None:
             from sentence_transformers import SentenceTransformer
 

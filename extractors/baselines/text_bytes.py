@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rept.errors import UsageError
 from rept.signatures.extractor import Extractor
 from rept.types import Batch, Key, Signature
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PARTS = ("prompt", "response")
 
@@ -17,18 +21,18 @@ PARTS = ("prompt", "response")
 class TextBytes(Extractor):
     """The UTF-8 bytes of a sample's text, each as one number, zeros after its end.
 
-    A store keeps rows of numbers of one width and no strings. Scaled to norm 1 and rounded to float16, bytes are still
-    exact to an eighth, so the text comes back whole: see `scorers.bm25`. The model is not run.
+    A store contains rows of numbers of one width and no strings. Scaled to norm 1 and rounded to float16, bytes have an
+    error below an eighth, so the text can be restored: see `scorers.bm25`. The model is not run.
 
     Args:
         parts: ``prompt``, ``response`` or both, joined by a newline.
-        width: bytes that are kept; what is longer is cut.
+        width: bytes of a row; longer texts are cut.
 
     Raises:
         UsageError: an unknown part, or a width below 1.
     """
 
-    comparable = False  # letters at places
+    comparable = False  # equal words at different places have nothing in common
     fields = ("text",)
 
     def __init__(self, parts: Sequence[str] = PARTS, width: int = 4096) -> None:
@@ -39,7 +43,7 @@ class TextBytes(Extractor):
         self.parts = tuple(parts)
         self.width = width
 
-    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+    def __call__(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
         rows = torch.zeros(len(batch), self.width)
         for row, pair in zip(rows, batch.text, strict=True):
             given = dict(zip(PARTS, pair, strict=True))

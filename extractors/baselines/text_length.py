@@ -1,14 +1,17 @@
-"""The length of a sample and nothing else: what any other method must beat."""
+"""The length of a sample, a baseline that any other method must beat."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from rept.signatures.extractor import Extractor
 from rept.types import Batch, Key, Signature
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class TextLength(Extractor):
@@ -17,5 +20,5 @@ class TextLength(Extractor):
     comparable = False  # one number has no direction
     fields = ("length",)
 
-    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+    def __call__(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
         return {Key("text", 0, "length"): torch.log1p(batch.length.float()).unsqueeze(1)}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from warnings import catch_warnings, filterwarnings
 
 import torch
@@ -21,6 +21,9 @@ from rept.errors import UsageError
 from rept.model.hooks import Response
 from rept.model.lm_head import logits_at
 from rept.types import IGNORE, Batch, Signature
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _NAME = "factors"
 
@@ -38,24 +41,24 @@ class EKFACGradient(ParameterGradient):
 
     The score is ``g_q^T (H + lambda I)^-1 g_z``, H being the Gauss-Newton Hessian in EK-FAC's form (George et al. 2018,
     arXiv 1806.03884), one block a linear layer. It is symmetric, so both sides get the same signature,
-    ``(H + lambda I)^(-1/2) g`` in H's eigenbasis: ``(Q_S^T G Q_A) / sqrt(lambda + damping)``, projected, and inner
-    products of signatures are the scores (exactly with ``dimension=null``, on average with a projection).
+    ``(H + lambda I)^(-1/2) g`` in H's eigenbasis: ``(Q_S^T G Q_A) / sqrt(lambda + damping)``, projected. Inner products
+    of signatures are the scores (exactly with ``dimension=null``, on average with a projection).
 
-    The factors are fitted by kronfluence (extra ``ekfac``) on drawn training rows before anything is extracted, with
-    the loss that is attributed, each sample's mean cross-entropy. Linear layers inside the decoder blocks alone take
-    part, their biases included; embeddings, norms and the output layer do not, as in the paper.
+    The factors are fitted by kronfluence (extra ``ekfac``) on drawn training rows before extraction, with the loss that
+    is attributed, each sample's mean cross-entropy. Only linear layers take part, including their biases; embeddings,
+    norms and the output layer do not, as in the paper.
 
     Args:
         rows: training rows that the factors are fitted on; null: all.
-        damping: over a layer's mean lambda, above 0; 0.1 is kronfluence's.
+        damping: relative to a layer's mean lambda, above 0; 0.1 is kronfluence's.
         empirical: the Fisher matrix of the data's own responses, instead of drawn ones (the Gauss-Newton form).
         weights: a regular expression that is searched in the names of those layers' weights; null: all of them.
         dimension: as in `extractors.gradients.parameter_gradient`.
         seed: of the projection, and of the drawn responses.
 
     Raises:
-        UsageError: a setting is out of range; when fitted, kronfluence is missing, no linear layer is meant, or several
-            processes run.
+        UsageError: a setting is out of range; when fitted, kronfluence is missing, no linear layer is chosen, or
+            several processes run.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class EKFACGradient(ParameterGradient):
         self.damping, self.empirical, self.seed = damping, empirical, seed
         self._curvature: dict[str, Curvature] = {}
 
-    def fit(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+    def fit(self, model: PreTrainedModel, batches: Iterable[Batch]) -> None:
         """Fits the factors on training batches."""
         if process()[1] > 1:
             raise UsageError("EK-FAC's factors are fitted by one process: set trainer.devices=1.")
@@ -87,12 +90,12 @@ class EKFACGradient(ParameterGradient):
             for module in modules
         }
 
-    def __call__(self, model: nn.Module, batch: Batch, layers: list[int]) -> Signature:
+    def __call__(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
         if not self._curvature:
             raise UsageError("EK-FAC's factors are not fitted: call fit() with training batches first.")
         return super().__call__(model, batch, layers)
 
-    def choose(self, model: nn.Module) -> list[str]:
+    def choose(self, model: PreTrainedModel) -> list[str]:
         return list(self._curvature)
 
     def project(self, name: str, factors: Factors, batch: Batch) -> Tensor:
@@ -105,8 +108,8 @@ class EKFACGradient(ParameterGradient):
         return whitened.flatten(1) if self.projection is None else self.projection.of_matrices(name, whitened)
 
 
-def _linear_layers(model: nn.Module, weights: str) -> list[str]:
-    """The names of the linear layers whose weights are meant, without the output layer."""
+def _linear_layers(model: PreTrainedModel, weights: str) -> list[str]:
+    """The names of the linear layers whose weights are chosen, without the output layer."""
     chosen = set(choose_weights(model, weights))
     output = model.get_output_embeddings()
     found = [
@@ -115,7 +118,7 @@ def _linear_layers(model: nn.Module, weights: str) -> list[str]:
         if isinstance(module, nn.Linear) and module is not output and f"{name}.weight" in chosen
     ]
     if not found:
-        raise UsageError(f"extractor.weights={weights} fits no linear layer's weight, which is what EK-FAC is for.")
+        raise UsageError(f"extractor.weights={weights} matches no linear layer's weight, which EK-FAC needs.")
     return found
 
 
@@ -127,7 +130,7 @@ def _curvature(found: dict[str, Tensor], damping: float) -> Curvature:
 
 
 def _fit(
-    model: nn.Module, modules: list[str], batches: list[Batch], empirical: bool, seed: int
+    model: PreTrainedModel, modules: list[str], batches: list[Batch], empirical: bool, seed: int
 ) -> dict[str, dict[str, Tensor]]:
     """kronfluence's eigenvectors and corrected eigenvalues, by factor and module."""
     try:
@@ -141,7 +144,7 @@ def _fit(
     samples = [_sample(batch, i) for batch in batches for i in range(len(batch))]
     largest = max(len(batch) for batch in batches)
     with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), torch.enable_grad(), catch_warnings():
-        filterwarnings("ignore", ".*GradScaler", FutureWarning)  # kronfluence makes one by its old name
+        filterwarnings("ignore", ".*GradScaler", FutureWarning)  # kronfluence uses a deprecated name
         torch.manual_seed(seed)  # of the drawn responses
         analyzer = Analyzer(
             "ekfac", wrapped, task, cpu=not torch.cuda.is_available(), log_level=logging.ERROR, disable_tqdm=True,
@@ -158,14 +161,14 @@ def _fit(
 
 
 def _task(modules: list[str]) -> Any:
-    """What kronfluence asks of a task: the sum over samples of their mean losses."""
+    """The task for kronfluence: the sum over samples of their mean losses."""
     from kronfluence.task import Task
 
-    class MeanLosses(Task):
+    class MeanLosses(Task):  # type: ignore[misc]  # the library has no types
         def compute_train_loss(self, batch: dict[str, Tensor], model: nn.Module, sample: bool = False) -> Tensor:
             response = Response.of(batch["labels"])
-            # One forward pass alone, also where responses are drawn: kronfluence counts what each pass sees.
-            logits = logits_at(model, batch["input_ids"], response.position).float()
+            # A single forward pass, even if responses are drawn: kronfluence counts the inputs of each pass.
+            logits = logits_at(cast("PreTrainedModel", model), batch["input_ids"], response.position).float()
             drawn = torch.multinomial(logits.detach().softmax(-1), 1).squeeze(1) if sample else response.target
             return response.mean(cross_entropy(logits, drawn.to(logits.device), reduction="none")).sum()
 

@@ -1,11 +1,12 @@
-"""Gradients of weights, one for each sample: what TracIn and its kin compare."""
+"""Gradients of weights, one for each sample, as TracIn and related methods compare them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from extractors.gradients.projection import TwoSided
 from extractors.gradients.weights import Factors, choose_weights, gradient_factors
@@ -13,25 +14,28 @@ from rept.errors import UsageError
 from rept.signatures.extractor import Extractor
 from rept.types import Batch, Key, Signature
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class ParameterGradient(Extractor):
     """The gradient of each sample's own mean loss with respect to chosen weights, randomly projected.
 
-    With `scorers.inner_product` it is TracIn with the one checkpoint at hand (Pruthi et al. 2020, arXiv 2002.08484);
-    with ``normalize`` TracIn with layer-normed gradients, where weights with large gradients do not outvote the others.
-    Layers have no say: the weights are those that ``weights`` names, over the whole depth.
+    With `scorers.inner_product` it is TracIn with a single checkpoint (Pruthi et al. 2020, arXiv 2002.08484); with
+    ``normalize``, TracIn with layer-normalized gradients, where weights with large gradients do not dominate. The
+    chosen layers have no effect: ``weights`` names weights of the whole depth.
 
     Args:
-        weights: ``auto`` (LoRA weights where the model has some, else all), ``lora``, ``all``, or a regular expression
+        weights: ``auto`` (LoRA weights if the model has some, else all), ``lora``, ``all``, or a regular expression
             that is searched in the parameters' names.
-        dimension: numbers that are kept of a gradient, see `extractors.gradients.projection`; null: all of them, exactly.
+        dimension: numbers of a projected gradient, see `extractors.gradients.projection`; null: no projection.
         normalize: each weight's gradient is scaled to norm 1.
-        each: every weight is a site of its own, instead of their sum; for scorers that treat weights apart.
+        each: every weight is one site, instead of their sum; for scorers that treat weights separately.
         seed: of the projection.
 
     Raises:
-        UsageError: ``dimension`` is below 1; when called, weights that the model does not have, or that cannot be told
-            apart by samples.
+        UsageError: ``dimension`` is below 1; when called, weights that the model does not have, or whose gradient
+            cannot be separated by sample.
     """
 
     fields = ("gradient",)
@@ -51,7 +55,7 @@ class ParameterGradient(Extractor):
         self.each = each
         self.projection = None if dimension is None else TwoSided(dimension, seed, together=not each)
 
-    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+    def __call__(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
         if model.training:
             raise UsageError("The model is in training mode, where dropout makes signatures random: call model.eval().")
         factors = gradient_factors(model, batch, self.choose(model))
@@ -59,13 +63,12 @@ class ParameterGradient(Extractor):
         if self.each:
             return {Key(name, 0, "gradient"): block for name, block in blocks.items()}
         together = list(blocks.values())
-        device = together[0].device
-        moved = [block.to(device) for block in together]
+        moved = [block.to(together[0].device) for block in together]
         joined = torch.cat(moved, dim=1) if self.projection is None else torch.stack(moved).sum(0)
         return {Key("parameters", 0, "gradient"): joined}
 
-    def choose(self, model: nn.Module) -> list[str]:
-        """The names of the weights that are read."""
+    def choose(self, model: PreTrainedModel) -> list[str]:
+        """Returns the names of the weights that are read."""
         return choose_weights(model, self.weights)
 
     def _block(self, name: str, factors: Factors, batch: Batch) -> Tensor:
@@ -77,5 +80,5 @@ class ParameterGradient(Extractor):
         return torch.where(norm > 0, block / norm, 0)
 
     def project(self, name: str, factors: Factors, batch: Batch) -> Tensor:
-        """One weight's gradients, projected (B dimension), or flat (B M K) where nothing is projected."""
+        """One weight's gradients, projected (B dimension), or without projection flat (B M * K)."""
         return factors.whole().flatten(1) if self.projection is None else self.projection.of_factors(name, factors)

@@ -1,4 +1,4 @@
-"""Random projections of per-sample weight gradients, seeded, the same for every sample and on every device."""
+"""Seeded random projections of per-sample weight gradients, the same for every sample and device."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class TwoSided:
 
     A (a M) and B (b K) are Rademacher matrices with ``E[A^T A] = I``, so inner products are kept on average, and so are
     those of sums over several weights, whose matrices are drawn independently. As ``A (sum_t u_t v_t^T) B^T =
-    sum_t (A u_t)(B v_t)^T``, the gradient is projected before it is ever whole: LoGra (Choe et al. 2024,
-    arXiv 2405.13954). A side that is no longer than its share is not shortened, only given random signs.
+    sum_t (A u_t)(B v_t)^T``, the whole gradient is never computed: LoGra (Choe et al. 2024, arXiv 2405.13954). A side
+    that is not longer than its share is not shortened, only multiplied by random signs.
 
     Args:
         dimension: numbers of the result.
         seed: of the matrices.
-        together: results of several weights are to be added. Otherwise that of a small weight stays short.
+        together: the results of several weights are added. Otherwise that of a small weight stays short.
     """
 
     def __init__(self, dimension: int, seed: int = 0, together: bool = True) -> None:
@@ -40,7 +40,7 @@ class TwoSided:
 
     def of_matrices(self, weight: str, gradients: Tensor) -> Tensor:
         """(B dimension) from whole gradients (B M K)."""
-        a, b, shift = self._matrices(weight, *gradients.shape[1:], gradients.device)
+        a, b, shift = self._matrices(weight, gradients.shape[1], gradients.shape[2], gradients.device)
         return self._lay_out(a @ gradients @ b.T, shift)
 
     def _matrices(self, weight: str, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
@@ -49,10 +49,10 @@ class TwoSided:
             a = min(rows, isqrt(self.dimension))
             b = min(columns, self.dimension // a)
             a = min(rows, self.dimension // b)
-            matrices = [signs(short, long, generator).to(device) for short, long in ((a, rows), (b, columns))]
-            # Small weights fill the first numbers only: shifted, so that they do not all fall onto the same ones.
+            left, right = (signs(short, long, generator).to(device) for short, long in ((a, rows), (b, columns)))
+            # Small weights fill only the first numbers, so they are shifted to use different ones.
             shift = int(torch.randint(self.dimension, (1,), generator=generator))
-            self._known[weight, device] = (*matrices, shift)
+            self._known[weight, device] = (left, right, shift)
         return self._known[weight, device]
 
     def _lay_out(self, projected: Tensor, shift: int) -> Tensor:
@@ -63,13 +63,14 @@ class TwoSided:
 
 
 def seeded(seed: int, name: str) -> torch.Generator:
-    """A generator for one purpose, whatever else was drawn before."""
+    """A generator that depends on nothing but its seed and purpose."""
     mixed = blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(mixed))
 
 
 def signs(short: int, long: int, generator: torch.Generator) -> Tensor:
-    """A Rademacher matrix (short long) over sqrt(short); where it would not shorten, a diagonal of signs."""
+    """A Rademacher matrix (short long) over sqrt(short); if it would not shorten, a diagonal of signs."""
     if short == long:
         return torch.diag(torch.randint(2, (long,), generator=generator) * 2.0 - 1)
-    return (torch.randint(2, (short, long), generator=generator) * 2.0 - 1) / short**0.5
+    drawn: Tensor = torch.randint(2, (short, long), generator=generator) * 2.0 - 1
+    return drawn / short**0.5

@@ -15,14 +15,14 @@ from rept.types import Batch
 class RapidIn(ParameterGradient):
     """The "RapidGrad" of RapidIn (Lin et al. 2024, arXiv 2405.11724), together with `scorers.inner_product`.
 
-    Each weight's gradient is scaled to norm 1 (the paper's layer-wise normalization), shuffled, given random signs, and
-    cut into ``dimension`` groups of neighbours, each of which is summed; the weights' results are added up.
+    Each weight's gradient is scaled to norm 1 (the paper's layer-wise normalization), shuffled, multiplied by random
+    signs, and cut into ``dimension`` groups of neighbours, each of which is summed; the weights' results are added.
 
-    Shuffle and signs are drawn once for each weight and shared by all samples, queries included: coordinates of two
-    gradients meet in the same group with the same sign, so their inner product is kept on average. With a shuffle of
-    its own for each sample, as in the official code, equal coordinates would meet by chance alone, and the inner
-    product of any two gradients would be 0 on average. The paper shuffles rows and columns in turn, to be cheap; here
-    it is one uniform permutation.
+    Shuffle and signs are drawn once for each weight and shared by all samples, queries included: a coordinate has the
+    same group and sign in any two gradients, so their inner product is kept on average. With one shuffle a sample, as
+    in the official code, equal coordinates would share a group only by chance, and the inner product of any two
+    gradients would be 0 on average. The paper shuffles rows and columns alternately, to be cheap; here it is one
+    permutation.
 
     Args:
         weights: as in `extractors.gradients.parameter_gradient`.
@@ -37,7 +37,7 @@ class RapidIn(ParameterGradient):
         self._known: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
 
     def project(self, name: str, factors: Factors, batch: Batch) -> Tensor:
-        gradients = factors.whole().flatten(1)  # one weight at a time is whole, never all of them
+        gradients = factors.whole().flatten(1)  # only one weight's gradients are whole at a time
         size = -(-gradients.shape[1] // self.dimension)  # of a group
         padded = pad(gradients, (0, size * self.dimension - gradients.shape[1]))
         order, sign = self._drawn(name, padded.shape[1], padded.device)

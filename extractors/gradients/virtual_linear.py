@@ -1,33 +1,37 @@
-"""The gradient of a linear layer that is not there: gradients and representations of all response positions at once."""
+"""The gradient that a linear layer at a site would have: all response positions in one matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from extractors.gradients.projection import TwoSided
 from extractors.gradients.weights import Factors
-from extractors.sites.reader import FIELDS, Site, SiteExtractor
-from extractors.sites.several_sites import SITES
+from extractors.sites.reader import SingleSite, SiteExtractor
+from extractors.sites.several_sites import single_site
 from rept.errors import UsageError
 from rept.model.hooks import Response
-from rept.types import Batch, Key, Signature
+from rept.signatures.extractor import Reading, Site
+from rept.types import FIELDS, Batch, Key, Signature
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class VirtualLinear(SiteExtractor):
     """``G = sum_i ghat_i hhat_i^T`` over the positions i that predict the response, each row scaled to norm 1.
 
-    A linear layer at the site, with input h and output gradient g, would have this gradient, were it not for the
-    scaling. Two samples' cosine weighs all pairs of their positions: ``G . G' = sum_ij (ghat_i . g'hat_j)
-    (hhat_i . h'hat_j)``, so that positions count which agree in what they see and in what they want changed. With one
-    position it is `scorers.gradient_representation`.
+    Without the scaling, G would be the gradient of a linear layer at the site with input h and output gradient g. The
+    inner product of two samples weighs all pairs of their positions: ``G . G' = sum_ij (ghat_i . g'hat_j) (hhat_i .
+    h'hat_j)``, so positions count that agree in both representation and gradient. With one position it is
+    `scorers.gradient_representation`.
 
     Args:
-        site: ``residual_stream``, ``attention_output`` or ``mlp_output``.
+        site: as in `extractors.sites.several_sites.SeveralSites`.
         dimension: numbers that are kept of G, see `extractors.gradients.projection`; null: all of its width x width.
         seed: of the projection.
 
@@ -35,28 +39,30 @@ class VirtualLinear(SiteExtractor):
         UsageError: an unknown site, or a dimension below 1.
     """
 
-    def __init__(self, site: str = "residual_stream", dimension: int | None = 8192, seed: int = 0) -> None:
+    def __init__(self, site: str | SingleSite = "residual_stream", dimension: int | None = 8192, seed: int = 0) -> None:
         super().__init__()
-        if site not in SITES:
-            raise UsageError(f"extractor.site must be one of {', '.join(SITES)}, not {site!r}.")
         if dimension is not None and dimension < 1:
             raise UsageError(f"extractor.dimension must be at least 1, or null, not {dimension}.")
         self.fields = ("outer",)
-        self._site = SITES[site]()
+        self._site = single_site(site)
         self.projection = None if dimension is None else TwoSided(dimension, seed)
 
-    def sites(self, model: nn.Module, layers: Sequence[int]) -> dict[Site, nn.Module]:
+    @property
+    def readings(self) -> dict[str, Reading]:
+        return {}
+
+    def sites(self, model: PreTrainedModel, layers: Sequence[int]) -> dict[Site, nn.Module]:
         return self._site.sites(model, layers)
 
-    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+    def __call__(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
         response = Response.of(batch.labels)
-        states = self._everywhere(model, batch, response, layers, FIELDS)
+        states = self.everywhere(model, batch, response, layers, FIELDS)
         count = tuple(response.count.tolist())
         signature = {}
         for site, layer in dict.fromkeys(key[:2] for key in states):
             h, g = (_rows(states[Key(site, layer, field)], response) for field in FIELDS)
             factors = Factors(g, h, count)
-            # The same matrices at every layer: a layer is scored by itself.
+            # The same matrices at every layer, because layers are scored separately.
             block = self.projection.of_factors(site, factors) if self.projection else factors.whole().flatten(1)
             signature[Key(site, layer, "outer")] = block
         return signature
@@ -64,5 +70,5 @@ class VirtualLinear(SiteExtractor):
 
 def _rows(block: Tensor, response: Response) -> Tensor:
     """Rows (n D) of norm 1 at the positions that predict the response, from states (B T D); zero rows stay zero."""
-    rows = rearrange(block, "b t d -> (b t) d")[response.position.to(block.device)]
+    rows = block.flatten(0, 1)[response.position.to(block.device)]
     return normalize(rows.to(torch.float64), dim=1, eps=1e-200).float()

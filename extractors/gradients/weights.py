@@ -1,8 +1,8 @@
 """Each sample's own gradient of chosen weights, from one forward and one backward pass over a batch.
 
 The gradient of a linear layer's weight is a sum over positions of an outer product, ``sum_t u_t v_t^T`` with u the
-gradient of the layer's output and v its input. Both are seen by hooks, so no weight needs a gradient of its own, and
-the sum is left to whoever needs it: see :class:`Factors`.
+gradient of the layer's output and v its input. Hooks record both, so no weight needs a gradient, and the sum is only
+computed if needed: see :class:`Factors`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from rept.model.lm_head import logits_at
 from rept.model.placement import own_name
 from rept.types import Batch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -31,11 +35,12 @@ class Factors:
 
     left: Tensor  # (n M) float32
     right: Tensor  # (n K)
-    count: tuple[int, ...]  # how many of the n rows belong to each sample, in order
+    count: tuple[int, ...]  # number of rows of each sample, in order; their sum is n
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each sample's left and right rows."""
-        return iter(zip(self.left.split(self.count), self.right.split(self.count), strict=True))
+        count = list(self.count)
+        return iter(zip(torch.split(self.left, count), torch.split(self.right, count), strict=True))
 
     def whole(self) -> Tensor:
         """The gradients (B M K)."""
@@ -47,29 +52,29 @@ class Factors:
 
 
 class Seen(NamedTuple):
-    """What a module had before it as it ran."""
+    """What a module computed with in the forward pass."""
 
     input: Tensor
-    vectors: dict[str, Tensor]  # its own parameters of one dimension: afterwards a split model's are no longer whole
+    vectors: dict[str, Tensor]  # its parameters of one dimension, which are only whole while a split model runs
 
 
 class Use(NamedTuple):
-    """Where a weight is used: a tied one is used by two modules."""
+    """One use of a weight by a module; a tied weight has two."""
 
     weight: str  # name of the parameter
-    attribute: str  # what the module calls it: weight or bias
+    attribute: str  # its name in the module: weight or bias
     module: str  # name of the module
 
 
-def choose_weights(model: nn.Module, weights: str) -> list[str]:
-    """Names of parameters, in the model's order.
+def choose_weights(model: PreTrainedModel, weights: str) -> list[str]:
+    """Returns names of parameters, in the model's order.
 
     Args:
-        weights: ``lora`` for an adapter's, ``all``, ``auto`` for the adapter's where there is one and otherwise all, or
-            a regular expression that is searched in the names.
+        weights: ``lora`` for an adapter's, ``all``, ``auto`` for the adapter's if there is one and otherwise all, or a
+            regular expression that is searched in the names.
 
     Raises:
-        UsageError: no parameter is meant, or the expression is none.
+        UsageError: no parameter is chosen, or the regular expression is invalid.
     """
     names = [own_name(name) for name, _ in model.named_parameters()]
     adapter = [name for name in names if "lora_" in name]
@@ -84,15 +89,15 @@ def choose_weights(model: nn.Module, weights: str) -> list[str]:
     except re.error as error:
         raise UsageError(f"extractor.weights={weights} is no regular expression: {error}.") from None
     if not chosen:
-        raise UsageError(f"extractor.weights={weights} fits none of the model's weights, such as {names[0]}.")
+        raise UsageError(f"extractor.weights={weights} matches none of the model's weights, such as {names[0]}.")
     return chosen
 
 
-def gradient_factors(model: nn.Module, batch: Batch, weights: Sequence[str]) -> dict[str, Factors]:
-    """For each weight the gradient of each sample's own mean loss over its response.
+def gradient_factors(model: PreTrainedModel, batch: Batch, weights: Sequence[str]) -> dict[str, Factors]:
+    """Returns for each weight the gradient of each sample's own mean loss over its response.
 
     Raises:
-        UsageError: a weight whose gradient cannot be told apart by samples, such as that of a mixture's expert.
+        UsageError: a weight whose gradient cannot be separated by sample, such as that of a mixture's expert.
     """
     response = Response.of(batch.labels)
     uses = _uses(model, weights)
@@ -124,19 +129,16 @@ def _uses(model: nn.Module, weights: Sequence[str]) -> list[Use]:
 
 @contextmanager
 def _inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Seen]]:
-    """Fills the yielded dictionary with what each module sees. Raises UsageError where one runs twice in a pass."""
+    """Fills the yielded dictionary with each module's input. Raises UsageError if one runs twice in a pass."""
     seen: dict[str, Seen] = {}
 
-    def hook_of(name: str):
-        def hook(module: nn.Module, args: tuple, output: object) -> None:
-            if name in seen:
-                raise UsageError(f"{name} runs twice in a pass: leave its weights out by extractor.weights.")
-            own = module.named_parameters(recurse=False)
-            seen[name] = Seen(args[0].detach(), {key: one.detach().clone() for key, one in own if one.ndim == 1})
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if name in seen:
+            raise UsageError(f"{name} runs twice in a pass: leave its weights out by extractor.weights.")
+        own = module.named_parameters(recurse=False)
+        seen[name] = Seen(args[0].detach(), {key: one.detach().clone() for key, one in own if one.ndim == 1})
 
-        return hook
-
-    handles = [module.register_forward_hook(hook_of(name)) for name, module in modules.items()]
+    handles = [module.register_forward_hook(partial(hook, name)) for name, module in modules.items()]
     try:
         yield seen
     finally:
@@ -152,12 +154,12 @@ def _outer(
     slopes = slope.flatten(0, -2).float()  # (n out)
     if isinstance(module, nn.Embedding):
         if type(module).forward is not nn.Embedding.forward and not hasattr(module, "embed_scale"):
-            raise UsageError(_CANNOT.format(weight=use.weight, kind=type(module).__name__))  # looks up what it likes
+            raise UsageError(_CANNOT.format(weight=use.weight, kind=type(module).__name__))  # an unknown lookup
         tokens = seen.flatten()
         left = one_hot(tokens, module.num_embeddings).float()
         if module.padding_idx is not None:
             left[tokens == module.padding_idx] = 0  # PyTorch gives it no gradient either
-        scale = float(getattr(module, "embed_scale", 1))  # Gemma multiplies what it looks up
+        scale = float(getattr(module, "embed_scale", 1))  # Gemma multiplies its embeddings
         return left, slopes * scale, _sample_of(use, len(left), response, len(slopes))
     if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
         sample = _sample_of(use, len(slopes), response)
@@ -167,13 +169,13 @@ def _outer(
         return (*(pair if isinstance(module, nn.Linear) else pair[::-1]), sample)
     if use.attribute not in before.vectors or seen.ndim < 2 or seen.numel() % samples or seen.shape != slope.shape:
         raise UsageError(_CANNOT.format(weight=use.weight, kind=type(module).__name__))
-    rows = [part.reshape(samples, -1, seen.shape[-1]) for part in (seen, slope)]  # norms see positions one by one
+    rows = [part.reshape(samples, -1, seen.shape[-1]) for part in (seen, slope)]  # norms act on each position
     left = torch.stack([_slope_of(module, before.vectors, use.attribute, x, y) for x, y in zip(*rows, strict=True)])
     return left, left.new_ones(samples, 1), torch.arange(samples, device=left.device)
 
 
 def _slope_of(module: nn.Module, vectors: Mapping[str, Tensor], attribute: str, seen: Tensor, slope: Tensor) -> Tensor:
-    """The gradient of a norm's weight or bias for one sample, by autograd through the module alone."""
+    """The gradient of a norm's weight or bias for one sample, by autograd through this module only."""
     own = {name: vector.detach().float() for name, vector in vectors.items()}
     leaf = own[attribute].requires_grad_()
     with torch.enable_grad():
@@ -182,25 +184,25 @@ def _slope_of(module: nn.Module, vectors: Mapping[str, Tensor], attribute: str, 
 
 
 _CANNOT = (
-    "The gradient of {weight} (of a {kind}) cannot be taken sample by sample; those of linear layers, embeddings and "
-    "norms can: name the weights that are wanted by extractor.weights, as a regular expression."
+    "The gradient of {weight} (of a {kind}) cannot be computed for each sample; those of linear layers, embeddings and "
+    "norms can: name the weights by extractor.weights, as a regular expression."
 )
 
 
 def _sample_of(use: Use, rows: int, response: Response, others: int | None = None) -> Tensor:
-    """Which sample each of the rows belongs to: those of all positions, or of the ones that predict a response."""
+    """The sample of each row: of all positions, or of those that predict a response."""
     samples = len(response.count)
     if others is None or others == rows:
         if rows == len(response.sample):
             return response.sample
         if rows % samples == 0 and rows >= response.position.max() + 1:
             return torch.arange(samples, device=response.sample.device).repeat_interleave(rows // samples)
-    raise UsageError(_CANNOT.format(weight=use.weight, kind="module that does not see the samples one by one"))
+    raise UsageError(_CANNOT.format(weight=use.weight, kind="module whose input does not separate the samples"))
 
 
 def _together(parts: list[tuple[Tensor, Tensor, Tensor]], samples: int) -> Factors:
-    """All uses of one weight as one sum, sample by sample."""
-    if len(parts) == 1:  # rows are in the order of the samples already
+    """All uses of one weight as one sum, in the order of the samples."""
+    if len(parts) == 1:  # already in this order
         left, right, sample = parts[0]
     else:
         left, right, sample = (torch.cat([part[i].to(parts[0][i].device) for part in parts]) for i in range(3))

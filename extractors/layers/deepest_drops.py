@@ -1,26 +1,28 @@
-"""Several layers instead of one: those after the deepest drops."""
+"""Several layers: those after the deepest drops of the cosine between adjacent layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from extractors.layers.phase_transition import adjacent_cosine
 from rept.errors import UsageError
 from rept.signatures.layer_strategy import LayerChoice
 from rept.types import Batch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class DeepestDrops:
     """The layers after the k deepest drops of the cosine between adjacent layers; their scores are averaged.
 
-    Fusion in place of a choice: where two drops are nearly as deep, which one is the minimum depends on the probe. The
-    curve is that of `extractors.layers.phase_transition.PhaseTransition`, and so is what is left out of it.
+    If two drops are nearly as deep, which one is the minimum depends on the probe. The curve and its candidates are
+    those of `extractors.layers.phase_transition.PhaseTransition`.
 
     Args:
-        n: rows of the training data to look at.
-        k: layers; where the model has fewer candidates, all of them, and where it has none, the last layer.
+        n: training rows in the probe.
+        k: layers; all candidates if the model has fewer, and the last layer if it has none.
 
     Raises:
         UsageError: ``n`` or ``k`` is less than 1.
@@ -32,13 +34,15 @@ class DeepestDrops:
         self.probe_rows = n
         self.k = k
 
-    def __call__(self, model: nn.Module, probe: Iterable[Batch]) -> LayerChoice:
+    def __call__(self, model: PreTrainedModel, probe: Iterable[Batch]) -> LayerChoice:
         curves = adjacent_cosine(model, probe)
         curve = curves.mean(0)
         candidates = curve[:-1]  # the last pair ends in the final norm
         layers = sorted((candidates.argsort(stable=True)[: self.k] + 2).tolist()) or [len(curve) + 1]
-        told = ", ".join(map(str, layers))
-        reason = f"The cosine between adjacent layers falls most on the way to: {told}; their scores are averaged."
+        reason = (
+            f"The cosine between adjacent layers drops most before layers {', '.join(map(str, layers))}; their scores "
+            "are averaged."
+        )
         if not len(candidates):
             reason = f"{layers[0]} layers have no pair before the final norm: the last layer."
         return LayerChoice(layers, reason, curve=curve.tolist(), probes=curves.tolist())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
 from rept.signatures.layer_strategy import LayerChoice
 from rept.types import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LastLayer:
@@ -17,15 +19,15 @@ class LastLayer:
 
     probe_rows = 0
 
-    def __call__(self, model: nn.Module, probe: Iterable[Batch] = ()) -> LayerChoice:
-        return LayerChoice([len(Architecture.of(model))], "The last layer, as asked.")
+    def __call__(self, model: PreTrainedModel, probe: Iterable[Batch] = ()) -> LayerChoice:
+        return LayerChoice([len(Architecture.of(model))], "The last layer, as configured.")
 
 
 class FixedLayers:
-    """The layers that the user names, from 1; -1 is the last.
+    """The given layers, from 1; -1 is the last.
 
     Raises:
-        UsageError: none is named; when called, one that the model does not have.
+        UsageError: no layer is given; when called, one that the model does not have.
     """
 
     probe_rows = 0
@@ -35,7 +37,7 @@ class FixedLayers:
             raise UsageError("layers.layers is empty: name at least one layer, such as layers.layers=[4].")
         self.layers = list(layers)
 
-    def __call__(self, model: nn.Module, probe: Iterable[Batch] = ()) -> LayerChoice:
+    def __call__(self, model: PreTrainedModel, probe: Iterable[Batch] = ()) -> LayerChoice:
         architecture = Architecture.of(model)
         numbers = dict.fromkeys(architecture.layer(layer) for layer in self.layers)  # each once, in the order given
         return LayerChoice(list(numbers), "As given.")
@@ -58,7 +60,7 @@ class FractionOfDepth:
             raise UsageError(f"layers.fraction must lie between 0 and 1, not {fraction}.")
         self.fraction = fraction
 
-    def __call__(self, model: nn.Module, probe: Iterable[Batch] = ()) -> LayerChoice:
+    def __call__(self, model: PreTrainedModel, probe: Iterable[Batch] = ()) -> LayerChoice:
         depth = len(Architecture.of(model))
         return LayerChoice([max(1, round(self.fraction * depth))], f"{self.fraction:g} of {depth} layers, rounded.")
 
@@ -68,5 +70,5 @@ class EveryLayer:
 
     probe_rows = 0
 
-    def __call__(self, model: nn.Module, probe: Iterable[Batch] = ()) -> LayerChoice:
-        return LayerChoice(list(range(1, len(Architecture.of(model)) + 1)), "All layers, as asked.")
+    def __call__(self, model: PreTrainedModel, probe: Iterable[Batch] = ()) -> LayerChoice:
+        return LayerChoice(list(range(1, len(Architecture.of(model)) + 1)), "All layers, as configured.")

@@ -1,31 +1,31 @@
-"""The layer by the size of its gradients."""
+"""The layer with the largest representation gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from extractors.sites.residual_stream import ResidualStream
+from extractors.layers.probe import probe_curves
 from rept.errors import UsageError
-from rept.model.architecture import Architecture
 from rept.signatures.layer_strategy import LayerChoice
 from rept.types import Batch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class GradientNorm:
-    """The layer whose representation gradient is largest: where the loss responds most to what the stream holds.
+    """The layer whose representation gradient is largest, where the loss depends most on the residual stream.
 
     ``curve[i]`` is the norm of dL/dH of the residual stream at layer i + 1, at the last prompt token, averaged over the
-    probe. The last layer is told, but chosen only if it is the only one: it is read after the final norm, which scales
-    the gradient for another reason.
+    probe. The last layer is in the curve, but only chosen if it is the only one: it is read after the final norm, which
+    scales the gradient for another reason.
 
     Args:
-        n: rows of the training data to look at.
+        n: training rows in the probe.
 
     Raises:
-        UsageError: ``n`` is less than 1; when called, the probe holds no sample.
+        UsageError: ``n`` is less than 1; when called, the probe has no sample.
     """
 
     def __init__(self, n: int = 64) -> None:
@@ -33,18 +33,9 @@ class GradientNorm:
             raise UsageError(f"layers.n must be at least 1, not {n}.")
         self.probe_rows = n
 
-    def __call__(self, model: nn.Module, probe: Iterable[Batch]) -> LayerChoice:
-        layers = range(1, len(Architecture.of(model)) + 1)
-        read = ResidualStream(fields=("gradient",))
-        norms = [
-            torch.stack([block.norm(dim=1).cpu() for block in read(model, batch, layers).values()], dim=1)  # (B L)
-            for batch in probe
-            if len(batch)
-        ]
-        if not norms:
-            raise UsageError("The layer cannot be chosen: no training row can be attributed.")
-        curves = torch.cat(norms)
-        candidates = curves[:, : max(1, len(layers) - 1)]
+    def __call__(self, model: PreTrainedModel, probe: Iterable[Batch]) -> LayerChoice:
+        curves = probe_curves(model, probe, "gradient", lambda states: states.norm(dim=2).T)  # (probes L)
+        candidates = curves[:, : max(1, curves.shape[1] - 1)]
         chosen = int(candidates.mean(0).argmax())
         return LayerChoice(
             [chosen + 1],

@@ -1,56 +1,55 @@
-"""The layer by labels: where rows of one kind find one another best."""
+"""The layer by labels: where rows with the same label are most similar."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch import Tensor
 
-from extractors.sites.reader import Position
-from extractors.sites.residual_stream import ResidualStream
+from extractors.layers.probe import layer_states
 from rept.errors import UsageError
-from rept.model.architecture import Architecture
 from rept.ranking.metrics import average_precision
+from rept.signatures.extractor import Position
 from rept.signatures.layer_strategy import LayerChoice
 from rept.types import Batch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class LabelledProbe:
-    """The layer with the highest mean average precision on labelled probe rows. **It looks at labels**: measures on the
-    same labels are those of a choice by labels, and must be told as such.
+    """The layer with the highest mean average precision on labelled probe rows. **It reads labels**, so measures on the
+    same labels must be reported as those of a choice by labels.
 
     Each planted row of the probe is a query against the other probe rows, ranked by the cosine of the residual stream's
-    representations; relevant are those with its own label. A row that is alone with its label asks nothing. ``probes``
-    holds each query's average precision at layers 1 to L, ``curve`` their mean; of equal layers the last is chosen.
+    representations; relevant are those with the same label. A row whose label no other has is no query. ``probes`` has
+    each query's average precision at layers 1 to L, ``curve`` their mean; of equal layers the last is chosen.
 
     Args:
-        n: rows of the training data to look at, half of them planted where there are so many.
+        n: training rows in the probe, half of them planted if there are so many.
         position: where the representation is read, as in :class:`extractors.sites.reader.SiteExtractor`.
 
     Raises:
-        UsageError: ``n`` is less than 3; when called, there are no two probe rows with the same label, or no others.
+        UsageError: ``n`` is less than 3; when called, no two probe rows have the same label, or there are no others.
     """
 
     reads_labels: Literal[True] = True
 
     def __init__(self, n: int = 64, position: Position = "last_prompt") -> None:
         if n < 3:
-            raise UsageError(f"layers.n must be at least 3, two rows of a kind and another, not {n}.")
+            raise UsageError(f"layers.n must be at least 3, two rows with one label and another row, not {n}.")
         self.probe_rows = n
-        self._read = ResidualStream(fields=("representation",), position=position)
+        self.position = position
 
-    def __call__(self, model: nn.Module, probe: Iterable[Batch], labels: Mapping[int, str | None]) -> LayerChoice:
-        layers = range(1, len(Architecture.of(model)) + 1)
+    def __call__(self, model: PreTrainedModel, probe: Iterable[Batch], labels: Mapping[int, str | None]) -> LayerChoice:
         states: list[Tensor] = []
         rows: list[int] = []
-        for batch in probe:
-            if len(batch):
-                states.append(torch.stack(list(self._read(model, batch, layers).values())).cpu())  # (L B D)
-                rows += batch.row.tolist()
+        for batch, block in layer_states(model, probe, position=self.position):
+            states.append(block)
+            rows += batch.row.tolist()
         curves = precision_by_layer(torch.cat(states, dim=1), [labels[row] for row in rows]) if states else None
         if curves is None:
             raise UsageError(
@@ -61,8 +60,8 @@ class LabelledProbe:
         best = len(curve) - 1 - int(np.argmax(curve[::-1]))
         return LayerChoice(
             [best + 1],
-            f"Chosen by labels: at layer {best + 1} {len(curves)} labelled probe rows find their like best, "
-            f"average precision {curve[best]:.3f}.",
+            f"Chosen by labels: at layer {best + 1} the mean average precision of {len(curves)} labelled probe rows is "
+            f"highest, {curve[best]:.3f}.",
             curve=curve.tolist(),
             measure="average precision of labelled probe rows",
             first=1,
@@ -73,8 +72,9 @@ class LabelledProbe:
 
 def precision_by_layer(states: Tensor, labels: Sequence[str | None]) -> np.ndarray | None:
     """Average precision (queries L) of each labelled row as a query against all others, by the cosine of states
-    (L B D); equal cosines rank by position. None where no row can be a query, or nothing else is there to be ranked."""
-    cosine = (unit := normalize(states.double(), dim=2)) @ unit.transpose(1, 2)  # (L B B)
+    (L B D); equal cosines rank by position. None if no row can be a query, or there is no row with another label."""
+    unit = torch.nn.functional.normalize(states.double(), dim=2)
+    cosine = unit @ unit.transpose(1, 2)  # (L B B)
     found = []
     for i, label in enumerate(labels):
         others = [j for j in range(len(labels)) if j != i]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from extractors.sites.residual_stream import ResidualStream
+from extractors.layers.probe import probe_curves
 from rept.errors import UsageError
-from rept.model.architecture import Architecture
 from rept.signatures.layer_strategy import LayerChoice
 from rept.types import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PhaseTransition:
@@ -20,12 +23,12 @@ class PhaseTransition:
 
     ``curve[i]`` is the cosine of the residual stream's representations at layers i + 1 and i + 2, at the last prompt
     token, averaged over the probe; the later layer of its smallest value is chosen. The last value belongs to the pair
-    that ends in the final norm, which changes the stream for another reason: it is told, but never chosen.
+    that ends in the final norm, which changes the stream for another reason: it is in the curve, but never chosen.
 
     Args:
-        n: rows of the training data to look at.
-        tolerance: range (largest less smallest) of the curve's candidates below which there is no clear minimum, and
-            the last layer is used.
+        n: training rows in the probe.
+        tolerance: range (largest - smallest) of the curve's candidates below which there is no clear minimum, and the
+            last layer is used.
 
     Raises:
         UsageError: ``n`` is less than 1.
@@ -37,37 +40,30 @@ class PhaseTransition:
         self.probe_rows = n
         self.tolerance = tolerance
 
-    def __call__(self, model: nn.Module, probe: Iterable[Batch]) -> LayerChoice:
+    def __call__(self, model: PreTrainedModel, probe: Iterable[Batch]) -> LayerChoice:
         curves = adjacent_cosine(model, probe)
         curve = curves.mean(0)
         candidates = curve[:-1]  # the last pair ends in the final norm
-        seen = {"curve": curve.tolist(), "probes": curves.tolist()}
         last = curves.shape[1] + 1
+        choice = LayerChoice([last], "", curve=curve.tolist(), probes=curves.tolist())
         if not len(candidates):
-            return LayerChoice([last], f"{last} layers have no pair before the final norm: the last layer.", **seen)
+            return replace(choice, reason=f"{last} layers have no pair before the final norm: the last layer.")
         spread = float(candidates.max() - candidates.min())
         if spread < self.tolerance:
             reason = f"The curve's range, {spread:.4f}, is below {self.tolerance:g}: no clear minimum, the last layer."
-            return LayerChoice([last], reason, **seen)
+            return replace(choice, reason=reason)
         lowest = int(candidates.argmin())
         agreement = float((curves[:, :-1].argmin(1) == lowest).double().mean())
         reason = f"The cosine between adjacent layers is lowest from layer {lowest + 1} to {lowest + 2}: the later one."
-        return LayerChoice([lowest + 2], reason, agreement=agreement, **seen)
+        return replace(choice, layers=[lowest + 2], reason=reason, agreement=agreement)
 
 
-def adjacent_cosine(model: nn.Module, probe: Iterable[Batch]) -> Tensor:
-    """Cosines (probes, L - 1) between the residual stream at layers l and l + 1, at each sample's last prompt token.
+def adjacent_cosine(model: PreTrainedModel, probe: Iterable[Batch]) -> Tensor:
+    """Cosines (probes L-1) between the residual stream at layers l and l + 1, at each sample's last prompt token.
 
     Raises:
-        UsageError: the probe holds no sample.
+        UsageError: the probe has no sample.
     """
-    layers = range(1, len(Architecture.of(model)) + 1)
-    read = ResidualStream(fields=("representation",))
-    curves = []
-    for batch in probe:
-        if len(batch):
-            states = torch.stack(list(read(model, batch, layers).values())).cpu()  # (L B D)
-            curves.append(cosine_similarity(states[:-1], states[1:], dim=-1).T)
-    if not curves:
-        raise UsageError("The layer cannot be chosen: no training row can be attributed.")
-    return torch.cat(curves)
+    return probe_curves(
+        model, probe, "representation", lambda states: cosine_similarity(states[:-1], states[1:], dim=-1).T
+    )

@@ -1,30 +1,35 @@
-"""The phase transition by vote: how sure is the choice of a layer, and which layers share it?"""
+"""The phase transition by a vote of bootstrap samples, with an interval of layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from extractors.layers.phase_transition import adjacent_cosine
 from rept.errors import UsageError
 from rept.signatures.layer_strategy import LayerChoice
 from rept.types import Batch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class StablePhaseTransition:
-    """The layer that most bootstrap samples of the probe choose, by the rule of `extractors.layers.phase_transition.PhaseTransition`.
+    """The layer that most bootstrap samples of the probe choose as their phase transition.
 
-    Each sample draws as many probe rows as there are, with replacement; ties go to the earlier layer. The percentile
-    interval of the chosen layers is told with the choice, and ``agreement`` is the share of votes.
+    Each sample draws as many probe rows as there are, with replacement, and votes as
+    `extractors.layers.phase_transition.PhaseTransition` chooses; ties go to the earlier layer. The reason gives the
+    percentile interval of the chosen layers, and ``agreement`` is the share of votes.
 
     Args:
-        n: rows of the training data to look at.
+        n: training rows in the probe.
         tolerance: as for the phase transition: a sample without a clear minimum votes for the last layer.
         samples: bootstrap samples.
         coverage: of the interval.
-        seed: of the drawing.
+        seed: of the bootstrap samples.
 
     Raises:
         UsageError: a number is out of its range.
@@ -41,7 +46,7 @@ class StablePhaseTransition:
         self.probe_rows = n
         self.tolerance, self.samples, self.coverage, self.seed = tolerance, samples, coverage, seed
 
-    def __call__(self, model: nn.Module, probe: Iterable[Batch]) -> LayerChoice:
+    def __call__(self, model: PreTrainedModel, probe: Iterable[Batch]) -> LayerChoice:
         curves = adjacent_cosine(model, probe)
         votes = self._votes(curves)  # (samples)
         count = votes.bincount()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from extractors.sites.reader import SingleSite
 from rept.model.architecture import Architecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class AttentionOutput(SingleSite):
@@ -13,5 +18,5 @@ class AttentionOutput(SingleSite):
 
     name = "attention_output"
 
-    def site(self, model: nn.Module, layer: int) -> nn.Module:
+    def site(self, model: PreTrainedModel, layer: int) -> nn.Module:
         return Architecture.of(model).attention_output(layer)

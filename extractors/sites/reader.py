@@ -4,112 +4,132 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
 from rept.model.hooks import Response, gradients_of, record, sample_losses
 from rept.model.lm_head import logits_at
-from rept.signatures.extractor import Extractor
-from rept.types import Batch, Key, Signature
+from rept.signatures.extractor import POSITIONS, Extractor, Position, Reading, Site
+from rept.types import FIELDS, Batch, Key, Signature
 
-FIELDS = ("representation", "gradient")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-
-Position = Literal["last_prompt", "response_mean", "text_mean"]
-
-
-POSITIONS = get_args(Position)
-
-
-class Site(NamedTuple):
-    name: str
-    layer: int
+SITES: dict[str, type[SingleSite]] = {}  # by name; every subclass of SingleSite with a name is entered
 
 
 class SiteExtractor(Extractor):
     """Representation H and gradient dL/dH of sites, L being the sample's own mean loss over its response.
 
-    However many sites and layers there are, they are read in one forward and one backward pass. A subclass says which
-    modules of the model are its sites; :class:`SingleSite` is the base of those with one.
+    All sites and layers are read in one forward and one backward pass. A subclass says which modules of the model are
+    its sites; :class:`SingleSite` is the base of those with one.
 
     Args:
         fields: any of ``representation`` and ``gradient``. Without ``gradient`` there is no backward pass.
-        position: ``last_prompt`` reads both fields at the last prompt token, the position that predicts the first
-            response token; ``response_mean`` averages them over all positions that predict a response token,
-            ``text_mean`` over all positions of prompt and response.
+        position: ``last_prompt`` reads at the last prompt token, which predicts the first response token;
+            ``response_mean`` averages over all positions that predict a response token, ``text_mean`` over all of
+            prompt and response. A list of them gives fields named ``FIELD_POSITION``.
 
     Raises:
         UsageError: unknown field or position.
     """
 
-    def __init__(
-        self,
-        fields: Sequence[str] = FIELDS,
-        position: Position = "last_prompt",
-    ) -> None:
-        self.fields = tuple(fields)
+    def __init__(self, fields: Sequence[str] = FIELDS, position: Position | Sequence[Position] = "last_prompt") -> None:
+        _check("fields", fields, FIELDS)
+        if isinstance(position, str):
+            _check("position", [position], POSITIONS)
+            self._readings = {field: Reading(field, position) for field in fields}
+        else:
+            _check("position", position, POSITIONS)
+            self._readings = {f"{field}_{one}": Reading(field, one) for field in fields for one in position}
+        self.fields = tuple(self._readings)
         self.position = position
-        if not self.fields or not set(self.fields) <= set(FIELDS):
-            raise UsageError(f"extractor.fields must name some of {', '.join(FIELDS)}, not {list(fields)}.")
-        if position not in POSITIONS:
-            raise UsageError(f"extractor.position must be one of {', '.join(POSITIONS)}, not {position!r}.")
+
+    @property
+    def readings(self) -> Mapping[str, Reading]:
+        return self._readings
 
     @abstractmethod
-    def sites(self, model: nn.Module, layers: Sequence[int]) -> dict[Site, nn.Module]:
-        """The modules whose outputs are read. Layer numbers in the result are resolved: -1 has become the last."""
+    def sites(self, model: PreTrainedModel, layers: Sequence[int]) -> dict[Site, nn.Module]:
+        """Returns the modules whose outputs are read, with -1 resolved to the number of the last layer."""
 
-    def __call__(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
+    def __call__(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
+        quantities = [reading.quantity for reading in self.readings.values()]
         response = Response.of(batch.labels)
-        everywhere = self._everywhere(model, batch, response, layers, self.fields)
-        return {key: at_position(block, batch, response, self.position) for key, block in everywhere.items()}
+        return {
+            key._replace(field=field): at_position(block, batch, response, position)
+            for key, block in self.everywhere(model, batch, response, layers, quantities).items()
+            for field, (quantity, position) in self.readings.items()
+            if quantity == key.field
+        }
 
-    def all_positions(self, model: nn.Module, batch: Batch, layers: Sequence[int]) -> Signature:
-        """Both fields at all positions, each (B T D) in float32, whatever ``fields`` and ``position`` say."""
-        everywhere = self._everywhere(model, batch, Response.of(batch.labels), layers, FIELDS)
-        return {key: block.float() for key, block in everywhere.items()}
+    def all_positions(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
+        """Both fields at all positions, each (B T D) in float32, whatever ``fields`` and ``position`` are."""
+        blocks = self.everywhere(model, batch, Response.of(batch.labels), layers, FIELDS)
+        return {key: block.float() for key, block in blocks.items()}
 
-    def _everywhere(
-        self, model: nn.Module, batch: Batch, response: Response, layers: Sequence[int], fields: Sequence[str]
+    def everywhere(
+        self,
+        model: PreTrainedModel,
+        batch: Batch,
+        response: Response,
+        layers: Sequence[int],
+        quantities: Sequence[str],
     ) -> dict[Key, Tensor]:
-        """The fields at all positions, each (B T D), in the model's dtype."""
+        """Representations, gradients or both at all positions, each (B T D) in the model's dtype."""
         if model.training:
             raise UsageError("The model is in training mode, where dropout makes signatures random: call model.eval().")
         modules = self.sites(model, layers)
-        shape = (*batch.input_ids.shape, -1)  # some MLPs see all positions of a batch as one list (OPT)
-        if "gradient" not in fields:
+        if "gradient" in quantities:
+            with torch.enable_grad():
+                with record(modules) as outputs:
+                    losses = sample_losses(model, batch.input_ids, response)
+                gradients = gradients_of(losses, list(outputs.values()))
+            found = {"representation": outputs, "gradient": dict(zip(outputs, gradients, strict=True))}
+        else:
             with torch.no_grad(), record(modules, gradients=False) as outputs:
                 logits_at(model, batch.input_ids, response.position[:1])
-            return _keyed({site: outputs[site] for site in modules}, "representation", shape)
-        with torch.enable_grad():
-            with record(modules) as outputs:
-                losses = sample_losses(model, batch.input_ids, response)
-            outputs = {site: outputs[site] for site in modules}  # as asked for, not as they ran
-            gradients = dict(zip(outputs, gradients_of(losses, list(outputs.values())), strict=True))
-        both = _keyed(outputs, "representation", shape) | _keyed(gradients, "gradient", shape)
-        return {key: block for key, block in both.items() if key.field in fields}
+            found = {"representation": outputs}
+        shape = (*batch.input_ids.shape, -1)  # the MLPs of some models see all positions of a batch as one list (OPT)
+        return {
+            Key(site.name, site.layer, quantity): blocks[site].detach().reshape(shape)
+            for quantity, blocks in found.items()
+            if quantity in quantities
+            for site in modules  # in the order of the request, not in which they ran
+        }
 
 
 class SingleSite(SiteExtractor):
-    """One site; a subclass gives its name and the module that is this site at a layer."""
+    """One site; a subclass gives its name, by which `SITES` lists it from then on, and the module at a layer.
+
+    Raises:
+        UsageError: when a subclass is defined: its name is that of another class.
+    """
 
     name: str  # as in Key.site
 
-    @abstractmethod
-    def site(self, model: nn.Module, layer: int) -> nn.Module:
-        """The module of ``model`` whose output is read at ``layer``, which is between 1 and the number of blocks."""
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" in vars(cls):
+            known = SITES.setdefault(cls.name, cls)
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UsageError(
+                    f"Expected {cls.__qualname__}.name to be new, but {cls.name!r} is the name of "
+                    f"{known.__module__}.{known.__qualname__}: choose another."
+                )
+            SITES[cls.name] = cls  # a class that is defined again, as in a notebook, replaces itself
 
-    def sites(self, model: nn.Module, layers: Sequence[int]) -> dict[Site, nn.Module]:
+    @abstractmethod
+    def site(self, model: PreTrainedModel, layer: int) -> nn.Module:
+        """Returns the module whose output is read at ``layer``, which is between 1 and the number of blocks."""
+
+    def sites(self, model: PreTrainedModel, layers: Sequence[int]) -> dict[Site, nn.Module]:
         numbers = [Architecture.of(model).layer(layer) for layer in layers]
         return {Site(self.name, layer): self.site(model, layer) for layer in numbers}
-
-
-def _keyed(blocks: Mapping[Site, Tensor], field: str, shape: tuple[int, ...]) -> dict[Key, Tensor]:
-    return {Key(site.name, site.layer, field): block.detach().reshape(shape) for site, block in blocks.items()}
 
 
 def at_position(block: Tensor, batch: Batch, response: Response, position: Position) -> Tensor:
@@ -118,7 +138,7 @@ def at_position(block: Tensor, batch: Batch, response: Response, position: Posit
         samples = torch.arange(len(block), device=block.device)
         return block[samples, batch.prompt_end.to(block.device)].float()
     if position == "response_mean":
-        return response.mean(rearrange(block, "b t d -> (b t) d")[response.position.to(block.device)].float())
+        return response.mean(block.flatten(0, 1)[response.position.to(block.device)].float())
     return text_mean(block, batch)
 
 
@@ -127,3 +147,8 @@ def text_mean(block: Tensor, batch: Batch) -> Tensor:
     length = batch.length.to(block.device).unsqueeze(1)  # (B 1)
     real = torch.arange(block.shape[1], device=block.device) < length  # (B T)
     return torch.where(real.unsqueeze(2), block.float(), 0).sum(1) / length
+
+
+def _check(setting: str, given: Sequence[str], known: Sequence[str]) -> None:
+    if not given or not set(given) <= set(known):
+        raise UsageError(f"Expected extractor.{setting} to name some of {', '.join(known)}, but got {list(given)}.")

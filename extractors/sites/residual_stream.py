@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from extractors.sites.reader import SingleSite
 from rept.model.architecture import Architecture
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class ResidualStream(SingleSite):
-    """``hidden_states`` of Transformers: the stream after a block; at the last layer, after the final norm."""
+    """The residual stream after a block; at the last layer after the final norm."""
 
     name = "residual_stream"
 
-    def site(self, model: nn.Module, layer: int) -> nn.Module:
+    def site(self, model: PreTrainedModel, layer: int) -> nn.Module:
         return Architecture.of(model).residual_stream(layer)

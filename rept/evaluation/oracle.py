@@ -1,19 +1,24 @@
 """The method as a slow loop over single samples, written from the paper (arXiv 2510.02334). Fast paths must equal it.
 
-Nothing is shared with :mod:`rept.model.hooks`: no batch, no padding, full logits, and gradients found another way.
+It shares nothing with :mod:`rept.model.hooks`: no batch, no padding, full logits, and gradients computed another way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import sqrt
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rept.errors import UsageError
 from rept.model.architecture import Architecture
+from rept.signatures.extractor import Position
 from rept.types import IGNORE, Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class States(NamedTuple):
@@ -24,56 +29,87 @@ class States(NamedTuple):
 
 
 def samples(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each sample's (input_ids (T), labels (T)) without padding."""
+    """Yields each sample's (input_ids (T), labels (T)) without padding."""
     for i in range(len(batch)):
         length = int(batch.length[i])
         yield batch.input_ids[i, :length], batch.labels[i, :length]
 
 
-def states(model: nn.Module, input_ids: Tensor, labels: Tensor, layer: int, site: str = "residual_stream") -> States:
+def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy over the response, from logits (T V) and labels (T)."""
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    return torch.stack([-logits[t - 1].log_softmax(-1)[labels[t]] for t in _response(labels)]).mean()
+
+
+def mean_target_logit(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean logit of the response tokens: what the loss's gradient is without the terms that cancel it."""
+    return torch.stack([logits[t - 1, labels[t]] for t in _response(labels)]).mean()
+
+
+def states(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    labels: Tensor,
+    layer: int,
+    site: str | nn.Module = "residual_stream",
+    loss: Callable[[Tensor, Tensor], Tensor] = mean_loss,
+) -> States:
     """H and dL/dH at all positions of one sample.
 
-    The residual stream is taken from Transformers' ``hidden_states``. For the other sites, zeros are added to what the
-    module gives out, and the gradient with respect to the zeros is the gradient with respect to the output.
+    The residual stream is read from Transformers' ``hidden_states``. At another site, zeros are added to the module's
+    output, and the gradient with respect to the zeros is the gradient with respect to the output.
+
+    Args:
+        site: ``residual_stream``, the name of another site of `Architecture`, or the module itself.
+        loss: of logits (T V) and labels (T).
     """
-    layer = Architecture.of(model).layer(layer)
+    architecture = Architecture.of(model)
     with torch.enable_grad():
-        # A graph needs something to start from, and parameters are frozen.
-        embedded = model.get_input_embeddings()(input_ids[None]).detach().requires_grad_()
-        embedded = embedded.clone()  # some models scale their input in place, which a leaf does not allow
         if site == "residual_stream":
+            # Parameters are frozen, so the graph starts at the embeddings: at a clone, because some models change them
+            # in place, which a leaf does not allow.
+            embedded = model.get_input_embeddings()(input_ids[None]).detach().requires_grad_().clone()
             output = model(inputs_embeds=embedded, use_cache=False, output_hidden_states=True)
-            hidden = output.hidden_states[layer]
-            (gradient,) = torch.autograd.grad(_mean_loss(output.logits[0], labels), hidden)
-            return States(hidden[0].detach(), gradient[0])
-        seen: list[Tensor] = []
-        zeros: list[Tensor] = []
-
-        def add_zeros(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
-            first = output[0] if isinstance(output, tuple) else output
-            seen.append(first.detach().clone())
-            zeros.append(torch.zeros_like(first).requires_grad_())
-            summed = first + zeros[0]
-            return (summed, *output[1:]) if isinstance(output, tuple) else summed
-
-        handle = getattr(Architecture.of(model), site)(layer).register_forward_hook(add_zeros)
-        try:
-            logits = model(inputs_embeds=embedded, use_cache=False).logits[0]
-        finally:
-            handle.remove()
-        (gradient,) = torch.autograd.grad(_mean_loss(logits, labels), zeros[0])
-    length = len(input_ids)
-    return States(seen[0].reshape(length, -1), gradient.reshape(length, -1))
+            hidden = leaf = output.hidden_states[architecture.layer(layer)]
+            logits = output.logits[0]
+        else:
+            module = site if isinstance(site, nn.Module) else getattr(architecture, site)(layer)
+            hidden, leaf, logits = _add_zeros(model, module, input_ids)
+        (gradient,) = torch.autograd.grad(loss(logits, labels), leaf)
+    length = len(input_ids)  # some MLPs see all positions of a batch as one list (OPT)
+    return States(hidden.detach().reshape(length, -1), gradient.reshape(length, -1))
 
 
-def signature(
-    sample: States, labels: Tensor, position: Literal["last_prompt", "response_mean"] = "last_prompt"
-) -> States:
-    """Each field (D): at the position that predicts the first response token, or averaged over all that predict one."""
-    predicting = [column - 1 for column in _response(labels)]
+def _add_zeros(model: PreTrainedModel, module: nn.Module, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A module's output, zeros that were added to it, and the model's logits (T V)."""
+    seen: list[Tensor] = []
+    zeros: list[Tensor] = []
+
+    def add(module: nn.Module, args: object, output: Any) -> Any:
+        first: Tensor = output[0] if isinstance(output, tuple) else output
+        seen.append(first.detach().clone())
+        zeros.append(torch.zeros_like(first).requires_grad_())
+        return (first + zeros[-1], *output[1:]) if isinstance(output, tuple) else first + zeros[-1]
+
+    handle = module.register_forward_hook(add)
+    try:
+        logits: Tensor = model(input_ids=input_ids[None], use_cache=False).logits[0]
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise UsageError(f"Expected {type(module).__name__} to run once in a forward pass, but got {len(seen)} runs.")
+    return seen[0], zeros[0], logits
+
+
+def signature(sample: States, labels: Tensor, position: Position = "last_prompt") -> States:
+    """Each field (D): at the position that predicts the first response token, or a mean over positions."""
+    columns = [column - 1 for column in _response(labels)]
     if position == "last_prompt":
-        return States(sample.representation[predicting[0]], sample.gradient[predicting[0]])
-    return States(sample.representation[predicting].mean(0), sample.gradient[predicting].mean(0))
+        columns = columns[:1]
+    elif position == "text_mean":
+        columns = list(range(len(labels)))
+    return States(sample.representation[columns].mean(0), sample.gradient[columns].mean(0))
 
 
 def pair_score(
@@ -82,7 +118,7 @@ def pair_score(
     form: Literal["cosine", "inner_product", "gradient_representation", "block_cosine"] = "cosine",
     weight: float = 0.5,
 ) -> float:
-    """Influence of one training sample on one query, from their signatures.
+    """Returns the influence of one training sample on one query, from their signatures.
 
     With h = representation, g = gradient, s = concat(h, g):
     cosine: ``cos(s, s')``. inner_product: ``s . s'``. gradient_representation: ``cos(g, g') * cos(h, h')``.
@@ -102,36 +138,26 @@ def pair_score(
 def token_scores(
     train: States, query: States, query_labels: Tensor, form: Literal["published", "anchored", "matched"] = "published"
 ) -> list[float]:
-    """Score of each token of the training sample: ``I_t = (sum_i ghat(query)_i) . ghat(train)_t``, i over the response.
+    """Returns the score of each token t of the training sample.
 
-    matched: ``max_i (ghat(query)_i . ghat(train)_t)`` over the positions that predict the response, times that cosine.
+    published: ``I_t = sum_i (ghat(query)_i . ghat(train)_t)``, i over the response tokens.
     anchored: ``I_t * cos(h(train)_t, h(query))``, h(query) being the representation at the query's last prompt token.
+    matched: ``max_i (ghat(query)_i . ghat(train)_t)`` times that cosine, i over the positions that predict them.
     """
     response = _response(query_labels)
-    if form == "matched":
-        return _matched(train, query, response)
-    total = [0.0] * query.gradient.shape[1]
-    for column in response:
-        total = [a + b for a, b in zip(total, _unit(query.gradient[column].tolist()), strict=True)]
-    scores = [_dot(total, _unit(row)) for row in train.gradient.tolist()]
-    if form == "published":
-        return scores
-    anchor = query.representation[response[0] - 1].tolist()
-    return [s * _cosine(h, anchor) for s, h in zip(scores, train.representation.tolist(), strict=True)]
-
-
-def _matched(train: States, query: States, response: list[int]) -> list[float]:
-    """The best agreement with a position that predicts the response, times the cosine to the last prompt token."""
-    steps = [_unit(query.gradient[column - 1].tolist()) for column in response]
+    columns = [column - 1 for column in response] if form == "matched" else response
+    steps = [_unit(query.gradient[column].tolist()) for column in columns]
     anchor = query.representation[response[0] - 1].tolist()
     scores = []
     for g, h in zip(train.gradient.tolist(), train.representation.tolist(), strict=True):
-        scores.append(max(_dot(_unit(g), step) for step in steps) * _cosine(h, anchor))
+        agreement = [_dot(step, _unit(g)) for step in steps]
+        score = max(agreement) if form == "matched" else sum(agreement)
+        scores.append(score if form == "published" else score * _cosine(h, anchor))
     return scores
 
 
-def adjacent_cosine(model: nn.Module, prompt: Tensor) -> list[float]:
-    """Cosine between the hidden states of layers l and l + 1, l from 1, at the last token of the prompt (T) alone."""
+def adjacent_cosine(model: PreTrainedModel, prompt: Tensor) -> list[float]:
+    """Returns the cosine between the hidden states of layers l and l + 1, l from 1, at the last token of a prompt."""
     with torch.no_grad():
         hidden = model(prompt[None], use_cache=False, output_hidden_states=True).hidden_states[1:]
     ends = [layer[0, -1].tolist() for layer in hidden]
@@ -140,13 +166,6 @@ def adjacent_cosine(model: nn.Module, prompt: Tensor) -> list[float]:
 
 def _response(labels: Tensor) -> list[int]:
     return [column for column, label in enumerate(labels.tolist()) if label != IGNORE]
-
-
-def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    columns = _response(labels)
-    return sum(-logits[t - 1].log_softmax(-1)[labels[t]] for t in columns) / len(columns)
 
 
 def _dot(a: list[float], b: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""The oracle itself, held against finite differences, torch's own formulas and what must hold at the last layer."""
+"""The oracle itself, against finite differences, torch's own formulas and properties of the last layer."""
 
 from __future__ import annotations
 

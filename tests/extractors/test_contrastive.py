@@ -1,4 +1,4 @@
-"""Signature differences against a direct computation by the oracle, and what is no base model."""
+"""Signature differences against a direct computation by the oracle, and models that are no base model."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_lora_model_is_its_own_base_without_the_adapter():
         torch.testing.assert_close(block, whole[key] - before[key])
 
 
-def test_code_of_the_base_s_own_runs_only_when_that_is_trusted(material, base_at, tmp_path, monkeypatch):
+def test_code_of_the_base_model_runs_only_if_it_is_trusted(material, base_at, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     base = str(with_own_tokenizer(base_at(), tmp_path / "base"))
     with pytest.raises(UsageError, match=r"extractor\.trust_remote_code=true"):
@@ -115,12 +115,12 @@ def test_another_shape_is_no_base(material, base_at, other, message):
         attached(material, base_at(**other))
 
 
-def test_what_is_no_base_is_told(material):
+def test_what_is_no_base_is_reported(material):
     with pytest.raises(UsageError, match="There is no folder .*no_such"):
         attached(material, "no_such folder")
     with pytest.raises(UsageError, match=r"extractor\.base is not set"):
         attached(material, None)
-    with pytest.raises(UsageError, match="reads sites of the model.*not TextLength"):
+    with pytest.raises(UsageError, match="read sites of the model.*got TextLength"):
         Contrastive(None, TextLength())
     model, extractor = attached(material, str(material.model))
     with pytest.raises(UsageError, match="give the same signatures"):

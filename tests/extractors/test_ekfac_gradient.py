@@ -116,15 +116,15 @@ def test_drawn_responses_are_the_same_for_the_same_seed_and_leave_the_generator_
 
 
 @pytest.mark.parametrize("wrong", [{"damping": 0}, {"rows": 0}, {"dimension": 0}])
-def test_settings_out_of_range_are_told(wrong):
+def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(UsageError, match="extractor"):
         EKFACGradient(**wrong)
 
 
-def test_what_cannot_be_read_is_told():
+def test_what_cannot_be_read_is_reported():
     with pytest.raises(UsageError, match="not fitted"):
         EKFACGradient()(tiny_model(), tiny_batch(LENGTHS), [])
-    with pytest.raises(UsageError, match="fits no linear layer"):
+    with pytest.raises(UsageError, match="matches no linear layer"):
         fitted(tiny_model(), weights="embed_tokens")
 
 

@@ -1,4 +1,4 @@
-"""The layer by labels: the curve against scikit-learn, the rows that are drawn, and what cannot be."""
+"""The layer by labels: the curve against scikit-learn, the drawn rows, and probes that are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LABELS = ["a", None, "a", "b", None, "b", "a", "lone"]
 def test_precision_is_scikit_learn_s():
     states = torch.randn(3, len(LABELS), 5, generator=torch.Generator().manual_seed(0))
     found = precision_by_layer(states, LABELS)
-    asking = [0, 2, 3, 5, 6]  # clean rows and one that is alone with its label ask nothing
+    asking = [0, 2, 3, 5, 6]  # clean rows and one whose label no other has are no queries
     assert found.shape == (len(asking), 3)
     for number, i in enumerate(asking):
         others = [j for j in range(len(LABELS)) if j != i]
@@ -34,16 +34,16 @@ def test_precision_is_scikit_learn_s():
 
 
 @pytest.mark.parametrize("labels", [[None] * 4, ["a", "b", None, None], ["a"] * 4])
-def test_without_labels_of_both_kinds_it_is_told(labels):
+def test_without_labels_of_both_kinds_is_reported(labels):
     batch = tiny_batch()
     with pytest.raises(UsageError, match="layers=labelled_probe needs labels"):
         LabelledProbe()(tiny_model(), [batch], dict(zip(batch.row.tolist(), labels, strict=True)))
 
 
-def test_an_empty_probe_and_a_small_one_are_told():
+def test_an_empty_probe_and_a_small_one_are_reported():
     with pytest.raises(UsageError, match="needs labels"):
         LabelledProbe()(tiny_model(), [tiny_batch().select([])], {})
-    with pytest.raises(UsageError, match=r"layers\.n must be at least 3, two rows of a kind and another, not 2"):
+    with pytest.raises(UsageError, match=r"layers\.n must be at least 3, two rows with one label and .*, not 2"):
         LabelledProbe(n=2)
 
 
@@ -76,7 +76,7 @@ def test_a_run_chooses_by_labels_and_says_so(material, tmp_path):
     assert "Chosen by labels" in chosen["reason"] and len(chosen["curve"]) == 3
 
 
-def test_planted_rows_and_clean_ones_are_drawn_by_turns(material, tmp_path):
+def test_planted_and_clean_rows_are_drawn_alternately(material, tmp_path):
     job = prepare(material.config(tmp_path))
     rows = sample_rows(job, 6, balanced=True)
     assert [material.rows[row]["label"] for row in rows].count("odd") == 3

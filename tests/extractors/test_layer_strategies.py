@@ -75,7 +75,7 @@ def test_the_gradient_s_curve_is_the_oracle_s():
     assert choice.layers == [1 + int(np.argmax(choice.curve[:-1]))]
 
 
-def test_an_empty_probe_is_told():
+def test_an_empty_probe_is_reported():
     with pytest.raises(UsageError, match="no training row"):
         GradientNorm()(tiny_model(), [])
 

@@ -55,7 +55,7 @@ def test_tolerance_is_the_range_that_counts_as_clear(monkeypatch: pytest.MonkeyP
     assert PhaseTransition(tolerance=0.001)(nn.Module(), [tiny_batch()]).layers == [3]
 
 
-def test_an_empty_probe_is_told() -> None:
+def test_an_empty_probe_is_reported() -> None:
     with pytest.raises(UsageError, match="no training row"):
         PhaseTransition()(tiny_model(), [])
 
@@ -79,7 +79,7 @@ def test_plain_strategies_need_no_probe() -> None:
         (lambda: FixedLayers([4])(tiny_model()), r"1 to 3"),
     ],
 )
-def test_what_cannot_be_is_told(make, message: str) -> None:
+def test_settings_that_cannot_be_used_are_reported(make, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
 

@@ -208,7 +208,7 @@ def test_less_without_the_right_state_is_refused(trained, tmp_path):
     with pytest.raises(UsageError, match="train.py"):
         AdamGradient(str(tmp_path / "nothing"))(model, tiny_batch(), [])
     wider = tiny_llama(vocab_size=model.config.vocab_size, width=64, layers=2)
-    with pytest.raises(UsageError, match=r"up_proj.weight has shape \(48, 32\): it is that of another model"):
+    with pytest.raises(UsageError, match=r"up_proj.weight has shape \(48, 32\): it belongs to another model"):
         AdamGradient(str(folder), r"layers\.1\.mlp\.up_proj")(freeze(wider), tiny_batch(), [])
 
 
@@ -216,14 +216,14 @@ def test_less_without_the_right_state_is_refused(trained, tmp_path):
     ("architecture", "weights", "word"),
     [
         ("llama", "lora", "model.adapter"),
-        ("llama", "no_such", "fits none"),
+        ("llama", "no_such", "matches none"),
         ("llama", "(", "regular expression"),
-        ("gpt2", "wpe", "cannot be taken sample by sample"),
-        ("mixtral", "experts", "cannot be taken sample by sample"),
+        ("gpt2", "wpe", "cannot be computed for each sample"),
+        ("mixtral", "experts", "cannot be computed for each sample"),
         ("opt", "embed_positions", "of a OPTLearnedPositionalEmbedding"),
     ],
 )
-def test_weights_that_cannot_be_read_are_told(architecture, weights, word):
+def test_weights_that_cannot_be_read_are_reported(architecture, weights, word):
     with pytest.raises(UsageError, match=word):
         ParameterGradient(weights)(tiny_model(architecture), tiny_batch(), [])
 

@@ -1,4 +1,4 @@
-"""Signatures held against the oracle in float64, the official implementation and invariances, on many models."""
+"""Signatures compared with the oracle in float64, the official implementation and invariances, on many models."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from extractors.sites.reader import SingleSite
+from extractors.sites.reader import SITES, SingleSite
 from extractors.sites.residual_stream import ResidualStream
-from extractors.sites.several_sites import SITES, SeveralSites
+from extractors.sites.several_sites import SeveralSites
+from rept.config.plug_ins import build
 from rept.errors import UsageError
 from rept.evaluation import oracle
 from rept.model.architecture import Architecture
-from rept.signatures.extractor import Extractor
-from rept.types import Batch, Key, Signature
+from rept.signatures.extractor import POSITIONS, Extractor, Position
+from rept.types import FIELDS, Batch, Key, Signature
 from tests.helpers.tiny import ARCHITECTURES, LAYERS, WIDTH, in_double, tiny_batch, tiny_model
 
 SHARED = Path(__file__).parents[3] / "shared"
 ALL_LAYERS = range(1, LAYERS + 1)
-FIELDS = ("representation", "gradient")
+THREE = ("residual_stream", "attention_output", "mlp_output")
 
 
 def assert_rows_close(rows: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], tolerance: float = 1e-5) -> None:
@@ -32,7 +34,9 @@ def assert_rows_close(rows: Iterable[torch.Tensor], expected: Iterable[torch.Ten
         assert error <= tolerance, error
 
 
-def oracle_signature(model: nn.Module, batch: Batch, keys: Iterable[Key], position: str = "last_prompt") -> Signature:
+def oracle_signature(
+    model: nn.Module, batch: Batch, keys: Iterable[Key], position: Position = "last_prompt"
+) -> Signature:
     signature: Signature = {}
     for site, layer in dict.fromkeys((key.site, key.layer) for key in keys):
         rows = []
@@ -49,7 +53,7 @@ def test_three_sites_equal_autograd_in_float64(name: str, lora: bool) -> None:
     batch = tiny_batch([(3, 4), (6, 2)], pad=2)
     signature = SeveralSites()(tiny_model(name, lora=lora), batch, [1, -1])
     exact = oracle_signature(in_double(tiny_model(name, lora=lora)), batch, signature)
-    assert set(signature) == {Key(site, layer, f) for site in SITES for layer in (1, LAYERS) for f in FIELDS}
+    assert set(signature) == {Key(site, layer, f) for site in THREE for layer in (1, LAYERS) for f in FIELDS}
     for key, rows in signature.items():
         assert rows.dtype == torch.float32
         assert_rows_close(rows, exact[key])
@@ -74,8 +78,8 @@ def test_gradients_too_small_for_half_precision_are_not_lost(dtype: torch.dtype)
     assert (gradient != 0).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("position", ["last_prompt", "response_mean"])
-def test_both_positions_equal_the_oracle(position: str) -> None:
+@pytest.mark.parametrize("position", POSITIONS)
+def test_every_position_equals_the_oracle(position: Position) -> None:
     model, batch = tiny_model(), tiny_batch(pad=1)
     signature = SeveralSites(position=position)(model, batch, ALL_LAYERS)
     exact = oracle_signature(model, batch, signature, position)
@@ -92,7 +96,7 @@ def test_tokens_equal_the_oracle_at_every_position(name: str) -> None:
         for i, (input_ids, labels) in enumerate(oracle.samples(batch)):
             expected = getattr(oracle.states(model, input_ids, labels, layer, site), field)
             torch.testing.assert_close(block[i, : len(input_ids)], expected, rtol=1e-4, atol=1e-6)
-    assert len(tokens) == 2 * len(SITES)
+    assert len(tokens) == 2 * len(THREE)
 
 
 def assert_same(signature: Signature, expected: Signature) -> None:
@@ -112,7 +116,7 @@ def test_rows_depend_on_no_neighbour_order_padding_or_batch_size() -> None:
     assert_same({key: torch.cat([one[key] for one in singly]) for key in together}, together)
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", THREE)
 def test_several_sites_and_layers_give_what_each_gives_alone(site: str) -> None:
     model, batch = tiny_model("gpt_neox"), tiny_batch()
     together = SeveralSites()(model, batch, ALL_LAYERS)
@@ -153,28 +157,65 @@ def test_a_model_in_training_mode_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fields": ["hidden"]}, r"extractor\.fields must name some of representation, gradient, not \['hidden'\]"),
+        ({"fields": ["hidden"]}, r"extractor\.fields to name some of representation, gradient, but got \['hidden'\]"),
         ({"fields": []}, r"extractor\.fields"),
-        ({"position": "first"}, r"extractor\.position must be one of last_prompt, .*text_mean, not 'first'"),
-        ({"sites": ["stream"]}, r"extractor\.sites must name some of residual_stream, .* not \['stream'\]"),
+        ({"position": "first"}, r"extractor\.position to name some of last_prompt, .*text_mean, but got \['first'\]"),
+        ({"position": ["text_mean", "first"]}, r"extractor\.position .* but got \['text_mean', 'first'\]"),
+        ({"position": []}, r"extractor\.position"),
+        ({"sites": ["stream"]}, r"extractor\.sites to be a site, .*residual_stream.* but got 'stream'"),
         ({"sites": []}, r"extractor\.sites"),
     ],
 )
-def test_an_unknown_word_is_told_with_the_known_ones(arguments: dict, message: str) -> None:
+def test_an_unknown_word_is_reported_with_the_known_ones(arguments: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         SeveralSites(**arguments)
 
 
-def test_a_site_of_ones_own_is_a_class_of_a_few_lines() -> None:
+def test_several_positions_give_what_each_gives_alone() -> None:
+    model, batch = tiny_model(), tiny_batch(pad=2)
+    together = SeveralSites(THREE, FIELDS, POSITIONS)
+    signature = together(model, batch, [1, -1])
+    assert together.fields == tuple(f"{field}_{position}" for field in FIELDS for position in POSITIONS)
+    assert {key.field for key in signature} == set(together.fields) and len(signature) == 2 * 3 * 2 * 3
+    for position in POSITIONS:
+        for key, block in SeveralSites(position=position)(model, batch, [1, -1]).items():
+            assert torch.equal(signature[key._replace(field=f"{key.field}_{position}")], block)
+    assert SeveralSites(fields=["gradient"], position=["text_mean"]).fields == ("gradient_text_mean",)
+
+
+def test_a_custom_site_is_a_subclass_with_one_method_and_can_be_named() -> None:
     class AttentionInput(SingleSite):
         name = "attention_input"
 
-        def site(self, model: nn.Module, layer: int) -> nn.Module:
+        def site(self, model: PreTrainedModel, layer: int) -> nn.Module:
             return Architecture.of(model).blocks[layer - 1].input_layernorm
 
-    signature = AttentionInput()(tiny_model(), tiny_batch(), [-1])
-    assert isinstance(AttentionInput(), Extractor)
-    assert set(signature) == {Key("attention_input", LAYERS, field) for field in FIELDS}
+    class Renamed(AttentionInput):  # without a name of its own it is not registered
+        pass
+
+    try:
+        signature = AttentionInput()(tiny_model(), tiny_batch(), [-1])
+        assert isinstance(AttentionInput(), Extractor) and SITES["attention_input"] is AttentionInput
+        assert set(signature) == {Key("attention_input", LAYERS, field) for field in FIELDS}
+        for site in ("attention_input", AttentionInput()):
+            both = SeveralSites(["mlp_output", site])(tiny_model(), tiny_batch(), [-1])
+            assert_same({key: both[key] for key in signature}, signature)
+            assert len(both) == 2 * len(signature)
+    finally:
+        del SITES["attention_input"]
+
+
+def test_a_site_can_be_given_by_its_target() -> None:
+    residual = {"_target_": "extractors.sites.residual_stream.ResidualStream"}
+    target = "extractors.sites.several_sites.SeveralSites"
+    read = build({"_target_": target, "sites": ["mlp_output", residual]}, SeveralSites)
+    assert [type(part) for part in read.parts] == [SITES["mlp_output"], ResidualStream]
+
+
+def test_a_site_does_not_take_the_name_of_another() -> None:
+    with pytest.raises(UsageError, match=r"'mlp_output' is the name of extractors\.sites\.mlp_output\.MLPOutput"):
+        type("Another", (ResidualStream,), {"name": "mlp_output"})
+    assert SITES["mlp_output"].__name__ == "MLPOutput"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the official implementation's signatures are not beside the project")

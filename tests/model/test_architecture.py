@@ -69,7 +69,7 @@ def test_dotted_names_reach_below_an_adapter() -> None:
 
 
 @pytest.mark.parametrize("setting", ["blocks", "final_norm", "attention", "mlp"])
-def test_a_name_that_leads_nowhere_is_told_with_the_setting(setting: str) -> None:
+def test_a_name_that_leads_nowhere_is_reported_with_the_setting(setting: str) -> None:
     with pytest.raises(UsageError, match=rf"model\.{setting}=no\.such"):
         architecture = Architecture.of(tiny_model(), **{setting: "no.such"})
         architecture.attention_output(1), architecture.mlp_output(1)
@@ -81,7 +81,7 @@ def test_blocks_must_be_a_list() -> None:
 
 
 class Block(nn.Module):
-    """A block whose parts carry no name that tells what they are, with as many experts as the model has layers."""
+    """A block whose parts have unknown names, with as many experts as the model has layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,12 +102,12 @@ def test_a_list_within_a_block_is_not_taken_for_the_blocks() -> None:
 
 
 @pytest.mark.parametrize(("towers", "found"), [(0, "no list of 3"), (2, r"2 lists of 3 modules \(towers.t0")])
-def test_blocks_that_cannot_be_told_are_listed_with_the_setting(towers: int, found: str) -> None:
+def test_blocks_that_are_not_found_are_listed_with_the_setting(towers: int, found: str) -> None:
     with pytest.raises(UsageError, match=rf"{found}.*model\.blocks"):
         Architecture.of(Strange(towers))
 
 
-def test_parts_that_cannot_be_told_are_listed_with_their_setting() -> None:
+def test_parts_that_are_not_found_are_listed_with_their_setting() -> None:
     architecture = Architecture.of(Strange(towers=1))
     with pytest.raises(UsageError, match=r"attention of layer 1 .* mixer, experts.*model\.attention"):
         architecture.attention_output(1)

@@ -1,4 +1,4 @@
-"""Models larger than one device: split over two processes, or spread by Transformers, with the results of one."""
+"""Models larger than one device: split over two processes or by Transformers, with the results of one device."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def read(path: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def split(material, tmp_path_factory) -> Path:
-    """The folder of runs whose model two processes shared; one of them was stopped, and went on."""
+    """The folder of runs whose model was split over two processes; one of them was stopped and resumed."""
     folder = tmp_path_factory.mktemp("split")
-    small = "datamodule.tokens_per_batch=64"  # steps enough for one to be stopped in their midst
+    small = "datamodule.tokens_per_batch=64"  # enough steps for one to be stopped between them
     runs = {
         "sharded": [{}, arguments(material, folder / "sharded", *SHARDED)],
         "stopped": [STOPPED, arguments(material, folder / "fsdp", *FSDP, small)],
@@ -108,7 +108,7 @@ def trainer_of(strategy: object, devices: int = 2) -> Trainer:
 
 @pytest.fixture
 def two_ranks():
-    """This process as rank 0 of two, of which the other hears nothing."""
+    """This process as rank 0 of two, the other of which does not exist."""
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     yield
     distributed.destroy_process_group()
@@ -126,21 +126,21 @@ def two_ranks():
 @pytest.mark.parametrize("lora", [False, True])
 def test_fsdp_keeps_half_of_the_blocks_with_the_strategy_s_own_options(options, units, lora):
     model, whole, trainer = tiny_model(lora=lora), tiny_model(lora=lora), trainer_of(FSDPOnCPU(**options))
-    for _ in range(2):  # the second time it is there already
+    for _ in range(2):  # the second call has no effect
         place(model, trainer)
     made = FullyShardedDataParallel.fsdp_modules(model)
     assert is_split(model) and len(made) == units
     assert {unit.sharding_strategy for unit in made} == {trainer.strategy.sharding_strategy}
-    held, full = ({own_name(name): p.numel() for name, p in one.named_parameters()} for one in (model, whole))
-    assert list(held) == list(full)
-    assert {name for name in full if ".layers." not in name and held[name] != full[name]} == set()
-    inside = [sum(count for name, count in one.items() if ".layers." in name) for one in (held, full)]
+    kept, full = ({own_name(name): p.numel() for name, p in one.named_parameters()} for one in (model, whole))
+    assert list(kept) == list(full)
+    assert {name for name in full if ".layers." not in name and kept[name] != full[name]} == set()
+    inside = [sum(count for name, count in one.items() if ".layers." in name) for one in (kept, full)]
     assert inside[0] == pytest.approx(inside[1] / 2, rel=0.01)
 
 
 @pytest.mark.usefixtures("two_ranks")
 @pytest.mark.filterwarnings("ignore:The `NO_SHARD` sharding strategy is deprecated")
-def test_what_fsdp_cannot_split_is_told():
+def test_a_model_that_fsdp_cannot_split_is_reported():
     mixed = tiny_model()
     mixed.model.layers[1].mlp.bfloat16()
     with pytest.raises(UsageError, match="uniform dtype .* trainer=sharded"):
@@ -156,7 +156,7 @@ def test_one_process_alone_splits_nothing(strategy):
     assert not is_split(model)
 
 
-# As a machine without enough memory would have it: the rest stays in the checkpoint and is read when its turn comes.
+# As on a machine without enough memory: the rest stays in the checkpoint and is read when it is used.
 HALF_ON_DISK = (
     "model.device_map={model.embed_tokens: cpu, lm_head: cpu, model.norm: cpu, model.rotary_emb: cpu, "
     "model.layers.0: cpu, model.layers.1: disk, model.layers.2: disk}"
@@ -169,7 +169,7 @@ def test_a_model_spread_by_transformers_gives_what_one_on_one_device_gives(alone
     attribute(compose("attribute", arguments(material, run, spread)), show_result=False)
     assert_close(Trace(run), alone)
     marks = [trace.provenance["fingerprints"]["weights"] for trace in (Trace(run), alone)]
-    assert marks[0] == marks[1]  # so that a run may go on where its model is spread in another way
+    assert marks[0] == marks[1]  # so that a run can be resumed with another device_map
 
 
 def test_token_ids_go_where_parameters_are():
@@ -178,7 +178,7 @@ def test_token_ids_go_where_parameters_are():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["model.device_map=auto", "trainer.devices=2"], "trainer.devices=1"),
         (["model.device_map=auto", *FSDP], "trainer.devices=1"),
@@ -192,13 +192,13 @@ def test_token_ids_go_where_parameters_are():
         (["trainer.strategy=fsdp"], "requires a GPU"),
     ],
 )
-def test_settings_that_exclude_one_another_are_told(words, told):
+def test_settings_that_exclude_one_another_are_reported(words, message):
     config = compose("attribute", ["trainer.accelerator=cpu", *words])
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         check_placement(attribution_trainer(config), config.model)
 
 
-def test_a_strategy_that_nobody_tried_is_refused():
+def test_an_untested_strategy_is_refused():
     trainer = SimpleNamespace(strategy=type("DeepSpeedStrategy", (), {})(), precision="32-true", world_size=2)
     with pytest.raises(UsageError, match="DeepSpeedStrategy .* trainer=sharded"):
         check_placement(trainer, compose("attribute").model)

@@ -1,23 +1,41 @@
-"""What a store was made from: a change of any one thing is refused, and that thing alone is named."""
+"""What a store was made from: a change of one thing is refused, and only that thing is named."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
+from copy import deepcopy
+from enum import Enum
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from extractors.gradients.adam_gradient import AdamGradient
+from extractors.gradients.ekfac_gradient import EKFACGradient
+from extractors.gradients.parameter_gradient import ParameterGradient
+from extractors.gradients.rapid_in import RapidIn
 from extractors.gradients.virtual_linear import VirtualLinear
+from extractors.layers.deepest_drops import DeepestDrops
+from extractors.layers.fixed import FixedLayers, FractionOfDepth
+from extractors.layers.gradient_norm import GradientNorm
+from extractors.layers.labelled_rows import LabelledProbe
+from extractors.layers.phase_transition import PhaseTransition
+from extractors.layers.stable_transition import StablePhaseTransition
 from extractors.sites.residual_stream import ResidualStream
+from extractors.sites.several_sites import SeveralSites
 from rept.errors import UsageError
 from rept.results import run_folder
 from rept.results.trace import Trace
 from rept.run.pipeline import attribute, trace
 from rept.run.rescore import score
 from rept.signatures import fingerprint
+from rept.signatures.fingerprint import of_settings
 from rept.utils.json_files import write_jsonl
 from tests.helpers.tiny import tiny_model
 
@@ -49,14 +67,14 @@ def adapted(material, adapter, tmp_path_factory) -> Trace:
 
 
 def refused(material, run: Trace, *change: str) -> dict[str, str]:
-    """What the refusal names, with the words for it."""
+    """The differences that the error names, with their values."""
     before = {path: path.read_bytes() for path in run.folder.path.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match="holds signatures made differently") as caught:
         attribute(material.config(run.folder.path, *PLAIN, *change), show_result=False)
     changed = {str(p) for p, data in before.items() if p.read_bytes() != data}
-    assert changed <= {str(run.folder.provenance)}, "nothing but the time that it took is written"
-    told = str(caught.value).partition("differently: ")[2]
-    return dict(re.findall(r"(?:^|; )([\w ]+?) was (.*?, now .*?)(?=; |\. Name another)", told))
+    assert changed <= {str(run.folder.provenance)}, "only the time that it took is written"
+    message = str(caught.value).partition("differently: ")[2]
+    return dict(re.findall(r"(?:^|; )([\w ]+?) was (.*?, now .*?)(?=; |\. Name another)", message))
 
 
 def another_model(material, tmp_path, change) -> str:
@@ -82,8 +100,8 @@ def test_another_configuration_of_the_same_weights(material, plain, tmp_path):
 
 
 def test_an_adapter_where_there_was_none(material, plain, adapter):
-    told = refused(material, plain, f"model.adapter={adapter}")
-    assert set(told) == {"weights", "adapter"} and told["adapter"].startswith("none, now ")
+    named = refused(material, plain, f"model.adapter={adapter}")
+    assert set(named) == {"weights", "adapter"} and named["adapter"].startswith("none, now ")
 
 
 def test_other_tensors_of_an_adapter(material, adapted, adapter, tmp_path):
@@ -95,7 +113,7 @@ def test_other_tensors_of_an_adapter(material, adapted, adapter, tmp_path):
     assert set(refused(material, adapted, f"model.adapter={tmp_path / 'lora'}")) == {"weights", "adapter"}
 
 
-def test_another_scale_of_an_adapter_which_stands_in_no_tensor(material, adapted, adapter, tmp_path):
+def test_another_scale_of_an_adapter_which_is_in_no_tensor(material, adapted, adapter, tmp_path):
     shutil.copytree(adapter, tmp_path / "lora")
     path = tmp_path / "lora" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 8}))
@@ -146,8 +164,8 @@ def edited(rows, at, **changes):
 def test_other_training_rows(material, plain, tmp_path, edit):
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in edit(material.rows)))
-    told = refused(material, plain, f"datamodule.train={path}")
-    assert set(told) == {"training data"} and told["training data"].startswith("41 rows ")
+    named = refused(material, plain, f"datamodule.train={path}")
+    assert set(named) == {"training data"} and named["training data"].startswith("41 rows ")
 
 
 def test_another_query(material, plain, tmp_path):
@@ -157,7 +175,7 @@ def test_another_query(material, plain, tmp_path):
 
 
 def test_another_answer_of_the_model(material, plain, tmp_path):
-    """As where a file was edited by hand, or lost and made anew on another machine."""
+    """As if the file was edited by hand, or lost and made again on another machine."""
     shutil.copytree(plain.folder.path, tmp_path / "run")
     run = Trace(tmp_path / "run")
     other = {"response": "another", "status": "attributed"}
@@ -181,19 +199,19 @@ def test_another_answer_of_the_model(material, plain, tmp_path):
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_another_setting(material, plain, change, named):
-    told = refused(material, plain, *change)
-    assert set(told) == named
+    found = refused(material, plain, *change)
+    assert set(found) == named
     value = change[0].partition("=")[2].strip("[]")
-    assert any(value in words.partition(", now ")[2] for words in told.values())
+    assert any(value in words.partition(", now ")[2] for words in found.values())
 
 
 def test_another_schema(material, plain, monkeypatch):
     monkeypatch.setattr(run_folder, "SCHEMA", 3)
-    told = "of schema 3, but got schema 2, which another version of RepT wrote. .*out="
-    with pytest.raises(UsageError, match=told):
+    message = "of schema 3, but got schema 2, which another version of RepT wrote. .*out="
+    with pytest.raises(UsageError, match=message):
         attribute(material.config(plain.folder.path, *PLAIN), show_result=False)
     for read in (Trace, lambda path: score([str(path)])):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             read(plain.folder.path)
 
 
@@ -210,12 +228,100 @@ def test_another_extractor_made_in_python(material, tmp_path):
         trace(model, tokenizer, rows, queries, extractor=ResidualStream(position="response_mean"), **settings)
 
 
-def test_settings_are_told_but_not_what_was_worked_out():
+def test_settings_are_described_but_not_computed_results():
     one = VirtualLinear(dimension=8, seed=3)
-    told = fingerprint.of_settings(one)
-    assert "dimension=8" in told and "seed=3" in told and "ResidualStream(" in told
+    described = of_settings(one)
+    assert "dimension=8" in described and "seed=3" in described and "ResidualStream(" in described
     one.projection._known["x"] = 1
-    assert fingerprint.of_settings(one) == told != fingerprint.of_settings(VirtualLinear(dimension=8, seed=4))
+    assert of_settings(one) == described != of_settings(VirtualLinear(dimension=8, seed=4))
+
+
+class Color(Enum):
+    RED = 1
+    BLUE = 2
+
+
+def plus(number):
+    return number + 1
+
+
+def minus(number):
+    return number - 1
+
+
+class Reader:
+    """An extractor's settings: one public attribute."""
+
+    def __init__(self, setting) -> None:
+        self.setting = setting
+
+
+@pytest.mark.parametrize(
+    ("setting", "other"),
+    [
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])),
+        (torch.zeros(2, 3), torch.zeros(3, 2)),
+        (torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16)),
+        (torch.tensor(1.0), torch.tensor(2.0)),
+        (torch.ones(3, 3).T, torch.eye(3)),
+        (torch.arange(10_000), torch.arange(10_000).scatter(0, torch.tensor([5001]), 0)),
+        (np.array([1, 2]), np.array([1, 3])),
+        (np.zeros(2), np.zeros(2, dtype=np.float32)),
+        (np.array([{"a": 1}, None]), np.array([{"a": 2}, None])),
+        (np.int64(1), np.int64(2)),
+        ({"a", "b"}, {"a", "c"}),
+        (frozenset({1}), frozenset({2})),
+        ([{1: torch.ones(1)}], [{1: torch.zeros(1)}]),
+        (nn.Linear(2, 2), nn.Linear(2, 2)),
+        (Path("a"), Path("b")),
+        (torch.float32, torch.float64),
+        (Color.RED, Color.BLUE),
+        (range(2), range(3)),
+        (plus, minus),
+        (int, float),
+    ],
+)
+def test_a_setting_is_described_by_its_content(setting, other):
+    assert of_settings(Reader(setting)) == of_settings(Reader(deepcopy(setting))) != of_settings(Reader(other))
+
+
+def test_the_order_of_a_set_and_the_place_of_an_object_do_not_count():
+    words = [f"word {i}" for i in range(50)]
+    assert of_settings(set(words)) == of_settings(set(reversed(words)))
+    assert of_settings(object()) == of_settings(object())
+
+
+def test_a_difference_late_in_a_long_description_is_shown():
+    stored = {"extractor settings": f"Reader({'x' * 100}, k=1)"}
+    with pytest.raises(UsageError, match=r"was ….*k=1\), now ….*k=2\)\. Name another"):
+        fingerprint.check_fingerprints(stored, {"extractor settings": f"Reader({'x' * 100}, k=2)"}, "runs/x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (PhaseTransition, {"n": 3, "tolerance": 0.5}),
+        (StablePhaseTransition, {"n": 3, "tolerance": 0.5, "samples": 7, "coverage": 0.5, "seed": 1}),
+        (DeepestDrops, {"n": 3, "k": 1}),
+        (GradientNorm, {"n": 3}),
+        (LabelledProbe, {"n": 3, "position": "text_mean"}),
+        (FixedLayers, {"layers": [2]}),
+        (FractionOfDepth, {"fraction": 0.5}),
+        (ResidualStream, {"fields": ["gradient"], "position": ["text_mean"]}),
+        (SeveralSites, {"sites": ["mlp_output"], "fields": ["gradient"], "position": "text_mean"}),
+        (VirtualLinear, {"site": "mlp_output", "dimension": 8, "seed": 1}),
+        (ParameterGradient, {"weights": "x", "dimension": 8, "normalize": True, "each": True, "seed": 1}),
+        (AdamGradient, {"optimizer": "x", "weights": "x", "dimension": 8, "seed": 1}),
+        (EKFACGradient, {"rows": 8, "damping": 1, "empirical": True, "weights": "x", "dimension": 8, "seed": 1}),
+        (RapidIn, {"weights": "x", "dimension": 8, "seed": 1}),
+    ],
+)
+def test_every_setting_of_an_extractor_or_a_layer_strategy_is_described(kind, settings):
+    """So that layers or signatures of one are not reused for the other when an object is passed from Python."""
+    required = {FixedLayers: {"layers": [1]}, FractionOfDepth: {"fraction": 0.1}}.get(kind, {})
+    assert set(settings) == set(inspect.signature(kind).parameters)
+    described = {of_settings(kind(**required | {name: value})) for name, value in settings.items()}
+    assert len(described | {of_settings(kind(**required))}) == len(settings) + 1
 
 
 def test_a_model_without_an_adapter_has_none():
