@@ -24,18 +24,20 @@ class LastLayer:
 
 
 class FixedLayers:
-    """The given layers, from 1; -1 is the last.
+    """The given layer or layers, from 1; -1 is the last.
 
     Raises:
-        UsageError: no layer is given; when called, one that the model does not have.
+        UsageError: no layer is given, or something else than numbers; when called, one that the model does not have.
     """
 
     probe_rows = 0
 
-    def __init__(self, layers: Sequence[int]) -> None:
-        if not layers:
+    def __init__(self, layers: int | Sequence[int]) -> None:
+        self.layers = [layers] if isinstance(layers, int) else list(layers)
+        if not self.layers:
             raise UsageError("layers.layers is empty: name at least one layer, such as layers.layers=[4].")
-        self.layers = list(layers)
+        if any(type(layer) is not int for layer in self.layers):
+            raise UsageError(f"Expected layers.layers to be layer numbers, such as 4 or [4,8], but got {layers!r}.")
 
     def __call__(self, model: PreTrainedModel, probe: Iterable[Batch] = ()) -> LayerChoice:
         architecture = Architecture.of(model)

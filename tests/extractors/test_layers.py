@@ -65,6 +65,7 @@ def test_plain_strategies_need_no_probe() -> None:
     assert LastLayer()(model).layers == [3]
     assert EveryLayer()(model).layers == [1, 2, 3]
     assert FixedLayers([2, -1, 3])(model).layers == [2, 3]
+    assert FixedLayers(2)(model).layers == [2]
     assert [FractionOfDepth(share)(model).layers for share in (0, 0.67, 1)] == [[1], [2], [3]]
     assert {kind.probe_rows for kind in (LastLayer, EveryLayer, FixedLayers, FractionOfDepth)} == {0}
     assert PhaseTransition(n=7).probe_rows == 7
@@ -75,6 +76,8 @@ def test_plain_strategies_need_no_probe() -> None:
     [
         (lambda: PhaseTransition(n=0), r"layers\.n must be at least 1, not 0"),
         (lambda: FixedLayers([]), r"layers\.layers is empty"),
+        (lambda: FixedLayers("all"), r"layers\.layers to be layer numbers, such as 4 or \[4,8\], but got 'all'"),
+        (lambda: FixedLayers([0.5]), r"layers\.layers to be layer numbers.* but got \[0\.5\]"),
         (lambda: FractionOfDepth(1.5), r"layers\.fraction must lie between 0 and 1, not 1\.5"),
         (lambda: FixedLayers([4])(tiny_model()), r"1 to 3"),
     ],
