@@ -72,5 +72,5 @@ def signs(short: int, long: int, generator: torch.Generator) -> Tensor:
     """A Rademacher matrix (short long) over sqrt(short); if it would not shorten, a diagonal of signs."""
     if short == long:
         return torch.diag(torch.randint(2, (long,), generator=generator) * 2.0 - 1)
-    drawn: Tensor = torch.randint(2, (short, long), generator=generator) * 2.0 - 1
-    return drawn / short**0.5
+    matrix: Tensor = (torch.randint(2, (short, long), generator=generator) * 2.0 - 1) / short**0.5
+    return matrix

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -138,12 +138,10 @@ def _inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Seen]]:
         own = module.named_parameters(recurse=False)
         seen[name] = Seen(args[0].detach(), {key: one.detach().clone() for key, one in own if one.ndim == 1})
 
-    handles = [module.register_forward_hook(partial(hook, name)) for name, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(partial(hook, name)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _outer(

@@ -92,11 +92,8 @@ def _add_zeros(model: PreTrainedModel, module: nn.Module, input_ids: Tensor) -> 
         zeros.append(torch.zeros_like(first).requires_grad_())
         return (first + zeros[-1], *output[1:]) if isinstance(output, tuple) else first + zeros[-1]
 
-    handle = module.register_forward_hook(add)
-    try:
+    with module.register_forward_hook(add):
         logits: Tensor = model(input_ids=input_ids[None], use_cache=False).logits[0]
-    finally:
-        handle.remove()
     if len(seen) != 1:
         raise UsageError(f"Expected {type(module).__name__} to run once in a forward pass, but got {len(seen)} runs.")
     return seen[0], zeros[0], logits

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -81,66 +82,55 @@ def checks(
     fast = [extractor(model, batch, layers) for batch in batches]
     slow, rounding = zip(*(_slow(model, extractor, batch, layers) for batch in batches), strict=True)
     padded = [extractor(model, _padded(batch), layers) for batch in batches]
-    single = [_one_by_one(model, extractor, batch, layers) for batch in batches]
     underflow = sum(int(underflowed(one, len(batch)).sum()) for one, batch in zip(fast, batches, strict=True))
     found = [
         Check("batched path against the one-sample oracle", _worst(fast, slow, rounding), tolerance, _BATCH),
-        Check("batch against single samples", _worst(fast, single, rounding), tolerance, _BATCH),
         Check("more padding on the right", _worst(fast, padded, rounding), tolerance, _BATCH),
         Check("rows whose gradient underflows to 0", underflow, 0, "set model.dtype=float32 or bfloat16"),
     ]
-    if all(len(batch) == 1 for batch in batches):
-        del found[1]
+    if any(len(batch) > 1 for batch in batches):
+        single = [_one_by_one(model, extractor, batch, layers) for batch in batches]
+        found.insert(1, Check("batch against single samples", _worst(fast, single, rounding), tolerance, _BATCH))
     if model.dtype in _ROUNDING and not getattr(model, "is_quantized", False):
-        wider, exact = _in_wider_dtype(model)
+        exact = _in_wider_dtype(model)
         error = _worst(fast, [extractor(exact, batch, layers) for batch in batches], rounding)
-        name = f"{_name(model.dtype)} against {_name(wider)}"
-        found.append(Check(name, error, _ROUNDING[model.dtype], f"set model.dtype={_name(wider)}"))
+        own, wider = (str(one.dtype).removeprefix("torch.") for one in (model, exact))
+        found.append(Check(f"{own} against {wider}", error, _ROUNDING[model.dtype], f"set model.dtype={wider}"))
     return found + template_checks(datamodule, rows)
 
 
 def template_checks(datamodule: AttributionDataModule, rows: Sequence[int]) -> list[Check]:
     """Returns the shares of rows with two BOS, a misplaced response, or a prompt that is no prefix of the text."""
     encoder = datamodule.encoder
-    bos, mask, prefix = [], [], []
-    for row in rows:
-        sample, encoded = datamodule.sample("train", row), datamodule.encoded("train", row)
-        if isinstance(sample, Sample) and isinstance(encoded, Encoded):
-            bos.append(encoder.leading_bos(sample) > 1)
-            mask.append(not _has_response(sample, encoded))
-            prefix.append(encoder.prompt(sample) != encoded.input_ids[: encoded.prompt_length])
-    return [
-        Check("rows whose template writes two BOS", _share(bos), 0, "remove one from the template"),
-        Check(
-            "rows whose response mask misses the response", _share(mask), 0, "fix the chat template's assistant turn"
+    kinds: list[tuple[str, Callable[[Sample, Encoded], bool], str]] = [
+        (
+            "rows whose template writes two BOS",
+            lambda sample, encoded: encoder.leading_bos(sample) > 1,
+            "remove one from the template",
         ),
-        Check(
+        ("rows whose response mask misses the response", _misses_response, "fix the chat template's assistant turn"),
+        (
             "rows whose prompt is no prefix of the whole text",
-            _share(prefix),
-            0,
+            lambda sample, encoded: encoder.prompt(sample) != encoded.input_ids[: encoded.prompt_length],
             "harmless for the signature, but generation starts elsewhere: fix the template's generation prompt",
         ),
     ]
+    pairs = [(datamodule.sample("train", row), datamodule.encoded("train", row)) for row in rows]
+    valid = [(one, encoded) for one, encoded in pairs if isinstance(one, Sample) and isinstance(encoded, Encoded)]
+    return [Check(name, sum(wrong(*pair) for pair in valid) / len(rows), 0, remedy) for name, wrong, remedy in kinds]
 
 
-def _in_wider_dtype(model: PreTrainedModel) -> tuple[torch.dtype, PreTrainedModel]:
-    """The next wider dtype, and a copy of the model in it."""
-    copy = deepcopy(model)
-    Architecture.of(copy, **Architecture.of(model).named)
-    if model.dtype == torch.float32:
-        return torch.float64, to_float64(copy)
-    return torch.float32, copy.float()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _has_response(sample: Sample, encoded: Encoded) -> bool:
-    """Whether the masked part of the text contains the response, or if it was cut, its beginning."""
+def _misses_response(sample: Sample, encoded: Encoded) -> bool:
     response = (sample.response or "").strip()
     masked = encoded.text[encoded.pieces[encoded.prompt_length][0] :].strip()
-    return masked.startswith(response[: len(masked)]) if encoded.cut else response in masked
+    return not (masked.startswith(response[: len(masked)]) if encoded.cut else response in masked)
+
+
+def _in_wider_dtype(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model in the next wider dtype."""
+    copy = deepcopy(model)
+    Architecture.of(copy, **Architecture.of(model).named)
+    return to_float64(copy) if model.dtype == torch.float32 else copy.float()
 
 
 def _slow(
@@ -153,22 +143,20 @@ def _slow(
     computed, in float64 for such models) times the gradient of the target's logit.
     """
     epsilon = torch.finfo(torch.promote_types(model.dtype, torch.float32)).eps
-    rows: dict[Key, list[Tensor]] = {}
-    rounding: dict[Key, list[Tensor]] = {}
+    rows: defaultdict[Key, list[Tensor]] = defaultdict(list)
+    rounding: defaultdict[Key, list[Tensor]] = defaultdict(list)
     for ids, labels in oracle.samples(batch):
         for (name, layer), module in extractor.sites(model, layers).items():
-            site = name if name == "residual_stream" else module  # read independently of `Architecture`
+            site = name if name == "residual_stream" else module  # the former independently of `Architecture`
             states = oracle.states(model, ids, labels, layer, site)
             terms = oracle.states(model, ids, labels, layer, site, loss=oracle.mean_target_logit)
             for field, (quantity, position) in extractor.readings.items():
-                key = Key(name, layer, field)
-                rows.setdefault(key, []).append(getattr(oracle.signature(states, labels, position), quantity).float())
-                scale = oracle.signature(terms, labels, position).gradient.float().norm() * _CANCELLATION * epsilon
-                rounding.setdefault(key, []).append(scale if quantity == "gradient" else torch.zeros_like(scale))
-    return (
-        {key: torch.stack(values) for key, values in rows.items()},
-        {key: torch.stack(values) for key, values in rounding.items()},
-    )
+                key, counts = Key(name, layer, field), quantity == "gradient"
+                rows[key].append(getattr(oracle.signature(states, labels, position), quantity).float())
+                scale = oracle.signature(terms, labels, position).gradient.float().norm()
+                rounding[key].append(scale * _CANCELLATION * epsilon * counts)
+    slow, allowed = ({key: torch.stack(one) for key, one in blocks.items()} for blocks in (rows, rounding))
+    return slow, allowed
 
 
 def _one_by_one(model: PreTrainedModel, extractor: Extractor, batch: Batch, layers: Sequence[int]) -> Signature:
@@ -192,7 +180,3 @@ def _worst(found: Iterable[Signature], expected: Iterable[Signature], rounding: 
             error = difference.clamp_min(0) / other[key].double().norm(dim=1).clamp_min(1e-30)
             worst = torch.maximum(worst.to(error), error.max())
     return float(worst)
-
-
-def _share(flags: Sequence[bool]) -> float:
-    return sum(flags) / len(flags) if flags else 0.0

@@ -7,7 +7,7 @@ and no parameter receives a gradient.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -77,13 +77,10 @@ def record(modules: Mapping[Name, nn.Module], gradients: bool = True) -> Iterato
         passed_on = outputs[name].clone()
         return (passed_on, *output[1:]) if isinstance(output, tuple) else passed_on
 
-    handles = []
-    try:
-        handles += [module.register_forward_hook(partial(hook, name)) for name, module in modules.items()]
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(partial(hook, name)))
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
     missing = [str(name) for name in modules if name not in outputs]
     if missing:
         raise RuntimeError(f"These modules did not run in the forward pass: {', '.join(missing)}.")

@@ -8,6 +8,7 @@ turned into losses and gradients at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -40,12 +41,8 @@ def logits_at(model: PreTrainedModel, input_ids: Tensor, position: Tensor) -> Te
         return (_rows(args[0], position)[None], *args[1:])
 
     head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(choose) if head is not None else None
-    try:
+    with head.register_forward_pre_hook(choose) if head is not None else nullcontext():
         logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
-    finally:
-        if handle is not None:
-            handle.remove()
     return logits[0] if logits.shape[:2] == (1, len(position)) else _rows(logits, position)
 
 
@@ -80,15 +77,9 @@ def _losses_within(
         losses.append(_row_losses(hidden, module.weight, module.bias, target.to(hidden.device)))
         return (hidden[None, :1], *args[1:])
 
-    handles = [
-        head.register_forward_pre_hook(compute),
-        head.register_forward_hook(lambda module, args, output: outputs.append(output)),
-    ]
-    try:
+    keep = head.register_forward_hook(lambda module, args, output: outputs.append(output))
+    with head.register_forward_pre_hook(compute), keep:
         logits = model(input_ids=input_ids, use_cache=False).logits
-    finally:
-        for handle in handles:
-            handle.remove()
     return losses[0] if losses and _equal(logits, outputs[0]) else None
 
 

@@ -57,7 +57,7 @@ def test_a_row_that_is_not_finite_is_set_aside_and_its_neighbours_stay(value):
         assert torch.equal(made.signature[key][keep], clean.signature[key][keep])
 
 
-def test_a_batch_that_does_not_fit_is_done_in_parts_of_the_same_order():
+def test_a_batch_that_does_not_fit_is_halved_and_keeps_its_order():
     sizes = []
 
     def extractor(model, batch, layers):
@@ -75,7 +75,7 @@ def test_a_batch_that_does_not_fit_is_done_in_parts_of_the_same_order():
     assert max(sizes) == len(tiny_batch()) and module.halvings == len(tiny_batch()) - 1
 
 
-def test_a_single_row_that_does_not_fit_is_named_with_what_helps():
+def test_a_single_row_that_does_not_fit_is_reported_with_what_to_do():
     def extractor(model, batch, layers):
         raise torch.cuda.OutOfMemoryError("too large")
 
@@ -83,7 +83,7 @@ def test_a_single_row_that_does_not_fit_is_named_with_what_helps():
         module_of(extractor).predict_step(tiny_batch().select([3]))
 
 
-def test_where_ranks_go_in_step_a_batch_that_does_not_fit_ends_the_run_in_words(monkeypatch):
+def test_a_batch_of_a_split_model_that_does_not_fit_is_reported(monkeypatch):
     def extractor(model, batch, layers):
         raise torch.cuda.OutOfMemoryError("too large")
 
@@ -92,7 +92,7 @@ def test_where_ranks_go_in_step_a_batch_that_does_not_fit_ends_the_run_in_words(
         module_of(extractor).predict_step(tiny_batch())
 
 
-def test_a_batch_for_other_ranks_sake_is_run_and_not_kept():
+def test_a_batch_that_keeps_ranks_in_step_is_run_and_not_kept():
     ran = []
 
     def extractor(model, batch, layers):
