@@ -17,10 +17,8 @@ says when an index is worth it.
 
 def run(arguments: list[str]) -> None:
     import time
-    from pathlib import Path
 
     from rept.config.plug_ins import build
-    from rept.errors import UsageError
     from rept.ranking.faiss_index import ApproximateIndex
     from rept.ranking.rank import Ranking
     from rept.ranking.scorer import Scorer
@@ -34,8 +32,6 @@ def run(arguments: list[str]) -> None:
 
     source, config = reopen(arguments, ("scorer", "top_k", "out"))
     check_numbers(config)
-    if Path(config.out).resolve() == source.path.resolve():
-        raise UsageError("Expected out=DIR for the approximate hits, so that the run keeps its exact ones.")
     out = RunFolder(config.out)
     scoring = Scoring(source, out, config, stored_data(source, config), build(config.scorer, Scorer))
     asked = scoring.query.read(scoring.queries, scoring.query.keys)
@@ -52,7 +48,6 @@ def run(arguments: list[str]) -> None:
     hits = index.search(asked, config.top_k)
     say(f"{len(hits.row):,} queries were searched in {time.perf_counter() - start:.2f} s.")
     with out.lock():
-        out.copy_provenance(source)
         scoring.write(Ranking(hits, Hits(hits.row[:, :0], hits.score[:, :0])))
         scoring.finish({})
     say(f"The hits are in {out.results}.")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 CONFIG = "attribute"
 USAGE = """
-python -m rept score RUN [scorer=WORD] [key=value ...] [out=DIR]
+python -m rept score RUN [scorer=WORD] [key=value ...] out=DIR
 
 Ranks the stored signatures of a run again, by another scorer or with another top_k; the model is not needed. The keys
 that can be set are scorer, top_k, bottom_k, each, calibration, max_wait and out: all others belong to the signatures.
-Without `out` the results of the run are replaced, and its token scores and page, which belong to the old ones, are
-removed; with `out` the new results are written to DIR and the run stays as it is.
+The new results are written to DIR, where they replace only results of an earlier `score`; the run stays as it is.
 
   python -m rept score runs/demo scorer=gradient_representation out=runs/demo-product
 """

@@ -79,9 +79,20 @@ class RunFolder:
         write_json(self.provenance, {"schema": SCHEMA} | self.read_provenance() | parts)
 
     def copy_provenance(self, source: RunFolder) -> None:
-        """Copies provenance, queries and layers of another run."""
-        for name in ("provenance", "queries", "layers"):
+        """Copies provenance, queries and layers of the run whose signatures are ranked here, whose path is recorded."""
+        self.update_provenance(**source.read_provenance() | {"ranked_from": str(source.path)})
+        for name in ("queries", "layers"):
             write_text(getattr(self, name), getattr(source, name).read_text(encoding="utf-8"))
+
+    def check_replaceable(self) -> None:
+        """Raises UsageError if there are files here that were not made by ranking another run's signatures."""
+        if not self.path.is_dir() or "ranked_from" in self.read_provenance():
+            return
+        if others := sorted(path.name for path in self.path.iterdir() if not path.name.startswith(".")):
+            raise UsageError(
+                f"Expected out={self.path} to be a new folder or one with earlier results of this command, but it has "
+                f"other files, such as {others[0]}: name another folder."
+            )
 
     def results_of(self, site: str, layer: int | str) -> Path:
         """The file of the hits by one site and layer alone."""

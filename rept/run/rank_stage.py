@@ -168,6 +168,8 @@ class Scoring:
 
     def write(self, ranking: Ranking, decision: Decision | None = None) -> None:
         """Replaces the previous ranking: its configuration, its hits, and opponents if there are any."""
+        if self.out.path != self.folder.path:
+            self.out.copy_provenance(self.folder)
         self.out.remove_ranking()
         self.out.write_config(self.config)
         self._write_hits(self.out.results, ranking.best, decision)

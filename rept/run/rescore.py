@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rept.calibration.references import check_calibration
 from rept.config.compose import compose
@@ -18,6 +19,7 @@ from rept.run.prepare import check_numbers
 from rept.run.rank_stage import Scoring
 from rept.run.recorded import check_rebuildable
 from rept.run.stages import known_answers
+from rept.utils.console import say
 from rept.utils.json_files import read_jsonl
 from rept.utils.library_logging import quiet
 
@@ -29,12 +31,13 @@ def score(arguments: Sequence[str]) -> Trace:
     """Ranks the stored signatures of a run again: ``[RUN, "scorer=...", "out=..."]``, as on the command line.
 
     Raises:
-        UsageError: no run there, or a scorer that needs what is not stored.
+        UsageError: no run there, no folder for the results, or a scorer that needs what is not stored.
     """
     quiet()
     source, config = reopen(arguments, RANKING)
     result = rescore(source, RunFolder(config.out), config)
     show_trace(result)
+    say(f"All results are in {result.folder.path}.")
     return result
 
 
@@ -42,11 +45,12 @@ def reopen(arguments: Sequence[str], keys: Sequence[str]) -> tuple[RunFolder, At
     """Returns the run folder that a command line names, and the run's configuration with the other arguments applied.
 
     Args:
-        arguments: the folder and ``key=value``; ``out`` is the folder itself unless given, wherever it was moved.
+        arguments: the folder and ``key=value``, among them ``out``.
         keys: what may be set. Everything else describes the stored signatures and cannot change.
 
     Raises:
-        UsageError: no run there, or an argument that sets something else or does not fit.
+        UsageError: no run there, an argument that sets something else or does not fit, or an ``out`` that is missing or
+            has files that were not made by ranking stored signatures.
     """
     folders = [argument for argument in arguments if "=" not in argument]
     if len(folders) != 1:
@@ -60,7 +64,14 @@ def reopen(arguments: Sequence[str], keys: Sequence[str]) -> tuple[RunFolder, At
     source = RunFolder(folders[0])
     base = source.open_existing()
     base.out = str(source.path)
-    return source, compose("attribute", settings, base=base)
+    config = compose("attribute", settings, base=base)
+    if Path(config.out).resolve() == source.path.resolve():
+        raise UsageError(
+            f"Expected out= to name a folder for the new results, such as out={source.path}-again, because those in "
+            f"{source.path} stay as they are."
+        )
+    RunFolder(config.out).check_replaceable()
+    return source, config
 
 
 def stored_data(source: RunFolder, config: AttributeConfig) -> AttributionDataModule:
@@ -82,9 +93,6 @@ def rescore(source: RunFolder, out: RunFolder, config: AttributeConfig) -> Trace
     datamodule, scorer = stored_data(source, config), build(config.scorer, Scorer)
     if config.calibration.rate is not None:
         check_calibration(config.calibration, locate(config.extractor[TARGET]))
-    with out.lock():
-        if out.path != source.path:
-            out.copy_provenance(source)
-        with out.stage("rank"):
-            Scoring(source, out, config, datamodule, scorer).run()
+    with out.lock(), out.stage("rank"):
+        Scoring(source, out, config, datamodule, scorer).run()
     return Trace(out.path)

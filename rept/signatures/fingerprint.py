@@ -117,8 +117,7 @@ def check_fingerprints(stored: Mapping[str, Any], asked: Mapping[str, Any], wher
     different = [f"{name} was {_short(old, new)}, now {_short(new, old)}" for name, old, new in pairs if old != new]
     if different:
         raise UsageError(
-            f"{where} holds signatures made differently: {'; '.join(different)}. Name another folder by out=, or "
-            "delete this one."
+            f"{where} holds signatures made differently: {'; '.join(different)}. Name another folder by out=."
         )
 
 

@@ -132,7 +132,7 @@ def test_the_command_writes_the_hits(material, tmp_path, capsys):
     run([str(tmp_path / "run"), f"out={tmp_path / 'all'}", "top_k=200"])
     found = [json.loads(line)["row"] for line in (tmp_path / "all/results.jsonl").read_text().splitlines()]
     assert len(found) == len(best) * exact.metrics["rows"]["attributed"] and min(found) >= 0
-    with pytest.raises(UsageError, match="out=DIR"):
+    with pytest.raises(UsageError, match="out= to name a folder"):
         run([str(tmp_path / "run")])
     trace = Trace(tmp_path / "near")
     assert trace.metrics["rows"] == exact.metrics["rows"] and not trace.opponents(0)

@@ -178,28 +178,40 @@ def test_another_scorer_over_the_same_store_needs_no_model(done, tmp_path, capsy
 
 
 def test_what_belongs_to_a_replaced_ranking_goes(done, tmp_path, capsys):
-    run = tmp_path / "run"
-    shutil.copytree(done.folder.path, run)
-    page, each = run / "report.html", run / "results-residual_stream-2.jsonl"
+    run, out = str(done.folder.path), tmp_path / "out"
+    page, each = out / "report.html", out / "results-residual_stream-2.jsonl"
+    score([run, "each=true", f"out={out}"])
     page.touch()
-    score([str(run), "each=true"])
-    assert each.is_file() and not page.exists() and Trace(run).opponents(0)
-    other = score([str(run), "scorer=inner_product", "bottom_k=0", "each=false"])
-    assert not each.exists() and not other.opponents(0)
-    with pytest.raises(KeyError):
-        other.tokens(0, done.hits(0)[0].row)
+    assert each.is_file() and Trace(out).opponents(0)
+    other = score([run, "scorer=inner_product", "bottom_k=0", "each=false", f"out={out}"])
+    assert not each.exists() and not page.exists() and not other.opponents(0)
+    assert f"All results are in {out}." in "".join(capsys.readouterr().out.split("\n"))
 
 
-def test_a_ranking_stopped_while_it_is_written_is_told_and_one_that_is_refused_changes_nothing(
+def test_ranking_again_replaces_nothing_that_it_did_not_make(done, material, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(done.folder.path, run)
+    (run / "report.html").touch()
+    shutil.copytree(run, other)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=f"such as out={run}-again, because those in {run} stay"):
+        score([str(run), "scorer=inner_product"])
+    for out in (other, material.model):
+        with pytest.raises(UsageError, match=f"out={out} to be a new folder .* other files, such as"):
+            score([str(run), f"out={out}"])
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_ranking_stopped_while_it_is_written_is_reported_and_one_that_is_refused_changes_nothing(
     done, tmp_path, monkeypatch
 ):
     run = tmp_path / "run"
-    shutil.copytree(done.folder.path, run)
+    score([str(done.folder.path), f"out={run}"])
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.suffix in (".yaml", ".jsonl", ".json")}
     with pytest.raises(UsageError, match="top_k to be at least 1, but got -1"):
-        score([str(run), "top_k=-1"])
+        score([str(done.folder.path), "top_k=-1", f"out={run}"])
     with pytest.raises(UsageError):
-        score([str(run), "scorer=bm25"])
+        score([str(done.folder.path), "scorer=bm25", f"out={run}"])
     assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.name in before}
 
     def stop(*_):
@@ -207,7 +219,7 @@ def test_a_ranking_stopped_while_it_is_written_is_told_and_one_that_is_refused_c
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("rept.run.rank_stage.write_jsonl", stop)
-        score([str(run), "scorer=inner_product"])
+        score([str(done.folder.path), "scorer=inner_product", f"out={run}"])
     with pytest.raises(UsageError, match="is not finished"):
         Trace(run)
 
@@ -228,7 +240,7 @@ def test_a_run_folder_that_was_moved_can_be_read_resumed_and_ranked_again(done, 
     moved.parent.mkdir()
     (tmp_path / "copy").rename(moved)
     assert scores_of(Trace(moved)) == scores_of(done)
-    assert scores_of(score([str(moved)])) == scores_of(done)
+    assert scores_of(score([str(moved), f"out={tmp_path / 'again'}"])) == scores_of(done)
     capsys.readouterr()
     again = attribute(material.config(moved, "bottom_k=3", "store.shard_rows=10"), show_result=False)
     assert capsys.readouterr().out.count("reused") == 3 and scores_of(again) == scores_of(done)
