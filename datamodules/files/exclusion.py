@@ -1,4 +1,4 @@
-"""Training rows to leave out of training, given as numbers or as a file that the report page wrote."""
+"""Training rows to leave out of training: numbers, or a file of the report page or of `python -m rept exclude`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from rept.errors import UsageError
 
 
 def excluded_rows(exclude: str | Path | Collection[int] | None, rows: int) -> frozenset[int]:
-    """Returns row numbers from 0; a path is read as a JSON list or as CSV with a column ``row``.
+    """Returns row numbers from 0; a path is read as JSON or as CSV with a column ``row``.
+
+    JSON is a list of row numbers, or an object with such a list as ``rows``.
 
     Raises:
         UsageError: the file is missing or contains no list of whole numbers, or a number is no row of the data.
@@ -31,13 +33,16 @@ def _read(path: Path) -> list[object]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"datamodule.exclude={path} cannot be read: {reason}.") from None
-    if text.lstrip().startswith("["):
+    if text.lstrip().startswith(("[", "{")):
         try:
-            listed: list[object] = json.loads(text)
+            content = json.loads(text)
         except json.JSONDecodeError as error:
             raise UsageError(
                 f"datamodule.exclude={path} is invalid JSON: {error.msg} in line {error.lineno}."
             ) from None
+        listed = content.get("rows") if isinstance(content, dict) else content
+        if not isinstance(listed, list):
+            raise UsageError(f"Expected {path} to have a list of row numbers as rows, but got {listed!r}.")
         return listed
     lines = csv.DictReader(text.splitlines())
     if "row" not in (lines.fieldnames or []):

@@ -15,7 +15,16 @@ def test_none_and_numbers():
     assert excluded_rows([4, 0, 4], 5) == {0, 4}
 
 
-@pytest.mark.parametrize("text", ["[3, 1]", "row\n3\n1\n", "score,row\n0.5,3\n0.25,1\n", "\ufeffrow,label\n3,a\n1,b\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[3, 1]",
+        '{"run": "x", "rows": [3, 1]}',
+        "row\n3\n1\n",
+        "score,row\n0.5,3\n0.25,1\n",
+        "\ufeffrow,label\n3,a\n1,b\n",
+    ],
+)
 def test_files(tmp_path, text):
     assert excluded_rows(str(write(tmp_path, text)), 5) == {1, 3}
     assert excluded_rows(write(tmp_path, text), 5) == {1, 3}
@@ -32,6 +41,7 @@ def test_files(tmp_path, text):
         ("row\nx\n", "got 'x'"),
         ("row\n\u00b2\n", "got '\u00b2'"),
         ("[1,\n2", "line 2"),
+        ('{"row": [1]}', "list of row numbers as rows, but got None"),
         ("line\n1\n", "columns found: line"),
         ("", "columns found: none"),
     ],

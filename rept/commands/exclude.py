@@ -1,0 +1,63 @@
+"""python -m rept exclude: writes the training rows that a run found into culprits.json."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from rept.errors import UsageError
+
+CONFIG = None
+USAGE = """
+python -m rept exclude RUN [--first K | --flagged | --score X] [--label L] [out=FILE]
+
+Writes the numbers of the training rows that RUN found, why each was chosen, and how many there are of each label where
+labels are known, into FILE (culprits.json). python -m rept prove and datamodule.exclude of train.py read that file.
+
+  --first K    the first K hits of each query; K may be up to the run's top_k
+  --flagged    the hits that stand out; in calibrated runs only
+  --score X    the hits with a score of at least X
+  --label L    only hits of queries with the label L
+
+Without one of the first three: the hits that stand out in a calibrated run, otherwise the first 10 hits of each query.
+
+  python -m rept exclude runs/demo --first 40
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see --help.")
+
+
+def run(arguments: list[str]) -> None:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("given", nargs="*")
+    one_of = parser.add_mutually_exclusive_group()
+    one_of.add_argument("--first", type=int)
+    one_of.add_argument("--flagged", action="store_true")
+    one_of.add_argument("--score", type=float)
+    parser.add_argument("--label")
+    chosen = parser.parse_intermixed_args(arguments)
+    runs = [argument for argument in chosen.given if "=" not in argument]
+    settings = dict(argument.split("=", 1) for argument in chosen.given if "=" in argument)
+    if len(runs) != 1 or set(settings) - {"out"}:
+        raise UsageError(f"Expected one run folder and perhaps out=FILE, but got {chosen.given}; see --help.")
+
+    from pathlib import Path
+
+    from rept.results.exclusion import Selection, chosen_rows, described, write_culprits
+    from rept.results.trace import Trace
+    from rept.utils.console import say
+
+    trace, out = Trace(runs[0]), Path(settings.get("out", "culprits.json"))
+    selection = Selection(chosen.first, chosen.flagged, chosen.score, chosen.label)
+    if chosen.first is None and chosen.score is None and not chosen.flagged:
+        selection = Selection.default(trace, chosen.label)
+    content = chosen_rows(trace, selection)
+    write_culprits(out, content)
+    say(described(content))
+    say(f"Wrote {out}.")
+    lowest = [trace.hits(query)[-1].score for query in trace.answered]
+    if selection.score is not None and max(lowest) >= selection.score:
+        say(f"There may be more: {runs[0]} has only the first {trace.config.top_k} hits of each query.")

@@ -1,0 +1,136 @@
+"""Chooses training rows to leave out among the hits of a run, and writes them as culprits.json."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rept.errors import UsageError
+from rept.results.html_text import format_count
+from rept.results.records import Hit
+from rept.results.trace import Trace
+from rept.utils.files import make_folder
+from rept.utils.json_files import write_json
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which hits of a run count.
+
+    Attributes:
+        first: the first hits of each query.
+        flagged: those that stand out, in a calibrated run.
+        score: those with at least this score.
+        label: only hits of queries with this label.
+    """
+
+    first: int | None = None
+    flagged: bool = False
+    score: float | None = None
+    label: str | None = None
+
+    @classmethod
+    def default(cls, trace: Trace, label: str | None) -> Selection:
+        """Returns the hits that stand out in a calibrated run; otherwise the first 10 of each query, or fewer."""
+        if _calibrated(trace):
+            return cls(flagged=True, label=label)
+        return cls(first=min(10, trace.config.top_k), label=label)
+
+    def has(self, hit: Hit) -> bool:
+        if self.flagged:
+            return bool(hit.flagged)
+        if self.score is not None:
+            return hit.score >= self.score
+        return hit.rank <= (self.first or 0)
+
+    def __str__(self) -> str:
+        chosen = f"the first {self.first} hits" if self.first is not None else f"hits with a score >= {self.score}"
+        queries = "each query" if self.label is None else f"each query with the label {self.label}"
+        return f"{'hits that stand out' if self.flagged else chosen}, of {queries}"
+
+
+def chosen_rows(trace: Trace, selection: Selection) -> dict[str, Any]:
+    """Returns the content of culprits.json: the rows, how they were chosen, and why each was.
+
+    Raises:
+        UsageError: the run does not have the hits or labels that are asked for, or no hit is chosen.
+    """
+    _check(trace, selection)
+    found: dict[int, list[Hit]] = {}
+    for query in trace.answered:
+        if selection.label in (None, trace.queries[query]["label"]):
+            for hit in filter(selection.has, trace.hits(query)):
+                found.setdefault(hit.row, []).append(hit)
+    if not found:
+        raise UsageError(f"{trace.folder.path} has no such row ({selection}): choose more hits, see --help.")
+    why = [_reason(found[row]) for row in sorted(found)]
+    labels = Counter(str(one["label"]) for one in why if one["label"] is not None)
+    return {
+        "run": str(trace.folder.path),
+        "chosen": str(selection),
+        "training data": trace.provenance.get("fingerprints", {}).get("training data"),
+        "labels": dict(labels.most_common()),
+        "rows": sorted(found),
+        "why": why,
+    }
+
+
+def described(content: dict[str, Any]) -> str:
+    """Returns how many rows were chosen, how, and how many of each label, in words."""
+    rows, labels = content["rows"], content["labels"]
+    known = f"; by label: {', '.join(f'{label} {count:,}' for label, count in labels.items())}" if labels else ""
+    return f"{format_count(len(rows), 'training row')}: {content['chosen']}{known}."
+
+
+def write_culprits(path: Path, content: dict[str, Any]) -> None:
+    """Writes culprits.json, which `datamodule.exclude` reads.
+
+    Raises:
+        UsageError: the file exists with another content, or cannot be written.
+    """
+    if path.exists() and not _same(path, content):
+        raise UsageError(f"{path} exists and contains other rows: name another file by out=, or delete this one.")
+    try:
+        make_folder(path.parent)
+    except OSError as error:
+        raise UsageError(f"The folder {path.parent} cannot be written ({error.strerror}).") from None
+    write_json(path, content)
+
+
+def _check(trace: Trace, selection: Selection) -> None:
+    run, top_k = trace.folder.path, trace.config.top_k
+    if selection.first is not None and not 1 <= selection.first <= top_k:
+        raise UsageError(
+            f"Expected --first to be from 1 to {top_k}, the hits of each query that {run} has, but got "
+            f"{selection.first}; for more, rank again: python -m rept score {run} top_k=... out=..."
+        )
+    if selection.flagged and not _calibrated(trace):
+        raise UsageError(
+            f"{run} is not calibrated, so no hit is known to stand out; choose by --first or --score, or calibrate: "
+            f"python -m rept score {run} calibration.rate=0.05 out=..."
+        )
+    labels = {query["label"] for query in trace.queries if query["label"] is not None}
+    if selection.label is not None and selection.label not in labels:
+        known = ", ".join(sorted(labels)) or "none"
+        raise UsageError(f"No query of {run} has the label {selection.label!r}; labels of the queries: {known}.")
+
+
+def _calibrated(trace: Trace) -> bool:
+    return any(hit.flagged is not None for query in trace.answered for hit in trace.hits(query))
+
+
+def _reason(hits: list[Hit]) -> dict[str, Any]:
+    """Why a row was chosen: of how many queries it is a hit, and its best hit."""
+    best = max(hits, key=lambda hit: (-hit.rank, hit.score))
+    place = {"query": best.query, "rank": best.rank, "score": best.score}
+    return {"row": best.row, "label": best.label, "queries": len(hits), "best": place}
+
+
+def _same(path: Path, content: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")) == content)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,108 @@
+"""python -m rept exclude: which rows it writes, why, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamodules.files.exclusion import excluded_rows
+from rept.commands import exclude
+from rept.errors import UsageError
+from rept.results.trace import Trace
+from rept.utils.json_files import read_json
+from tests.helpers.runs import Shape, write_run
+
+Chosen = Callable[..., dict[str, Any]]
+SHAPE = Shape(queries=6, hits=30)
+
+
+@pytest.fixture
+def chosen(tmp_path: Path) -> Chosen:
+    """Writes culprits.json of a run by the given arguments and returns its content."""
+
+    def write(*arguments: str, shape: Shape = SHAPE) -> dict[str, Any]:
+        run = tmp_path / f"run-{shape.calibrated}"
+        if not run.exists():
+            write_run(run, shape)
+        out = tmp_path / "culprits.json"
+        out.unlink(missing_ok=True)
+        exclude.run([str(run), *arguments, f"out={out}"])
+        return read_json(out)
+
+    return write
+
+
+def hits(tmp_path: Path, calibrated: bool = False) -> list[Any]:
+    trace = Trace(tmp_path / f"run-{calibrated}")
+    return [hit for query in trace.answered for hit in trace.hits(query)]
+
+
+def test_the_first_hits_beyond_those_on_the_page(chosen: Chosen, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    content = chosen("--first", "25")
+    rows = sorted({hit.row for hit in hits(tmp_path) if hit.rank <= 25})
+    assert content["rows"] == rows and len({hit.row for hit in hits(tmp_path) if hit.rank <= 20}) < len(rows)
+    assert excluded_rows(tmp_path / "culprits.json", 200) == set(rows)
+    assert content["chosen"] == "the first 25 hits, of each query"
+    printed = capsys.readouterr().out
+    assert f"{len(rows)} training rows: the first 25 hits, of each query; by label: " in printed
+    assert content["labels"] == {name: sum(one["label"] == name for one in content["why"]) for name in SHAPE.labels}
+
+
+def test_why_each_row_was_chosen(chosen: Chosen, tmp_path: Path):
+    for one in chosen("--first", "25")["why"]:
+        found = [hit for hit in hits(tmp_path) if hit.row == one["row"] and hit.rank <= 25]
+        best = min(found, key=lambda hit: (hit.rank, -hit.score))
+        assert one["queries"] == len(found) and one["label"] == best.label
+        assert one["best"] == {"query": best.query, "rank": best.rank, "score": best.score}
+
+
+def test_by_score_by_calibration_and_by_label(chosen: Chosen, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert chosen("--score", "0.6")["rows"] == sorted({hit.row for hit in hits(tmp_path) if hit.score >= 0.6})
+    assert "There may be more" not in capsys.readouterr().out
+    chosen("--score", "-1")
+    assert "There may be more" in capsys.readouterr().out
+    trace = Trace(tmp_path / "run-False")
+    backdoors = [query["query"] for query in trace.queries if query["label"] == "backdoor"]
+    of_label = chosen("--label", "backdoor", "--first", "3")
+    assert of_label["rows"] == sorted({hit.row for query in backdoors for hit in trace.hits(query)[:3]})
+    assert of_label["chosen"] == "the first 3 hits, of each query with the label backdoor"
+
+
+def test_the_default_is_what_stands_out_or_the_first_ten(chosen: Chosen, tmp_path: Path):
+    assert chosen()["rows"] == sorted({hit.row for hit in hits(tmp_path) if hit.rank <= 10})
+    calibrated = Shape(queries=6, hits=30, calibrated=True)
+    flagged = chosen("--flagged", shape=calibrated)
+    assert flagged["rows"] == sorted({hit.row for hit in hits(tmp_path, True) if hit.flagged})
+    assert chosen(shape=calibrated) == flagged
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--first", "31"], "from 1 to 30, the hits of each query .* rank again: python -m rept score"),
+        (["--first", "0"], "from 1 to 30"),
+        (["--first", "two"], "invalid int value"),
+        (["--first", "2", "--flagged"], "not allowed with argument"),
+        (["--flagged"], "is not calibrated"),
+        (["--label", "odd"], "has the label 'odd'; labels of the queries: backdoor, false_fact"),
+        (["--score", "2"], "has no such row .hits with a score >= 2.0, of each query"),
+        (["--frist", "2"], "unrecognized arguments"),
+        (["top_k=2"], "Expected one run folder and perhaps out=FILE"),
+    ],
+)
+def test_what_is_refused(chosen: Chosen, arguments: list[str], message: str):
+    with pytest.raises(UsageError, match=message):
+        chosen(*arguments)
+
+
+def test_other_rows_are_not_overwritten(tmp_path: Path):
+    run, out = write_run(tmp_path / "run", SHAPE), tmp_path / "new" / "culprits.json"
+    for _ in range(2):  # the same again is fine
+        exclude.run([str(run), "--first", "2", f"out={out}"])
+    before = out.read_text()
+    with pytest.raises(UsageError, match="contains other rows: name another file by out="):
+        exclude.run([str(run), "--first", "3", f"out={out}"])
+    assert out.read_text() == before
