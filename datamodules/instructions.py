@@ -22,7 +22,7 @@ SETTINGS: dict[Side, str] = {"train": "datamodule.train", "query": "datamodule.q
 
 
 class InstructionData(AttributionDataModule):
-    """Training and query rows from JSONL, CSV, Parquet, an Arrow folder or the hub.
+    """Training and query rows from JSONL, CSV (also compressed by gzip), Parquet, an Arrow folder or the hub.
 
     A row is a prompt and a response, or chat messages: the last assistant turn is the response, and the turns before it
     are the prompt. The model itself answers a query without a response. Columns that are not named are found by name:
@@ -30,7 +30,9 @@ class InstructionData(AttributionDataModule):
     - prompt: ``prompts``, ``prompt`` or ``instruction``; a non-empty ``input`` beside ``instruction`` (as in the Alpaca
       data) follows it after an empty line;
     - response: ``response``, ``output`` or ``expected_response``;
-    - ``messages``: a list of {"role", "content"}; preferred to a prompt column, unless ``prompt_column`` is set;
+    - ``messages``: a list of {"role", "content"}, where a content may be a list of OpenAI's text parts; or
+      ``conversations``: ShareGPT's list of {"from", "value"}. Preferred to a prompt column, unless ``prompt_column`` is
+      set;
     - ``label``: a string, number or boolean; may be missing;
     - ``spans``: a list of {"part": "prompt" | "response", "start", "end"}, the characters that carry the poison.
 

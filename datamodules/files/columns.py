@@ -15,12 +15,13 @@ from rept.types import Side, Status
 
 # Names to look for, in this order, if the user names no column.
 _NAMES: dict[str, tuple[str, ...]] = {
-    "messages": ("messages",),
+    "messages": ("messages", "conversations"),
     "prompt": ("prompts", "prompt", "instruction"),
     "response": ("response", "output", "expected_response"),
     "label": ("label",),
     "spans": ("spans",),
 }
+_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT; its others are named as here
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,28 @@ def _turns(record: Record, columns: Columns) -> Turns | Status:
         return Status.EMPTY_PROMPT
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return Status.MALFORMED
-    # Arrow gives every message every key, with null for those that it does not have.
-    kept = tuple({key: value for key, value in message.items() if value is not None} for message in messages)
+    kept = tuple(map(_message, messages))
     if kept and kept[-1].get("role") == "assistant":
         return kept[:-1], kept[-1].get("content", "")
     return kept, _value(record, columns.response)
+
+
+def _message(turn: Mapping[str, Any]) -> Message:
+    """A turn of chat messages or of ShareGPT (``from``, ``value``), with text in place of OpenAI's text parts."""
+    # Arrow gives every message every key, with null for those that it does not have.
+    message = {key: value for key, value in turn.items() if value is not None}
+    if "role" not in message and "from" in message:
+        speaker = message.pop("from")
+        message["role"] = _ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
+        message["content"] = message.pop("value", None)
+    parts = message.get("content")
+    if isinstance(parts, list) and parts and all(_is_text_part(part) for part in parts):
+        message["content"] = "".join(part["text"] for part in parts)
+    return message
+
+
+def _is_text_part(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _label(value: object) -> str | None | Status:

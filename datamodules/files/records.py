@@ -1,28 +1,33 @@
 """Records by number, from files that may be larger than memory.
 
-JSON Lines and CSV are read in place, by an index of where each record starts (8 bytes a record). No type is inferred: a
-row of the wrong type is invalid by itself. The whole file is checked when it is opened, so a damaged line is reported
-at once and not hours later.
+JSON Lines and CSV are read in place, by an index of where each record starts (8 bytes a record); a file compressed by
+gzip is decompressed to a temporary file first. No type is inferred: a row of the wrong type is invalid by itself. The
+whole file is checked when it is opened, so a damaged line is reported at once and not hours later.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
 import mmap
+import shutil
+import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryFile
+from typing import IO, Any, Protocol
 
 from datamodules.files import tables
 from rept.errors import UsageError
 from rept.utils.progress import progress
 
 ACCEPTED = (
-    "a file .jsonl, .json, .csv, .tsv or .parquet, an Arrow folder written by datasets' save_to_disk, "
+    "a file .jsonl, .json, .csv, .tsv (also .gz) or .parquet, an Arrow folder written by datasets' save_to_disk, "
     "or the id of a data set on the Hugging Face hub (owner/name, or owner/name:configuration)"
 )
 _ROWS_PER_UPDATE = 1 << 12  # of the progress bar
@@ -163,6 +168,8 @@ def open_records(path: str, split: str, setting: str) -> Records:
     """
     try:
         records = _open(path, split, setting)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise UsageError(f"{setting}={path} cannot be read: the gzip file is damaged or cut off.") from None
     except OSError as error:
         raise UsageError(f"{setting}={path} cannot be read: {error.strerror}.") from None
     if not len(records):
@@ -172,7 +179,7 @@ def open_records(path: str, split: str, setting: str) -> Records:
 
 def _open(path: str, split: str, setting: str) -> Records:
     where = Path(path).expanduser()
-    kind = where.suffix.lower()
+    kind = (where.with_suffix("") if _is_gzip(where) else where).suffix.lower()
     if not where.exists():
         if tables.is_hub_id(path):
             return tables.from_hub(path, split, setting)
@@ -189,7 +196,7 @@ def _open(path: str, split: str, setting: str) -> Records:
         return JsonLines(where)
     if kind in (".csv", ".tsv"):
         return CsvRows(where, "," if kind == ".csv" else "\t")
-    if kind == ".parquet":
+    if kind == ".parquet" and not _is_gzip(where):
         return tables.parquet(where)
     raise UsageError(f"Expected {setting} to be {ACCEPTED}, but got the file {path}.")
 
@@ -202,14 +209,27 @@ def _is_json_array(path: Path) -> bool:
 def _json_array(path: Path) -> RecordList:
     """Reads a file that is one JSON array into memory."""
     try:
-        return RecordList(json.loads(path.read_text(encoding="utf-8-sig")))
+        return RecordList(json.loads(_memory_map(path).read().decode()))
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UsageError(f"{path}{line}: {_problem(error)}; expected a JSON array of objects.") from None
 
 
+def _is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 def _memory_map(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
+    """Maps a file, or a temporary one with its decompressed content, positioned after a byte order mark."""
+    with ExitStack() as opened:
+        file: IO[bytes] = opened.enter_context(path.open("rb"))
+        if _is_gzip(path):
+            compressed = opened.enter_context(gzip.open(file))
+            file = opened.enter_context(TemporaryFile())
+            shutil.copyfileobj(compressed, file)
+            file.flush()
+            if not file.tell():
+                raise UsageError(f"{path} is empty; expected at least one row.")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if mapped[:3] == b"\xef\xbb\xbf":  # a byte order mark
         mapped.seek(3)

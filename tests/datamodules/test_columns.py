@@ -22,6 +22,7 @@ def found(columns: str, side: Side = "train", **named: str) -> Columns:
         ("instruction input output", Columns(None, "instruction", "input", "output", None, None)),
         ("prompt input expected_response spans", Columns(None, "prompt", None, "expected_response", None, "spans")),
         ("messages prompt", Columns("messages", None, None, None, None, None)),
+        ("conversations id", Columns("conversations", None, None, None, None, None)),
         ("messages instruction input response", Columns("messages", None, None, "response", None, None)),
     ],
 )
@@ -44,7 +45,11 @@ def test_queries_may_lack_a_response_and_a_named_column() -> None:
 @pytest.mark.parametrize(
     ("columns", "named", "message"),
     [
-        ("text output", {}, "a column prompts, prompt, instruction or messages; columns found: text, output; "),
+        (
+            "text output",
+            {},
+            "a column prompts, prompt, instruction, messages or conversations; columns found: text, output; ",
+        ),
         ("prompt text", {}, "a column response, output or expected_response; columns found: prompt, text; "),
         ("prompt response", {"label": "kind"}, "'kind' of datamodule.label_column; columns found: prompt, response."),
         ("", {}, "columns found: none"),
@@ -83,6 +88,26 @@ def test_tool_turns_stay_as_they_are_without_their_nulls() -> None:
     sample = to_sample({"messages": [USER, CALL, TOOL, ASSISTANT]}, CHAT)
     assert sample == Sample((USER, called, {"role": "tool", "content": "7"}), "Yes.")
     assert sample.prompt == "user: Name it.\nassistant: \ntool: 7"
+
+
+def test_turns_of_sharegpt_become_chat_messages() -> None:
+    turns = [("system", "Be brief."), ("human", "Name it."), ("observation", "7"), ("gpt", "Yes.")]
+    conversations = [{"from": speaker, "value": text} for speaker, text in turns]
+    sample = to_sample({"conversations": conversations}, found("conversations"))
+    assert [message["role"] for message in sample.messages] == ["system", "user", "tool"]
+    assert (sample.prompt, sample.response) == ("system: Be brief.\nuser: Name it.\ntool: 7", "Yes.")
+    broken = [{"from": 7, "value": "a"}, {"from": "gpt"}]
+    assert to_sample({"conversations": broken}, found("conversations")) is Status.MALFORMED
+
+
+def test_text_parts_of_a_content_are_joined() -> None:
+    def content(*texts: str) -> dict[str, object]:
+        return {"content": [{"type": "text", "text": text} for text in texts]}
+
+    sample = to_sample({"messages": [USER | content("Name", " it."), ASSISTANT | content("Yes.")]}, CHAT)
+    assert sample == Sample((USER,), "Yes.")
+    picture = {"content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "b"}}]}
+    assert to_sample({"messages": [USER | picture, ASSISTANT]}, CHAT) is Status.NOT_A_STRING
 
 
 def test_other_messages_take_the_response_from_its_column() -> None:

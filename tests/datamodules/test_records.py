@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -92,6 +93,12 @@ def test_a_field_may_be_long(tmp_path: Path) -> None:
         ("a.csv", 'prompts,b\nx,y\n"never closed,z\n', "line 3: invalid"),
         ("a.csv", b"prompts\n\xe9\n", "line 2: not UTF-8 text"),
         ("a.csv", "a,b,a\n1,2,3\n", "more than one column named a"),
+        ("a.jsonl.gz", b"", "is empty"),
+        ("a.jsonl.gz", gzip.compress(b""), "is empty"),
+        ("a.csv.gz", gzip.compress(b"a\n1\n")[:-9], "damaged or cut off"),
+        ("a.jsonl.gz", '{"a": 1}', "damaged or cut off"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": }'), "line 2: invalid JSON"),
+        ("a.parquet.gz", gzip.compress(b"x"), "Expected datamodule.train to be a file .jsonl"),
         ("a.xlsx", "x", "Expected datamodule.train to be a file .jsonl"),
     ],
 )
@@ -103,7 +110,9 @@ def test_a_damaged_file_is_reported_in_a_sentence(tmp_path: Path, name: str, con
 
 @pytest.mark.parametrize("path", ["nowhere.jsonl", "no/such/file.csv", "tests/nothing", "squad", ""])
 def test_a_missing_path_is_reported_with_the_accepted_formats(path: str) -> None:
-    with pytest.raises(UsageError, match="does not exist; expected a file .jsonl, .json, .csv, .tsv or .parquet"):
+    with pytest.raises(
+        UsageError, match="does not exist; expected a file .jsonl, .json, .csv, .tsv .also .gz. or .parquet"
+    ):
         open_records(path or "nothing", "train", "datamodule.train")
 
 
@@ -115,6 +124,21 @@ def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
 def test_an_error_of_the_file_system_is_reported_in_a_sentence() -> None:
     with pytest.raises(UsageError, match="cannot be read: File name too long"):
         open_records("a" * 5000 + ".jsonl", "train", "datamodule.train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", '{"a": "1"}\n{"a": "2"}'), ("a.json", '[{"a": "1"}, {"a": "2"}]'), ("a.csv", "a\n1\n2")],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_file_compressed_by_gzip_is_read_like_the_file_itself(
+    tmp_path: Path, name: str, content: str, mark: str
+) -> None:
+    plain = write(tmp_path, name, mark + content)
+    packed = write(tmp_path, f"{name}.gz", gzip.compress((mark + content).encode()))
+    assert records(packed) == records(plain) == [{"a": "1"}, {"a": "2"}]
+    digests = {open_records(path, "train", "").digest() for path in (plain, packed)}
+    assert len(digests) == 1  # so signatures stay valid when a file is compressed
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
