@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
 
 from rept.types import Status
 from rept.utils.digests import text_digest
+
+if TYPE_CHECKING:
+    import pandas  # an optional library
 
 Message = Mapping[str, Any]  # one chat turn: "role" and "content", and any other keys that the chat template reads
 
@@ -63,6 +69,20 @@ class SampleSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int, /) -> Sample | Status: ...  # a Status: the row has no valid sample
+
+
+def as_dictionaries(rows: Sequence[Mapping[str, Any]] | pandas.DataFrame) -> Sequence[Mapping[str, Any]]:
+    """Returns the rows of a pandas table as dictionaries, its missing values as None; other rows as they are."""
+    imported = sys.modules.get("pandas")  # who has a table has imported it
+    if imported is None or not isinstance(rows, imported.DataFrame):
+        return rows
+    whole = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    return [{str(key): _as_list(value) for key, value in row.items()} for row in whole]
+
+
+def _as_list(value: Any) -> Any:
+    """An array, as Parquet gives for a list, as a list."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def samples_digest(source: SampleSource) -> str:

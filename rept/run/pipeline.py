@@ -16,6 +16,7 @@ from rept.config.compose import compose, is_group
 from rept.config.plug_ins import build
 from rept.config.schema import AttributeConfig
 from rept.data.datamodule import AttributionDataModule
+from rept.data.samples import as_dictionaries
 from rept.distributed.collectives import meet
 from rept.distributed.ranks import end_together, over_nodes
 from rept.distributed.signals import StopBetweenBatches
@@ -47,6 +48,7 @@ from rept.utils.environment import environment
 from rept.utils.json_files import write_json, write_jsonl
 
 if TYPE_CHECKING:
+    import pandas
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -63,8 +65,8 @@ class Given(TypedDict, total=False):
 def trace(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    train: Sequence[Mapping[str, Any]],
-    queries: Sequence[Mapping[str, Any]],
+    train: Sequence[Mapping[str, Any]] | pandas.DataFrame,
+    queries: Sequence[Mapping[str, Any]] | pandas.DataFrame,
     *,
     out: str | Path | None = None,
     extractor: str | Extractor = "residual_stream",
@@ -79,7 +81,8 @@ def trace(
         model, tokenizer: a causal language model of Transformers and its tokenizer. The model's parameters are frozen
             during the run.
         train, queries: samples as dictionaries with ``prompt`` and ``response`` (or ``messages``), and optionally
-            ``label`` and ``spans``. A query without a response is answered by the model itself.
+            ``label`` and ``spans``; or a pandas table with these columns. A query without a response is answered by the
+            model itself.
         out: the run folder, to which the samples are copied; None: a temporary one, removed with the result.
         extractor, layers, scorer: a word of ``configs/``, or an object of your own.
         max_length: tokens; longer samples are cut at the end of their response.
@@ -92,6 +95,7 @@ def trace(
     Raises:
         UsageError: a setting or a sample list that cannot be used, in one sentence.
     """
+    train, queries = as_dictionaries(train), as_dictionaries(queries)
     folder = mkdtemp(prefix="rept-") if out is None else str(out)
     with ExitStack() as undo:
         if out is None:
