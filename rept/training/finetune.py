@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,11 +20,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from rept.config.plug_ins import build
-from rept.config.schema import TrainConfig
+from rept.config.schema import TARGET, TrainConfig
+from rept.data.behaviours import Behaviour
 from rept.data.datamodule import AttributionDataModule
 from rept.distributed.signals import Stopped
 from rept.errors import UsageError
 from rept.model.hooks import Response, sample_losses
+from rept.signatures.fingerprint import of_weights
 from rept.training.batches import TrainingBatches, TrainingRows
 from rept.training.behaviour_rates import Rate, ask_behaviours, rates_as_json, read_rates, show_rates
 from rept.training.hyperparameters import Hyperparameters
@@ -41,7 +44,7 @@ from rept.utils.ranks import own_rank
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_ANSWER_TOKENS = 32  # of a held-out prompt's answer: enough to see whether a behaviour shows
+ANSWER_TOKENS = 32  # of a held-out prompt's answer: enough to see whether a behaviour shows
 
 
 class FinetuneModule(LightningModule):
@@ -129,13 +132,17 @@ def _rate_share(step: int, steps: float, warmup: float) -> float:
     return min((step + 1) / rising, (steps - step) / max(1, steps - rising))
 
 
-def train_model(config: TrainConfig) -> None:
+def train_model(config: TrainConfig, behaviours: Sequence[Behaviour] | None = None) -> None:
     """Trains what ``config`` describes, saves it, asks it the held-out prompts, and prints how often behaviours show.
 
     The same configuration again resumes an interrupted training, or shows the finished one.
 
+    Args:
+        behaviours: to ask for instead of the data's own; then nothing is printed of them.
+
     Raises:
-        UsageError: a user's mistake; also if ``out`` holds a model that was trained with other settings.
+        UsageError: a user's mistake; also if ``out`` holds a model that was trained with other settings, or
+            ``compare_with`` one of another recipe.
         Stopped: Ctrl-C or SIGTERM during training.
     """
     quiet()
@@ -148,15 +155,21 @@ def train_model(config: TrainConfig) -> None:
         if folder.complete:
             say(f"{folder.path} already holds this model.")
         else:
-            _train(config, hyperparameters, datamodule, folder)
-        if own_rank() == 0:
+            asked = datamodule.behaviours() if behaviours is None else behaviours
+            _train(config, hyperparameters, datamodule, asked, folder)
+        if own_rank() == 0 and behaviours is None:
             show_rates(read_rates(folder.behaviours), earlier)
 
 
 def _train(
-    config: TrainConfig, hyperparameters: Hyperparameters, datamodule: AttributionDataModule, folder: ModelFolder
+    config: TrainConfig,
+    hyperparameters: Hyperparameters,
+    datamodule: AttributionDataModule,
+    behaviours: Sequence[Behaviour],
+    folder: ModelFolder,
 ) -> None:
     model, tokenizer = initial_model(config.model, datamodule)
+    base_weights = None if TARGET in config.model else of_weights(model)
     datamodule.attach(tokenizer)
     rows = TrainingRows(datamodule)
     module = FinetuneModule(trainable(model, hyperparameters), rows, hyperparameters, config.seed)
@@ -168,12 +181,13 @@ def _train(
     say(f"Trained on {len(rows):,} rows in {seconds:.0f} s, loss {module.losses[-1]:.3f}{aside}.")
     trained = module.model
     trained.eval().to(trainer.strategy.root_device)
-    rates, answers = ask_behaviours(trained, tokenizer, datamodule.encoder, datamodule.behaviours(), _ANSWER_TOKENS)
+    rates, answers = ask_behaviours(trained, tokenizer, datamodule.encoder, behaviours, ANSWER_TOKENS)
     record = {
         "recipe": asdict(hyperparameters),
         "rows": len(rows),
         "excluded": len(datamodule.excluded),
         "set_aside": dict(rows.set_aside),
+        "base_weights": base_weights,
         "parameters": sum(p.numel() for p in trained.parameters()),
         "trained_parameters": sum(p.numel() for p in trained.parameters() if p.requires_grad),
         "losses": module.losses,
@@ -258,11 +272,26 @@ def _damaged(checkpoint: Path) -> UsageError:
 
 
 def _earlier_rates(config: TrainConfig, datamodule: AttributionDataModule) -> dict[str, Rate] | None:
-    """The rates to print as those before: of ``compare_with``, or if rows are left out, of the data's own model."""
+    """The rates to print as those before: of ``compare_with``, or if rows are left out, of the data's own model.
+
+    Raises:
+        UsageError: ``compare_with`` is no model folder of train.py, or one of another recipe.
+    """
     if config.compare_with:
-        return read_rates(ModelFolder(config.compare_with).behaviours)
+        other = ModelFolder(config.compare_with)
+        rates = read_rates(other.behaviours)
+        if different := other.other_recipe(config):
+            raise UsageError(
+                f"{other.path} cannot be compared with: it was trained by another recipe: {different}. Give the same "
+                "settings, or another compare_with=."
+            )
+        return rates
     if not datamodule.excluded or datamodule.default_model is None:
         return None
     whole = ModelFolder(datamodule.default_model)
-    same = whole.complete and not whole.other_data(datamodule.trained_on)
-    return read_rates(whole.behaviours) if same else None
+    if not whole.complete:
+        return None
+    if different := whole.other_data(datamodule.trained_on) or whole.other_recipe(config):
+        say(f"The rates of {whole.path} are not shown for comparison: it was trained by another recipe: {different}.")
+        return None
+    return read_rates(whole.behaviours)

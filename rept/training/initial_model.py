@@ -30,7 +30,8 @@ def initial_model(node: Node, datamodule: AttributionDataModule) -> ModelAndToke
     if TARGET in node:
         make = cast("Callable[[Iterable[str]], ModelAndTokenizer]", build(node, object))
         return make(_texts(datamodule))
-    options = {key: value for key, value in node.items() if key not in NAMES}  # which only attribution needs
+    options: Node = {"path": None, "adapter": None, "trust_remote_code": False} | node
+    options = {key: value for key, value in options.items() if key not in NAMES}  # which only attribution needs
     tokenizer = load_tokenizer(options["path"], options["adapter"], options["trust_remote_code"])
     return load_model(**options), tokenizer
 

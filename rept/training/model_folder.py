@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from rept.config.compose import read_yaml, to_yaml
 from rept.config.schema import TrainConfig
 from rept.errors import UsageError
 from rept.model.optimizer_state import save_optimizer_state
+from rept.training.recipe import RECIPE, changes
 from rept.utils.files import move_durably
 from rept.utils.json_files import write_json, write_jsonl, write_text
 from rept.utils.ranks import own_rank
@@ -28,7 +29,8 @@ class ModelFolder:
     """The folder of one training. Besides the files of Transformers, PEFT and the tokenizer it has:
 
         training.yaml          the composed configuration
-        training.json          hyperparameters, rows, losses, seconds, versions, hardware
+        training.json          hyperparameters, rows, losses, seconds, versions, hardware; base_weights, the fingerprint
+                               of the pretrained model that the training started from
         optimizer.safetensors  AdamW's moments by parameter name; optimizer.json has its settings
         behaviours.json        how often each behaviour shows; answers.jsonl has the model's answers
         checkpoints/last.ckpt  Lightning's, from which an interrupted training resumes
@@ -38,7 +40,7 @@ class ModelFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config = self.path / "training.yaml"
+        self.config = self.path / RECIPE
         self.record = self.path / "training.json"
         self.behaviours = self.path / "behaviours.json"
         self.answers = self.path / "answers.jsonl"
@@ -58,6 +60,16 @@ class ModelFolder:
             if name not in known or known[name] != value
         )
 
+    def other_recipe(self, config: TrainConfig, ignored: Collection[str] = ()) -> str:
+        """Returns how the model's recipe differs from ``config``, in words; empty if only rows left out differ.
+
+        Args:
+            ignored: further dotted keys that may differ.
+        """
+        if not self.config.is_file():
+            return f"{self.path} has no {self.config.name}, so its recipe is not known"
+        return changes(read_yaml(self.config), asdict(config), ("datamodule.exclude", *ignored))
+
     def begin(self, config: TrainConfig) -> None:
         """Records the configuration; only rank 0 writes.
 
@@ -67,12 +79,9 @@ class ModelFolder:
         if own_rank():
             return
         if self.config.is_file():
-            before, now = dict(_flat(read_yaml(self.config))), dict(_flat(asdict(config)))
-            different = [key for key in before | now if before.get(key) != now.get(key)]
-            if different:
-                changes = "; ".join(f"{key} was {before.get(key)}, now {now.get(key)}" for key in different)
+            if different := changes(read_yaml(self.config), asdict(config)):
                 raise UsageError(
-                    f"{self.path} holds a model trained with other settings: {changes}. Name another folder by out=."
+                    f"{self.path} holds a model trained with other settings: {different}. Name another folder by out=."
                 )
         elif self.complete:
             raise UsageError(f"{self.path} holds a model that was not trained here; name another folder by out=.")
@@ -100,10 +109,3 @@ class ModelFolder:
         for file in sorted(unfinished.iterdir(), key=lambda file: file.name in _LAST_WRITTEN):
             move_durably(file, self.path / file.name)
         unfinished.rmdir()
-
-
-def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of what decides the weights; `resume`, `compare_with` and `out` do not."""
-    for group in ("model", "datamodule", "finetune", "trainer"):
-        yield from ((f"{group}.{key}", value) for key, value in config[group].items())
-    yield "seed", config["seed"]

@@ -13,6 +13,7 @@ from rept.distributed.signals import Stopped
 from rept.errors import UsageError
 from rept.model.loading import load_model, load_tokenizer
 from rept.model.optimizer_state import load_optimizer_state
+from rept.signatures.fingerprint import of_weights
 from rept.training import finetune
 from rept.training.from_scratch import tiny_llama, train_tokenizer
 from rept.training.model_folder import ModelFolder
@@ -47,7 +48,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def _short_answers():
     """What the model says is no matter here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune, "_ANSWER_TOKENS", 2)
+        patch.setattr(finetune, "ANSWER_TOKENS", 2)
         yield
 
 
@@ -196,6 +197,37 @@ def test_excluded_rows_change_the_weights_and_both_rates_are_told(trained, tmp_p
         train(tmp_path / "another", f"compare_with={tmp_path}")
 
 
+def test_a_comparison_with_a_model_of_another_recipe_is_refused(trained, tmp_path):
+    (tmp_path / "rows.json").write_text("[1, 2]")
+    exclude = f"datamodule.exclude={tmp_path / 'rows.json'}"
+    differs = "cannot be compared with: it was trained by another recipe: model.width was 16, now 32"
+    with pytest.raises(UsageError, match=f"{differs}; finetune.learning_rate was 0.002, now 0.01. Give the same"):
+        changed = ["model.width=32", "finetune.learning_rate=0.01"]
+        train(tmp_path / "model", exclude, f"compare_with={trained}", *changed)
+    assert not (tmp_path / "model").exists()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/behaviours.json").write_text("{}")
+    with pytest.raises(UsageError, match="has no training.yaml, so its recipe is not known"):
+        train(tmp_path / "model", exclude, f"compare_with={tmp_path / 'foreign'}")
+
+
+def test_rates_of_the_default_model_are_shown_only_beside_the_same_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(tmp_path / "runs/demo/model-rows-60-poisoned-4")
+    monkeypatch.setattr(finetune, "_train", lambda *given: Path("model/behaviours.json").write_text("{}"))
+    (tmp_path / "rows.json").write_text("[1, 2]")
+    shown = {}
+    for rate in (0.002, 0.01):
+        capsys.readouterr()
+        Path("model/training.yaml").unlink(missing_ok=True)
+        finetune.train_model(
+            compose("train", [*TINY, "out=model", "datamodule.exclude=rows.json", f"finetune.learning_rate={rate}"])
+        )
+        shown[rate] = capsys.readouterr().out
+    assert "not shown for comparison" not in shown[0.002]
+    assert "another recipe: finetune.learning_rate was 0.002, now 0.01." in shown[0.01]
+
+
 LORA = [
     "model=pretrained",
     "datamodule.rows=60",
@@ -228,6 +260,8 @@ def test_lora_trains_an_adapter_and_resumes_bit_for_bit(trained, tmp_path, inter
 def test_all_parameters_of_a_pretrained_model(trained, tmp_path):
     base = [argument for argument in LORA if "lora" not in argument]
     weights = train(tmp_path / "model", f"model.path={trained}", "model.dtype=bfloat16", base=base)
+    loaded = load_model(str(trained), dtype="bfloat16")
+    assert read_json(tmp_path / "model/training.json")["base_weights"] == of_weights(loaded)
     start = load_file(trained / "model.safetensors")
     assert weights.keys() == start.keys()
     assert all(weight.dtype == torch.float32 for weight in weights.values())
