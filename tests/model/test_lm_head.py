@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -49,7 +51,7 @@ def full_losses(model: nn.Module, batch, response: Response) -> torch.Tensor:
 
 
 def with_embedding_gradient(model: nn.Module, compute) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses, and the gradient of their sum with respect to the embedded input."""
+    """Losses, and the gradient of a weighted sum of them with respect to the embedded input."""
     leaves = []
 
     def start(module, args, output):
@@ -59,7 +61,8 @@ def with_embedding_gradient(model: nn.Module, compute) -> tuple[torch.Tensor, to
     handle = model.get_input_embeddings().register_forward_hook(start)
     losses = compute()
     handle.remove()
-    return losses, torch.autograd.grad(losses.sum(), leaves[-1])[0]
+    weight = 1 - torch.arange(len(losses)) % 2 / 2  # 1, 0.5, 1, ...: exact
+    return losses, torch.autograd.grad((losses * weight).sum(), leaves[-1])[0]
 
 
 @pytest.mark.parametrize("chunk", [3, 1000])
@@ -91,6 +94,55 @@ def test_the_output_layer_is_shown_one_position_where_nothing_comes_after_it(nam
 
     compute()  # the first pass finds out what comes after the layer
     assert positions_shown(model, compute) == shown
+
+
+class Unusual(nn.Module):
+    """A model that calls its output layer, or returns its logits, in another way than those of Transformers."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.embed, self.head = way, nn.Embedding(97, 8), nn.Linear(8, 97)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> SimpleNamespace:
+        states = self.embed(input_ids)
+        if self.way == "keyword":
+            return SimpleNamespace(logits=self.head(input=states))
+        if self.way == "rows":
+            return SimpleNamespace(logits=self.head(states.flatten(0, 1)).unflatten(0, input_ids.shape))
+        if self.way == "twice":
+            return SimpleNamespace(logits=self.head(states[:, :1]).sum() * 0 + self.head(states))
+        return SimpleNamespace(logits=self.head(states) * 1.001)
+
+
+@pytest.mark.parametrize("way", ["keyword", "rows", "twice", "scaled a little"])
+def test_another_use_of_the_output_layer_gives_the_same_losses(way: str) -> None:
+    torch.manual_seed(0)
+    model, batch = Unusual(way).requires_grad_(False), tiny_batch()
+    response = Response.of(batch.labels)
+    losses, gradient = with_embedding_gradient(
+        model, lambda: losses_at(model, batch.input_ids, response.position, response.target)
+    )
+    expected, expected_gradient = with_embedding_gradient(model, lambda: full_losses(model, batch, response))
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+    full = model(input_ids=batch.input_ids).logits.flatten(0, 1)[response.position]
+    torch.testing.assert_close(logits_at(model, batch.input_ids, response.position), full)
+
+
+def test_a_weight_is_used_directly_only_if_it_is_whole_and_of_the_states_dtype() -> None:
+    class Part(torch.Tensor):
+        """As a shard of a weight is."""
+
+    hidden, weight = torch.ones(2, 3), torch.ones(4, 3)
+    assert lm_head._is_plain(nn.Parameter(weight), hidden)
+    others = (weight.bfloat16(), weight.to("meta"), weight.as_subclass(Part))
+    assert not any(lm_head._is_plain(other, hidden) for other in others)
 
 
 def test_a_sample_without_finite_logits_does_not_change_how_others_are_computed() -> None:
