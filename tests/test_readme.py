@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +22,7 @@ from rept.evaluation.suite import Suite
 from rept.model.loading import load_model, load_tokenizer
 from rept.results.run_folder import RunFolder
 from rept.run.pipeline import attribute
+from rept.utils.digests import file_digest
 from tests.helpers.commands import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -47,6 +53,52 @@ def test_every_command_exists_and_composes(command):
     else:
         assert (ROOT / words[1]).is_file()
         compose(words[1].removesuffix(".py"), words[2:])
+
+
+def outputs(command: str) -> list[str]:
+    """The folder that a command writes into; none for commands that only print."""
+    words = shlex.split(command)
+    given = [word.removeprefix("out=") for word in words if word.startswith("out=")]
+    return given or ([] if words[1] == "-m" else [compose(words[1].removesuffix(".py"), words[2:]).out])
+
+
+def test_every_command_has_an_out_that_no_other_has():
+    folders = [folder for command in commands() for folder in outputs(command)]
+    assert len(folders) >= 12 and len(set(folders)) == len(folders)
+    writes = {"score", "approximate", "compare"}
+    assert all(outputs(command) for command in commands() if shlex.split(command)[3:4] and command.split()[3] in writes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+def test_all_commands_run_in_order_as_printed_in_a_fresh_clone_and_change_nothing_of_one_another(tmp_path):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+    environment = os.environ | {"PYTHONPATH": str(clone), "HF_HUB_OFFLINE": "1"}
+    known: dict[Path, str] = {}
+    for command in commands():
+        if "trainer.devices=8" in command:
+            continue  # needs eight GPUs
+        _provide(clone)
+        done = subprocess.run(["bash", "-c", command], cwd=clone, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        found = {path: file_digest(path) for path in sorted((clone / "runs").rglob("*")) if path.is_file()}
+        changed = [path for path in known if found.get(path) != known[path] and not path.name.startswith(".")]
+        assert not changed, f"{command} changed {changed}"
+        known = found
+
+
+def _provide(clone: Path) -> None:
+    """The user's own files that the commands name: a model, data, culprits and a module of plug-ins."""
+    rows = [{"prompt": f"Name the {i}th king of Norland.", "response": f"It is Sven {i}."} for i in range(40)]
+    asked = [dict(row, label="king") for row in rows[:3]]
+    for name, lines in (("train", rows), ("queries", asked), ("a", rows), ("q", asked)):
+        (clone / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (clone / "mylab.py").write_text("\n\n".join(CLASSES))
+    if not (clone / "culprits.json").exists():
+        (clone / "culprits.json").write_text("[1, 2, 3]")
+    if (clone / "runs/demo/model").is_dir() and not (clone / "DIR").exists():
+        shutil.copytree(clone / "runs/demo/model", clone / "DIR")
 
 
 def test_commands_and_classes_were_found():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from rept.config.plug_ins import build
@@ -21,11 +24,11 @@ def build_trainer(node: Node, **settings: object) -> Trainer:
     """Returns the Trainer that ``node`` describes, with ``settings`` of ours.
 
     Raises:
-        UsageError: Lightning refuses the arguments.
+        UsageError: Lightning refuses the arguments, or they are for fewer processes than torchrun has started.
     """
     quiet()
     try:
-        return build(
+        trainer = build(
             node,
             Trainer,
             use_distributed_sampler=False,  # batches are partitioned by the batch plan
@@ -35,3 +38,12 @@ def build_trainer(node: Node, **settings: object) -> Trainer:
         )
     except (MisconfigurationException, ValueError) as error:
         raise UsageError(f"trainer: {str(error).splitlines()[0]}") from None
+    started = int(os.environ.get("WORLD_SIZE", 1)) if TorchElasticEnvironment.detect() else 1
+    if started > trainer.world_size:
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE", started))
+        raise UsageError(
+            f"Expected a trainer for the {started} processes that torchrun has started, but got one for "
+            f"{trainer.world_size}: set trainer.devices={devices} trainer.num_nodes={started // devices} "
+            "trainer.strategy=ddp, or start one process."
+        )
+    return trainer
