@@ -12,10 +12,13 @@ COMMANDS = sorted(path.stem for path in (Path(__file__).parent / "commands").glo
 
 
 def dispatch(argv: list[str]) -> int:
-    """Runs ``rept.commands.NAME``, which has USAGE, CONFIG (the YAML of its keys, or None) and run()."""
+    """Runs ``rept.commands.NAME``.
+
+    It has USAGE, CONFIG (the YAML of its keys, or None) and run(), and KEYS if it takes only some keys of that YAML.
+    """
     if argv and argv[0] in COMMANDS:
         command = import_module(f"rept.commands.{argv[0]}")
-        return main(command.CONFIG, command.USAGE, command.run, argv[1:])
+        return main(command.CONFIG, command.USAGE, command.run, argv[1:], vars(command).get("KEYS"))
     usage = f"python -m rept {{{','.join(COMMANDS)}}} ...   (each with --help)"
     asked = not argv or argv[0] in ("--help", "-h")
     print(usage if asked else f"There is no command {argv[0]!r}: {usage}", file=sys.stdout if asked else sys.stderr)

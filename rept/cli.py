@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from rept.config.help import describe
 from rept.errors import Ended, UsageError
 from rept.utils.text import visible
 
 
-def main(name: str | None, usage: str, run: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
+def main(
+    name: str | None,
+    usage: str,
+    run: Callable[[list[str]], None],
+    argv: Sequence[str] | None = None,
+    keys: Collection[str] | None = None,
+) -> int:
     """Runs a command. Exit codes: 0 done, 2 a user's mistake (one sentence on stderr), 130 Ctrl-C, 143 SIGTERM.
 
     ``--help`` is answered from the YAML files before anything heavy is imported.
+
+    Args:
+        name: of the YAML file with the command's keys; None: it has none.
+        argv: the command line; None: that of the process.
+        keys: the top-level keys of the YAML file that the command takes; None: all.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"--help", "-h"} & set(arguments):
-        print(describe(name, usage) if name else usage.strip())
+        _print_help(describe(name, usage, keys) if name else usage.strip())
         return 0
     # Set before tokenizers are imported, which would otherwise print advice in between.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -34,3 +45,11 @@ def main(name: str | None, usage: str, run: Callable[[list[str]], None], argv: S
         print(visible(str(ended)), file=sys.stderr)
         return ended.exit_code
     return 0
+
+
+def _print_help(text: str) -> None:
+    """Prints to a reader that may stop reading early, as ``head`` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit

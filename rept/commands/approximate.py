@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from rept.config.schema import APPROXIMATE_RANKING
+
 CONFIG = "attribute"
+KEYS = APPROXIMATE_RANKING
 USAGE = """
 python -m rept approximate RUN [scorer=cosine|inner_product] [top_k=N] out=DIR
 
@@ -30,7 +33,7 @@ def run(arguments: list[str]) -> None:
     from rept.utils.console import say
     from rept.utils.progress import progress
 
-    source, config = reopen(arguments, ("scorer", "top_k", "out"))
+    source, config = reopen(arguments, APPROXIMATE_RANKING)
     check_numbers(config)
     out = RunFolder(config.out)
     scoring = Scoring(source, out, config, stored_data(source, config), build(config.scorer, Scorer))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from rept.config.messages import CONFIGS
@@ -27,13 +29,17 @@ def documented(path: Path) -> list[tuple[str, str, str]]:
     return entries
 
 
-def describe(name: str, usage: str) -> str:
-    """Returns the help text of the command configured by ``configs/NAME.yaml``."""
+def describe(name: str, usage: str, keys: Collection[str] | None = None) -> str:
+    """Returns the help text of the command configured by ``configs/NAME.yaml``.
+
+    Args:
+        keys: the top-level keys that the command takes; None: all.
+    """
     entries = documented(CONFIGS / f"{name}.yaml")
     defaults = dict(re.findall(r"(\w+): (\w+)", next(value for key, value, _ in entries if key == "defaults")))
     lines = [usage.strip(), "", "Keys (key=default: meaning):"]
-    lines += [_entry(*entry) for entry in entries if entry[0] != "defaults"]
-    for group in [*defaults, "experiment"]:
+    lines += [_entry(*entry) for entry in entries if entry[0] != "defaults" and _taken(entry[0], keys)]
+    for group in filter(partial(_taken, keys=keys), [*defaults, "experiment"]):
         words = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
         if not words:
             continue
@@ -48,6 +54,10 @@ def describe(name: str, usage: str) -> str:
                 lines.append(f"  {group}={word:<28} {_first_sentence(CONFIGS / group / f'{word}.yaml')}")
     lines += ["", f"{TARGET}: any plug-in group takes {TARGET}=your.module.Class and that class's own arguments."]
     return "\n".join(lines)
+
+
+def _taken(key: str, keys: Collection[str] | None) -> bool:
+    return keys is None or key.partition(".")[0] in keys
 
 
 def _first_sentence(path: Path) -> str:

@@ -89,3 +89,7 @@ class TrainConfig:
 
 Config = AttributeConfig | TrainConfig
 SCHEMAS: dict[str, type[AttributeConfig] | type[TrainConfig]] = {"attribute": AttributeConfig, "train": TrainConfig}
+
+# Top-level keys that can be set when the stored signatures of a run are ranked again, exactly or approximately.
+RANKING = ("scorer", "top_k", "bottom_k", "each", "calibration", "max_wait", "out")
+APPROXIMATE_RANKING = ("scorer", "top_k", "out")

@@ -8,7 +8,7 @@ from pathlib import Path
 from rept.calibration.references import check_calibration
 from rept.config.compose import compose
 from rept.config.plug_ins import build, locate
-from rept.config.schema import TARGET, AttributeConfig
+from rept.config.schema import RANKING, TARGET, AttributeConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.ranking.scorer import Scorer
@@ -22,9 +22,6 @@ from rept.run.stages import known_answers
 from rept.utils.console import say
 from rept.utils.json_files import read_jsonl
 from rept.utils.library_logging import quiet
-
-# What another ranking of stored signatures may set.
-RANKING = ("scorer", "top_k", "bottom_k", "each", "calibration", "max_wait", "out")
 
 
 def score(arguments: Sequence[str]) -> Trace:
