@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
+from rept.errors import UsageError
 from rept.evaluation import oracle
 from rept.model.architecture import Architecture
 from rept.types import IGNORE
@@ -44,6 +45,41 @@ def test_signature_is_read_where_the_response_is_predicted() -> None:
     labels = torch.tensor([IGNORE, IGNORE, 7, 8, IGNORE])
     assert oracle.signature(states, labels) == (1.0, 10.0)
     assert oracle.signature(states, labels, "response_mean") == (1.5, 15.0)
+    assert oracle.signature(states, labels, "text_mean") == (2.0, 20.0)
+
+
+@pytest.mark.parametrize("layer", [1, LAYERS])
+def test_any_module_can_be_read(layer: int) -> None:
+    model = tiny_model()
+    ids, labels = next(oracle.samples(tiny_batch()))
+    named = oracle.states(model, ids, labels, layer, "mlp_output")
+    given = oracle.states(model, ids, labels, layer, model.model.layers[layer - 1].mlp)
+    assert all(torch.equal(one, other) for one, other in zip(named, given, strict=True))
+
+
+def test_the_embedding_can_be_read() -> None:
+    model = tiny_model()
+    ids, labels = next(oracle.samples(tiny_batch()))
+    states = oracle.states(model, ids, labels, 1, model.model.embed_tokens)
+    embedded = model.model.embed_tokens(ids).detach().requires_grad_()
+    loss = cross_entropy(model(inputs_embeds=embedded[None]).logits[0, :-1], labels[1:], ignore_index=IGNORE)
+    torch.testing.assert_close(states, oracle.States(embedded.detach(), torch.autograd.grad(loss, embedded)[0]))
+
+
+def test_a_module_that_runs_twice_is_no_site() -> None:
+    model = tiny_model()
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    ids, labels = next(oracle.samples(tiny_batch()))
+    with pytest.raises(UsageError, match="Expected LlamaMLP to run once in a forward pass, but got 2 runs"):
+        oracle.states(model, ids, labels, 1, model.model.layers[0].mlp)
+
+
+def test_the_loss_is_torch_s_and_the_target_logit_one_of_its_two_terms() -> None:
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([IGNORE, IGNORE, 3, 1, IGNORE])
+    assert oracle.mean_loss(logits, labels) == pytest.approx(float(cross_entropy(logits[1:3], labels[2:4])))
+    term = logits[1:3].logsumexp(1).mean() - oracle.mean_target_logit(logits, labels)
+    assert oracle.mean_loss(logits, labels) == pytest.approx(float(term))
 
 
 def test_scores_are_the_formulas_of_torch() -> None:

@@ -10,11 +10,13 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from rept.errors import UsageError
 from rept.model.loading import load_model, load_tokenizer
+from rept.run.pipeline import attribute
 from rept.training.from_scratch import tiny_llama
+from tests.helpers.tiny import tiny_batch, tiny_model
 
 
 @pytest.fixture
@@ -49,6 +51,24 @@ def test_a_loaded_model_is_frozen_in_evaluation_mode(folder: Path, capfd: pytest
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_weights_take_the_dtype_asked_for(folder: Path, dtype: str) -> None:
     assert load_model(str(folder), dtype=dtype).dtype == getattr(torch, dtype)
+
+
+def test_a_run_in_float64_gives_the_scores_of_float32(material, tmp_path: Path) -> None:
+    exact, single = (
+        attribute(material.config(tmp_path / dtype, f"model.dtype={dtype}", "store.dtype=float32"), show_result=False)
+        for dtype in ("float64", "float32")
+    )
+    for query in range(len(material.asked)):
+        found, expected = exact.hits(query), single.hits(query)
+        assert [hit.row for hit in found] == [hit.row for hit in expected]
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+
+
+def test_experts_are_computed_in_float64(tmp_path: Path) -> None:
+    tiny_model("mixtral").save_pretrained(tmp_path)
+    model, batch = load_model(str(tmp_path), dtype="float64"), tiny_batch()
+    assert model.dtype == torch.float64
+    torch.testing.assert_close(model(batch.input_ids).logits.float(), tiny_model("mixtral")(batch.input_ids).logits)
 
 
 def test_attention_implementation_is_passed_on(folder: Path) -> None:
@@ -90,6 +110,51 @@ def test_missing_weights_are_reported_and_not_initialized(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UsageError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
         load_model(str(folder))
+
+
+def test_an_encoder_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    BertForMaskedLM(
+        BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"causal language model, but it is an encoder \(BertForMaskedLM\)") as raised:
+        load_model(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_without_a_tokenizer_is_reported_with_what_to_do(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UsageError, match=r"a model but no tokenizer: .* tokenizer\.save_pretrained\(") as raised:
+        load_tokenizer(str(folder))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "supported", "accelerator", "loaded"),
+    [
+        ("auto", False, False, torch.float32),
+        ("auto", True, False, torch.bfloat16),
+        ("auto", False, True, torch.bfloat16),
+        ("bfloat16", False, False, torch.bfloat16),
+    ],
+)
+def test_half_precision_becomes_float32_on_a_cpu_that_is_slow_in_it(
+    folder: Path,
+    dtype: str,
+    supported: bool,
+    accelerator: bool,
+    loaded: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    load_model(str(folder), dtype="bfloat16").save_pretrained(folder)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: accelerator)
+    for _ in range(2):
+        model = load_model(str(folder), dtype=dtype)
+        assert {parameter.dtype for parameter in model.parameters()} == {loaded} and model.dtype == loaded
+    said = "loaded in float32: this CPU computes slowly in bfloat16. model.dtype=bfloat16 keeps"
+    assert " ".join(capsys.readouterr().out.split()).count(said) == (loaded == torch.float32)
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
