@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +18,7 @@ import torch
 
 from rept.errors import UsageError
 from rept.model.architecture import peft_wrapper
+from rept.utils.console import say
 from rept.utils.library_logging import silence
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ def load_model(
         path: folder as Transformers saves it, or hub id; a folder with only a PEFT adapter loads the base model that it
             names, and the adapter.
         adapter: folder or hub id of a PEFT adapter to apply to the model.
-        dtype: of the weights; ``auto`` is the one they were saved in.
+        dtype: of the weights; ``auto`` is the one they were saved in, or float32 for half-precision weights on a CPU
+            that computes slowly with them.
         load_in_4bit: quantize through bitsandbytes, on a GPU; ``dtype`` is then the one of the computation.
         load_in_8bit: likewise.
         attn_implementation: as in Transformers; None is its default.
@@ -50,7 +53,7 @@ def load_model(
         trust_remote_code: run model code that comes with the checkpoint.
 
     Raises:
-        UsageError: no model or adapter there, weights missing from it, or an option that does not apply here.
+        UsageError: no model or adapter there, an encoder, weights missing, or an option that does not apply here.
     """
     from transformers import AutoModelForCausalLM
 
@@ -68,6 +71,12 @@ def load_model(
     with silence("transformers"), _reported(path, "causal language model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **given)
     model, info = cast("tuple[PreTrainedModel, dict[str, set[Any]]]", loaded)
+    for name in model.config.architectures or ():
+        if name.endswith("ForMaskedLM"):
+            raise UsageError(
+                f"Expected {path} to be a causal language model, but it is an encoder ({name}), which generates no "
+                "responses."
+            )
     # Transformers initializes what a checkpoint lacks at random, and its warning is silenced.
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
@@ -75,6 +84,9 @@ def load_model(
         raise UsageError(
             f"The checkpoint {path} is no whole causal language model: it lacks {', '.join(missing[:3])}{more}."
         )
+    if dtype == "auto" and not load_in_4bit and not load_in_8bit and slow_here(model.dtype):
+        _report_float32(path, model.dtype)
+        model = model.float()
     if adapter is not None:
         model = _with_adapter(model, adapter)
     return freeze(to_float64(model) if model.dtype == torch.float64 else model)
@@ -104,6 +116,26 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def slow_here(dtype: torch.dtype) -> bool:
+    """Whether models of a half-precision type would run on a CPU without units for it: about ten times slower."""
+    if dtype not in (torch.bfloat16, torch.float16) or torch.accelerator.is_available():
+        return False
+    if not torch._C._has_mkldnn:
+        return True
+    units = torch.ops.mkldnn
+    supported = units._is_mkldnn_bf16_supported if dtype == torch.bfloat16 else units._is_mkldnn_fp16_supported
+    return not supported()
+
+
+@cache
+def _report_float32(path: str, dtype: torch.dtype) -> None:
+    """Says once for a model in which type it is loaded instead."""
+    name = str(dtype).removeprefix("torch.")
+    say(
+        f"{path} is loaded in float32: this CPU computes slowly in {name}. model.dtype={name} keeps it as it was saved."
+    )
 
 
 def to_float64(model: PreTrainedModel) -> PreTrainedModel:
@@ -178,6 +210,11 @@ def _reported(path: str, what: str) -> Iterator[None]:
                 f"{path} comes with its own code, which runs only with model.trust_remote_code=true (for a base model "
                 "extractor.trust_remote_code=true): read it before you set that."
             ) from error
+        if what == "tokenizer" and (Path(path) / "config.json").is_file() and not any(Path(path).glob("tokenizer*")):
+            raise UsageError(
+                f"{path} contains a model but no tokenizer: save the one that the model was trained with there, by "
+                f"tokenizer.save_pretrained({str(path)!r}); a fine-tuned model has that of its base model."
+            ) from error
         raise UsageError(f"{path} contains no {what} that can be loaded: {_first_line(error)}.") from error
 
 
@@ -201,4 +238,4 @@ def _check_hub(path: str) -> None:
 def _first_line(error: Exception) -> str:
     """The first line of its message, and the next if the first ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(" :.")
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(" :.,")
