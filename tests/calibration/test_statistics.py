@@ -23,6 +23,7 @@ def test_standings_are_those_of_their_definition():
     out = torch.rand(12, 29, generator=generator) < 0.3
     out[3] = True  # compared with none
     out[4] = torch.arange(29) > MIN_REFERENCES - 2  # with one too few
+    out[5] = torch.arange(29) > MIN_REFERENCES - 1  # with just enough
     (standing, excess), (own_standing, own_excess) = standings(asked, known, out)
     for i in range(12):
         compared = known[i][~out[i]]

@@ -1,4 +1,4 @@
-"""The blocked ranking against a full sort, and the same however the store is cut."""
+"""The ranking by blocks compared with a full sort, for any blocks and processes."""
 
 from contextlib import closing
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_best_and_lowest_are_those_of_a_full_sort(store, scorer, rows_per_block)
 
 
 @pytest.mark.parametrize("world", [2, 3, 40])
-def test_parts_of_several_processes_add_up(store, world):
+def test_parts_of_several_processes_are_merged(store, world):
     queries = signatures(7, seed=1)
     whole = rank(store, queries, Cosine(), top_k=9, bottom_k=4)
     parts = [rank(store, queries, Cosine(), top_k=9, bottom_k=4, part=(i, world)) for i in range(world)]
@@ -114,15 +114,34 @@ def test_a_scorer_that_learns_is_fitted_to_each_site_on_attributed_rows(tmp_path
     assert not hasattr(scorer, "mean"), "the caller's own scorer stays as it was"
 
 
-def test_scores_that_are_not_finite_are_refused(store):
-    class Broken(Cosine):
-        def __call__(self, train, query):
-            score = super().__call__(train, query)
-            score[0, 1] = torch.nan
-            return score
+class OneScoreIs(Cosine):
+    """The cosine, but of the first row of a block for the second query."""
 
-    with pytest.raises(UsageError, match="from the scorer Broken, but got nan for training row .* query 1"):
-        rank(store, signatures(3, seed=1), Broken())
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def __call__(self, train, query):
+        score = super().__call__(train, query)
+        score[0, 1] = self.value
+        return score
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_scores_that_are_not_finite_are_refused(store, value):
+    row = next(store.blocks([H])).row[0]
+    expected = f"from the scorer OneScoreIs, but got {value} for training row {row} and query 1"
+    with pytest.raises(UsageError, match=expected):
+        rank(store, signatures(3, seed=1), OneScoreIs(value))
+
+
+def test_finite_scores_whose_sum_overflows_are_ranked(store):
+    class Large(Cosine):
+        def __call__(self, train, query):
+            return 3e38 * super().__call__(train, query).sign()
+
+    score = rank(store, signatures(3, seed=1), Large(), top_k=3).best.score
+    assert torch.equal(score, torch.full((3, 3), 3e38))
 
 
 def test_scores_of_another_shape_are_refused(store):
@@ -134,7 +153,7 @@ def test_scores_of_another_shape_are_refused(store):
         rank(store, signatures(3, seed=1), Turned())
 
 
-def test_a_field_that_is_not_there_is_named(store):
+def test_a_missing_field_is_reported(store):
     with pytest.raises(UsageError, match=r"needs \(representation, gradient\), but it has representation"):
         rank(store, {H: signatures(3, seed=1)[H]}, Cosine())
 
@@ -155,18 +174,18 @@ def test_whole_rankings_on_disk(store, tmp_path):
         torch.testing.assert_close(torch.from_numpy(score), expected[query, row])
 
 
-def test_a_full_disk_is_told_in_a_sentence_while_rankings_are_written():
+def test_a_full_disk_is_reported_in_a_sentence_while_rankings_are_written():
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("there is no /dev/full here")
-    told = "Expected to write /dev/full, but got: No space left on device"
-    with pytest.raises(UsageError, match=told), closing(ScoreFile(full)) as sink:
+    expected = "Expected to write /dev/full, but got: No space left on device"
+    with pytest.raises(UsageError, match=expected), closing(ScoreFile(full)) as sink:
         sink(torch.arange(3), torch.zeros(3, 2))
 
 
 def test_shares_of_the_blocks_add_up_to_one(tmp_path):
     signature = signatures(30)
-    signature[G] *= 2e6  # as loud as the representation
+    signature[G] *= 2e6  # as large as the representation
     store = make(tmp_path, signature)
     queries = {key: block * (2e6 if key == G else 1) for key, block in signatures(4, seed=1).items()}
     found = rank(store, queries, Cosine(), top_k=20)
@@ -180,7 +199,7 @@ def test_shares_of_the_blocks_add_up_to_one(tmp_path):
     assert 0.1 < share[H] < 0.9
 
 
-def test_a_drowned_gradient_accounts_for_nothing(store):
+def test_a_gradient_of_tiny_norm_has_no_share(store):
     queries = signatures(4, seed=1)
     share = blocks_share(store, queries, rank(store, queries, Cosine()).best)
     assert abs(share[G]) < 1e-9 and share[H] == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Every scorer against scikit-learn and a plain double loop."""
+"""Every scorer compared with scikit-learn and a plain double loop."""
 
 import pytest
 import torch
@@ -95,7 +95,21 @@ def test_scale_of_rows_does_not_matter_to_cosines():
             torch.testing.assert_close(scorer(louder, query), scorer(train, query))
 
 
-def test_the_plain_concatenation_drowns_the_gradient_and_the_product_does_not():
+@pytest.mark.parametrize("norm", [1e-36, 1e-30, 1e-21, 1e-16, 1e16, 1e19, 1e21, 1e30, 1e36])
+def test_cosines_of_rows_whose_squares_float32_cannot_hold(norm):
+    train, query = (torch.randn(6, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+    train[2], query[3] = train[2] * norm, query[3] * norm
+    x, y = (rows.double() / rows.double().norm(dim=1, keepdim=True) for rows in (train, query))
+    torch.testing.assert_close(cosine([train], [query]), (x @ y.T).float())
+
+
+def test_scores_of_the_smallest_numbers_are_finite():
+    smallest = torch.full((2, 4), torch.finfo(torch.float32).smallest_normal / 2**20)
+    assert cosine([smallest], [smallest]).isfinite().all()
+    assert cosine([torch.ones(2, 4)], [smallest]).abs().max() <= 1
+
+
+def test_the_gradient_has_no_effect_on_the_cosine_of_the_concatenation_and_one_on_the_product():
     train, query = fields(9, seed=0), fields(5, seed=1)
     other = {**train, "gradient": -train["gradient"]}
     torch.testing.assert_close(Cosine()(train, query), Cosine()(other, query), atol=1e-6, rtol=0)

@@ -66,6 +66,13 @@ def test_by_default_a_shard_is_full_at_a_number_of_bytes(tmp_path, monkeypatch):
     assert {shard.row_bytes for shard in shards} == {row_bytes}
 
 
+def test_rows_without_a_signature_count_as_wide_as_those_with_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "SHARD_BYTES", 8 * 49)
+    plan = batches(ROWS)
+    write(tmp_path, signatures(ROWS), shard_rows=None, lost=set(plan[1].tolist()), plan=plan)
+    assert len(read_shard(shard_files(tmp_path)[0], "train")) == 8
+
+
 def test_bytes_of_a_sample(tmp_path):
     rows, width = 2000, 128
     make(tmp_path, signatures(rows, width=width), shard_rows=500)
