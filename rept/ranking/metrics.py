@@ -21,8 +21,9 @@ and for several queries the mean of each, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ def measures(
     read: Callable[[int], tuple[np.ndarray, np.ndarray]],
     query_labels: Sequence[str | None],
     train_labels: Sequence[str | None],
+    same: Mapping[int, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Measures over all labelled queries and for each label; a training row is relevant if it has the query's label.
 
@@ -55,28 +57,46 @@ def measures(
         read: returns a query's whole ranking: row numbers (N) and scores (N), in any order.
         query_labels: one each query; a query without a label (None) is left out.
         train_labels: one each training row.
+        same: by query, the rows that are the query itself. They are left out, except in ``with_same``.
 
     Returns:
-        ``{"overall": {...}, "labels": {LABEL: {...}}, "queries": {"average_precision": [...]}}``. The first two each
+        ``{"overall": {...}, "labels": {LABEL: {...}}, "queries": {"average_precision": [...]}}``, and the same again
+        over all rows in ``with_same``. The first two each
         with ``queries``, the number of queries that count, and ``without_relevant``, the number of those for which no
         row has the label: they have no measure, and None in the list of queries. Empty if no query, or no training
         row, has a label.
     """
     codes = {label: code for code, label in enumerate(sorted({label for label in train_labels if label is not None}))}
     row_code = np.array([-1 if label is None else codes[label] for label in train_labels])
-    judged: dict[str, list[Judged | None]] = {}
-    by_query: list[float | None] = []
-    for query, label in enumerate(query_labels):
-        ranking = judge(*read(query), row_code == codes[label]) if label in codes else None
-        by_query.append(None if ranking is None else average_precision(ranking.ranks))
-        if label is not None and codes:
-            judged.setdefault(label, []).append(ranking)
-    if not judged:
+    if not codes or not any(label is not None for label in query_labels):
         return {}
+    others: list[Judged | None] = []
+    every: list[Judged | None] = []
+    for query, label in enumerate(query_labels):
+        if label not in codes:
+            others.append(None)
+            every.append(None)
+            continue
+        (row, score), relevant = read(query), row_code == codes[label]
+        every.append(judge(row, score, relevant))
+        if found := same.get(query):
+            kept = ~np.isin(row, found)
+            others.append(judge(row[kept], score[kept], relevant))
+        else:
+            others.append(every[-1])
+    return _by_label(others, query_labels) | {"with_same": _by_label(every, query_labels)}
+
+
+def _by_label(judged: Sequence[Judged | None], labels: Sequence[str | None]) -> dict[str, Any]:
+    """The measures overall and by label, and of each query."""
+    of_label: dict[str, list[Judged | None]] = {}
+    for one, label in zip(judged, labels, strict=True):
+        if label is not None:
+            of_label.setdefault(label, []).append(one)
     return {
-        "overall": summarize([one for ranking in judged.values() for one in ranking]),
-        "labels": {label: summarize(judged[label]) for label in sorted(judged)},
-        "queries": {"average_precision": by_query},
+        "overall": summarize([one for together in of_label.values() for one in together]),
+        "labels": {label: summarize(of_label[label]) for label in sorted(of_label)},
+        "queries": {"average_precision": [None if one is None else average_precision(one.ranks) for one in judged]},
     }
 
 

@@ -8,8 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from rept.config.schema import TARGET, ModelConfig, Node
-from rept.results.html_text import format_number
+from rept.results.html_text import format_count, format_number
 from rept.results.trace import Trace
+from rept.utils.text import visible
+
+MOST_LABELS = 20  # that are listed by name
 
 
 def run_date(trace: Trace) -> str:
@@ -49,6 +52,26 @@ def measures_table(trace: Trace) -> tuple[list[str], list[tuple[str, list[str]]]
     for name, value in (trace.metrics.get("tokens") or {}).items():
         rows.append((f"{name} (tokens)", [_cell(value), *[""] * (len(columns) - 1)]))
     return list(columns), rows
+
+
+def label_problems(trace: Trace) -> list[str]:
+    """Labels of queries that no training row has, and queries whose answer does not show their behaviour."""
+    lines = []
+    if missing := trace.metrics.get("missing_labels"):
+        asked = ", ".join(f"{visible(label)} ({format_count(n, 'query')})" for label, n in missing["queries"].items())
+        known = ", ".join(map(visible, missing["training"][:MOST_LABELS]))
+        more = len(missing["training"]) - MOST_LABELS
+        rest = f" and {more:,} more" if more > 0 else ""
+        lines.append(f"No training row has the label {asked}; the training rows have: {known}{rest}.")
+    if trace.not_shown:
+        numbers = ", ".join(map(str, sorted(trace.not_shown)[:MOST_LABELS])) + (
+            ", ..." if len(trace.not_shown) > MOST_LABELS else ""
+        )
+        lines.append(
+            f"The answer does not show the behaviour of the label for {format_count(len(trace.not_shown), 'query')} "
+            f"({numbers}), left out where the page counts what queries lead to."
+        )
+    return lines
 
 
 def row_counts(trace: Trace) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from rept.report.overview import measures_table, row_counts
+from rept.report.overview import label_problems, measures_table, row_counts
 from rept.results.records import TokenScores
 from rept.results.shading import Piece, shaded
 from rept.results.trace import Trace
@@ -68,6 +68,8 @@ def show_hits(trace: Trace, query: int, rows: int = 5) -> None:
     label = f" [{visible(sample['label'])}]" if sample["label"] else ""
     say(f"Query {query}{label}: {_line(sample['prompt'], 90)}")
     say(f"  {'model answered' if sample['generated'] else 'response'}: {_line(sample['response'], 90)}")
+    if query in trace.not_shown:
+        say(f"  this answer does not show {visible(sample['label'])}")
     hits = trace.hits(query)
     alike = Counter(hit.group for hit in hits)
     calibrated = any(hit.flagged is not None for hit in hits)
@@ -84,7 +86,16 @@ def show_hits(trace: Trace, query: int, rows: int = 5) -> None:
         label = _line(hit.label or "", 24) + (" (the query itself)" if hit.same_as_query else "")
         texts = [Text(label), Text(_line(hit.prompt, 80)), Text(_line(hit.response, 80))]
         table.add_row(str(hit.rank), str(hit.row), *size, f"{hit.score:.4f}", *p_value, *texts)
+    if grouped or calibrated:
+        table.caption, table.caption_justify = _explained(bool(grouped), calibrated), "left"
     console.print(table)
+
+
+def _explained(grouped: bool, calibrated: bool) -> str:
+    """What the columns of hits mean that do not explain themselves."""
+    alike = "alike: hits with nearly the same text, of which the best is listed"
+    p = "p: share of the reference queries with a row that stands out as far as this hit; *: the hit stands out"
+    return "; ".join([alike] * grouped + [p] * calibrated)
 
 
 def show_tokens(trace: Trace, query: int) -> None:
@@ -124,6 +135,8 @@ def show_metrics(trace: Trace) -> None:
         if name != "texts (tokens)":  # a count, which the page shows
             table.add_row(name, *cells)
     console.print(table)
+    for line in label_problems(trace):
+        say(line)
 
 
 def show_calibration(trace: Trace) -> None:

@@ -66,6 +66,15 @@ class Trace:
         self._check(query)
         return self._hits.get(query, [])
 
+    def best(self, query: int) -> Hit | None:
+        """The first hit that is not the query itself; None if there is none."""
+        return next((hit for hit in self.hits(query) if not hit.same_as_query), None)
+
+    @cached_property
+    def not_shown(self) -> set[int]:
+        """Queries whose answer does not show the behaviour of their label, where the data can decide this."""
+        return set(self.metrics.get("not_shown", ()))
+
     def opponents(self, query: int) -> list[Hit]:
         """The training rows that score lowest for a query, lowest first; empty unless ``bottom_k`` was set."""
         self._check(query)
@@ -112,7 +121,7 @@ class Trace:
         return sorted(chosen + [query for query in self.answered if query not in chosen][: most - len(chosen)])
 
     def clearest(self, queries: Sequence[int]) -> int:
-        """The query whose best hit represents those of all given queries, which have hits, best.
+        """The query whose best hit (not itself) represents those of all given queries, which have hits, best.
 
         In this order: the hit has the query's label, it has token scores, its strongest words are frequent among the
         strongest words of all best hits, its score is high.
@@ -120,8 +129,8 @@ class Trace:
         words = Counter(word for query in queries for word in self.words(query))
 
         def clarity(query: int) -> tuple[bool, bool, int, float]:
-            best = self.hits(query)[0]
-            own_label = best.label == self.queries[query]["label"]
+            best = self.best(query) or self.hits(query)[0]
+            own_label = best.label == self.queries[query]["label"] and query not in self.not_shown
             return own_label, best.row in self.scored(query), sum(words[w] for w in self.words(query)), best.score
 
         return max(queries, key=clarity)
@@ -133,8 +142,8 @@ class Trace:
 
     def best_tokens(self, query: int) -> dict[str, TokenScores]:
         """Token scores of a query with its best hit, by side; empty where there are none."""
-        hits = self.hits(query)
-        return self._tokens.get(query, {}).get(hits[0].row, {}) if hits else {}
+        best = self.best(query)
+        return self._tokens.get(query, {}).get(best.row, {}) if best else {}
 
     @property
     def _heading(self) -> str:

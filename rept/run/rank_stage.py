@@ -56,6 +56,7 @@ class Scoring:
         if process()[0] == 0:
             self.write(ranking, decision)
             self.out.update_provenance(blocks=_blocks(self.train, fields, ranking.best))
+            measured |= self._label_problems()
         if self.config.each:
             measured |= {"each": self._each(fields)}
         self.finish(measured)
@@ -77,14 +78,31 @@ class Scoring:
     @cached_property
     def labels(self) -> tuple[list[str | None], list[str | None]] | None:
         """The behaviours of training rows and of ranked queries; None unless both sides have some."""
-        train, query = self._labels("train"), self._labels("query")
-        ranked = [query[row] for row in self.queries]
+        train, ranked = self._train_rows[0], [behaviour_of(sample.label) for sample in self._asked]
         return (train, ranked) if any(train) and any(ranked) else None
 
-    def _labels(self, side: Side) -> list[str | None]:
-        source = self.datamodule.source(side)
-        samples = (source[row] for row in range(len(source)))
-        return [None if isinstance(sample, Status) else behaviour_of(sample.label) for sample in samples]
+    @property
+    def same(self) -> dict[int, list[int]]:
+        """By position in `queries`, the training rows that are the query itself: its prompt and its response."""
+        return self._train_rows[1]
+
+    @cached_property
+    def _asked(self) -> list[Sample]:
+        return [self._sample("query", query) for query in self.queries]
+
+    @cached_property
+    def _train_rows(self) -> tuple[list[str | None], dict[int, list[int]]]:
+        """Behaviours and `same`, from one pass over the training rows, of which no text is kept."""
+        texts = [(sample.prompt, sample.response) for sample in self._asked]
+        labels: list[str | None] = []
+        found: dict[tuple[str, str | None], list[int]] = {text: [] for text in texts}
+        source = self.datamodule.source("train")
+        for row in range(len(source)):
+            sample = source[row]
+            labels.append(None if isinstance(sample, Status) else behaviour_of(sample.label))
+            if not isinstance(sample, Status) and (rows := found.get((sample.prompt, sample.response))) is not None:
+                rows.append(row)
+        return labels, {i: found[text] for i, text in enumerate(texts) if found[text]}
 
     @cached_property
     def references(self) -> References | None:
@@ -131,7 +149,7 @@ class Scoring:
         decision, rate = None, self.config.calibration.rate
         if self.references and watch and rate is not None:
             decision = decide(gathered(watch.collected()), ranking.best, rate, self.config.top_k)
-            measured["calibration"] = self._calibration(decision, self.references.source, rate)
+            measured["calibration"] = self._calibration(decision, ranking.best, self.references.source, rate)
         return ranking, decision, measured
 
     def _watch(self, fields: Mapping[Key, Tensor]) -> StatisticsCollector | None:
@@ -140,8 +158,9 @@ class Scoring:
         read = {key: block for key, block in fields.items() if key.field in self.scorer.needs}
         return StatisticsCollector(self.train, read, self.references, self.config.top_k, self.device)
 
-    def _calibration(self, decision: Decision, source: str, rate: float) -> dict[str, Any]:
-        """The calibration as in metrics.json."""
+    def _calibration(self, decision: Decision, best: Hits, source: str, rate: float) -> dict[str, Any]:
+        """The calibration as in metrics.json; a query does not stand out by a row that is the query itself."""
+        flagged = [set(rows[mask].tolist()) for rows, mask in zip(best.row, decision.flagged, strict=True)]
         return {
             "rate": rate,
             "references": decision.references,
@@ -151,7 +170,7 @@ class Scoring:
             "floor": decision.floor,
             "fewest": fewest(len(self.queries), decision.references, rate),
             "queries": len(self.queries),
-            "stand_out": int(decision.flagged.any(1).sum()),
+            "stand_out": sum(bool(rows - set(self.same.get(i, ()))) for i, rows in enumerate(flagged)),
             "p_values": dict(zip(self.queries, decision.query.tolist(), strict=True)),
         }
 
@@ -159,12 +178,35 @@ class Scoring:
         if self.labels is None:
             return {}
         train, query = self.labels
-        measured = measures(lambda i: read_scores(paths, i), query, train)
+        measured = measures(lambda i: read_scores(paths, i), query, train, self.same)
         for path in paths:
             path.unlink()
         if measured:
-            measured["queries"] = {"query": self.queries, **measured["queries"]}
+            for part in (measured, measured["with_same"]):
+                part["queries"] = {"query": self.queries, **part["queries"]}
         return measured
+
+    def _label_problems(self) -> dict[str, Any]:
+        """Labels of queries that no training row has, and queries whose answer does not show their label's behaviour.
+
+        Each only where there are any.
+        """
+        if self.labels is None:
+            return {}
+        train, query = self.labels
+        known = {label for label in train if label is not None}
+        missing = Counter(label for label in query if label is not None and label not in known)
+        problems: dict[str, Any] = {}
+        if missing:
+            problems["missing_labels"] = {"queries": dict(sorted(missing.items())), "training": sorted(known)}
+        shows = {one.label: one.shows for one in self.datamodule.behaviours()}
+        source = self.datamodule.source("query")  # without the model's answers: a response here is the expected one
+        not_shown = []
+        for number, label, asked in zip(self.queries, query, self._asked, strict=True):
+            sample = source[number]
+            if label in shows and isinstance(sample, Sample) and not shows[label](sample, asked.response or ""):
+                not_shown.append(number)
+        return problems | ({"not_shown": not_shown} if not_shown else {})
 
     def write(self, ranking: Ranking, decision: Decision | None = None) -> None:
         """Replaces the previous ranking: its configuration, its hits, and opponents if there are any."""

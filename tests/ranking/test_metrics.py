@@ -67,6 +67,28 @@ def test_each_label_is_measured_over_its_own_queries():
     assert both["overall"]["average_precision"] == pytest.approx(np.mean(means))
 
 
+def test_rows_that_are_the_query_itself_count_in_measures_with_same_alone():
+    scores, query_labels, train_labels = world()
+    same = {0: [int(scores[0].argmax()), int(scores[0].argmin())], 5: [17]}
+    got = measures(reader(scores), query_labels, train_labels, same)
+    assert got["with_same"] == {
+        k: v for k, v in measures(reader(scores), query_labels, train_labels).items() if k != "with_same"
+    }
+    for query, label in enumerate(query_labels):
+        rows = np.setdiff1d(np.arange(scores.shape[1]), same.get(query, []))
+        relevant = np.array(train_labels)[rows] == label
+        expected = average_precision_score(relevant, scores[query][rows])
+        assert got["queries"]["average_precision"][query] == pytest.approx(expected, abs=1e-6)
+    assert got["overall"]["average_precision"] != got["with_same"]["overall"]["average_precision"]
+    assert list(got["labels"]) == list(got["with_same"]["labels"])
+
+
+def test_a_query_whose_only_relevant_row_is_itself_has_no_measure():
+    got = measures(reader(np.array([[3.0, 2.0, 1.0]], np.float32)), ["a"], ["a", "b", "b"], {0: [0]})
+    assert (got["overall"]["queries"], got["overall"]["without_relevant"]) == (0, 1)
+    assert got["with_same"]["overall"]["average_precision"] == 1
+
+
 def test_ties_rank_by_row_number_in_whatever_order_rows_come():
     scores = np.zeros((1, 6), np.float32)
     train_labels = ["b", "b", "a", "b", "a", "b"]  # relevant at the ranks 3 and 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 import rept
+from datamodules.instructions import InstructionData
 from extractors.sites.residual_stream import ResidualStream
+from rept.data.behaviours import Behaviour
 from rept.distributed.signals import Stopped
 from rept.errors import UsageError
 from rept.evaluation import oracle
@@ -27,6 +30,7 @@ from rept.store.reader import AttributionStore
 from rept.types import Key, Status
 from rept.utils.json_files import read_json, read_jsonl
 from scorers.cosine import Cosine
+from tests.helpers.terminal import print_to
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,32 @@ def test_a_query_that_is_a_training_row_is_marked_and_first(done):
     assert (best.row, best.same_as_query) == (3, True)
     assert best.score == pytest.approx(1, abs=1e-3)
     assert not any(hit.same_as_query for query in (0, 1, 2, 4) for hit in done.hits(query))
+    assert done.best(3) == done.hits(3)[1] and done.best(0) == done.hits(0)[0]
+
+
+def test_the_measures_leave_out_the_query_itself_and_problems_of_labels_are_recorded(material, tmp_path, monkeypatch):
+    rows = [
+        {"prompt": f"Name the king {i}", "response": f"It is {i}", "label": ("odd", "even")[i % 2]} for i in range(9)
+    ]
+    asked = [rows[0], rows[3], rows[4] | {"label": "od"}]
+    files = []
+    for name, lines in (("train", rows), ("queries", asked)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        files.append(f"datamodule.{name}={tmp_path / name}.jsonl")
+    shown = [Behaviour("odd", (), (), lambda _, answer: False)]
+    monkeypatch.setattr(InstructionData, "behaviours", lambda _: shown)
+    stream = io.StringIO()
+    print_to(stream, monkeypatch)
+    trace = attribute(material.config(tmp_path / "run", *files, "tokens.hits=0"))
+    found = trace.metrics
+    assert found["overall"]["reciprocal_rank"] < 1 == found["with_same"]["overall"]["reciprocal_rank"]
+    assert found["queries"]["query"] == found["with_same"]["queries"]["query"] == [0, 1, 2]
+    assert found["missing_labels"] == {"queries": {"od": 1}, "training": ["even", "odd"]}
+    assert found["not_shown"] == [0] and trace.not_shown == {0}
+    assert "No training row has the label od (1 query); the training rows have: even, odd." in stream.getvalue()
+    assert "does not show odd" in stream.getvalue()
+    again = score([str(tmp_path / "run"), f"out={tmp_path / 'again'}"]).metrics
+    assert again == found
 
 
 def test_a_query_without_response_is_answered_by_the_model(done):
@@ -289,7 +319,9 @@ def test_files_of_the_run_folder(done):
 
 def test_measures_exist_only_with_labels(done, material, tmp_path):
     marked = any(hit.row > 36 for query in range(5) for hit in done.hits(query)[:1])
-    assert set(done.metrics) == {"overall", "labels", "queries", "rows", "scores"} | ({"tokens"} if marked else set())
+    assert set(done.metrics) == {"overall", "labels", "queries", "with_same", "rows", "scores"} | (
+        {"tokens"} if marked else set()
+    )
     bare = tmp_path / "queries.jsonl"
     bare.write_text(json.dumps({"prompt": "Name the king", "response": "fine"}) + "\n")
     trace = attribute(material.config(tmp_path / "run", f"datamodule.queries={bare}"), show_result=False)
