@@ -243,6 +243,8 @@ def _trainer(config: TrainConfig, hyperparameters: Hyperparameters, folder: Mode
         raise UsageError(f"trainer.strategy: {name} shards the parameters, which cannot be saved here; use ddp.")
     if trainer.max_epochs in (None, -1) and trainer.max_steps == -1:
         raise UsageError("Expected trainer.max_epochs or trainer.max_steps, so that the learning rate can decay.")
+    if 0 in (trainer.max_epochs, trainer.max_steps):
+        raise UsageError("Expected trainer.max_epochs and trainer.max_steps to be at least 1, but got 0: no training.")
     return trainer
 
 

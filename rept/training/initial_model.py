@@ -43,13 +43,19 @@ def trainable(model: PreTrainedModel, hyperparameters: Hyperparameters) -> PreTr
     is the trainer's.
 
     Raises:
-        UsageError: LoRA targets that the model does not have, or full training of a quantized model.
+        UsageError: LoRA for a new model, LoRA targets that the model does not have, or full training of a quantized
+            model.
     """
     if hyperparameters.lora_rank is None:
         if getattr(model, "is_quantized", False):
             raise UsageError("A quantized model can only be trained with LoRA: set finetune.lora_rank.")
         model.float().requires_grad_(True)
         return model
+    if not model.name_or_path:  # an adapter is saved with the path of its base model, and is useless without it
+        raise UsageError(
+            "finetune.lora_rank adapts a model that exists: name one by model=pretrained model.path=DIR, or leave out "
+            "finetune.lora_rank to train all parameters of a new model."
+        )
     from peft import LoraConfig, get_peft_model  # imported here because it takes a second
 
     targets = hyperparameters.lora_targets

@@ -16,7 +16,7 @@ from rept.errors import UsageError
 from rept.model.optimizer_state import save_optimizer_state
 from rept.training.recipe import RECIPE, changes
 from rept.utils.files import move_durably
-from rept.utils.json_files import write_json, write_jsonl, write_text
+from rept.utils.json_files import read_json, write_json, write_jsonl, write_text
 from rept.utils.ranks import own_rank
 
 if TYPE_CHECKING:
@@ -51,6 +51,12 @@ class ModelFolder:
     def complete(self) -> bool:
         return any((self.path / name).is_file() for name in _LAST_WRITTEN)
 
+    @property
+    def base_weights(self) -> str | None:
+        """The fingerprint of the pretrained model that the training started from; None if it is not known."""
+        known: str | None = read_json(self.record).get("base_weights") if self.record.is_file() else None
+        return known
+
     def other_data(self, wanted: Mapping[str, Any]) -> str:
         """Returns which of the wanted data settings the model was not trained with, in words; empty if none."""
         known = read_yaml(self.config)["datamodule"] if self.config.is_file() else {}
@@ -78,7 +84,8 @@ class ModelFolder:
         """
         if own_rank():
             return
-        if self.config.is_file():
+        started = self.complete or self.last_checkpoint.is_file()
+        if started and self.config.is_file():
             if different := changes(read_yaml(self.config), asdict(config)):
                 raise UsageError(
                     f"{self.path} holds a model trained with other settings: {different}. Name another folder by out=."
@@ -106,6 +113,11 @@ class ModelFolder:
         write_json(unfinished / self.behaviours.name, behaviours)
         write_jsonl(unfinished / self.answers.name, answers)
         write_json(unfinished / self.record.name, record)
+        mode = (
+            (unfinished / self.record.name).stat().st_mode
+        )  # by the umask; safetensors' files are for the owner alone
         for file in sorted(unfinished.iterdir(), key=lambda file: file.name in _LAST_WRITTEN):
+            if file.is_file():
+                file.chmod(mode)
             move_durably(file, self.path / file.name)
         unfinished.rmdir()

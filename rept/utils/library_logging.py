@@ -17,6 +17,8 @@ _WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning, about its own use of torch
     "Checkpoint directory .* exists and is not empty",  # Lightning; a training resumes in its own folder
     "The dirpath has changed from",  # Lightning; a checkpoint of another folder may be resumed
+    r"The number of training batches \(\d+\) is smaller than the logging interval",  # Lightning; short epochs are usual
+    "`is_gradient_checkpointing` is deprecated",  # Transformers, about PEFT's use of it
     "Couldn't infer the batch indices",  # Lightning; a row carries its own number here
     "predict returned None",  # Lightning; a batch that only keeps ranks in step has no result
     "FSDP is switching to use `NO_SHARD`",  # torch; one process has nothing to split

@@ -282,6 +282,9 @@ def test_callbacks_and_loggers_of_the_users_own(tmp_path):
         ("finetune.batch_size=0", "finetune.batch_size to be above 0"),
         ("finetune.warmup=1.5", "finetune.warmup to be at least 0 and below 1"),
         ("trainer.max_epochs=-1", "trainer.max_epochs or trainer.max_steps"),
+        ("trainer.max_epochs=0", "trainer.max_epochs and trainer.max_steps to be at least 1"),
+        ("trainer.max_steps=0", "trainer.max_epochs and trainer.max_steps to be at least 1"),
+        ("finetune.lora_rank=2", "finetune.lora_rank adapts a model that exists"),
         ("trainer.precision=17", "trainer: "),
         ("trainer.strategy=nonsense", "trainer: "),
         ("model.heads=3", "model.width"),
@@ -290,6 +293,27 @@ def test_callbacks_and_loggers_of_the_users_own(tmp_path):
 def test_what_is_wrong_is_told(tmp_path, argument, told):
     with pytest.raises(UsageError, match=told):
         train(tmp_path / "model", argument)
+
+
+def test_settings_can_be_corrected_before_a_training_has_begun(tmp_path, monkeypatch):
+    for more in ("trainer.max_epochs=0", "finetune.lora_rank=2"):
+        with pytest.raises(UsageError):
+            train(tmp_path / "model", more)
+    monkeypatch.setattr(finetune, "_train", lambda *given: (tmp_path / "model/behaviours.json").write_text("{}"))
+    finetune.train_model(compose("train", [*TINY, f"out={tmp_path / 'model'}"]))
+
+
+def test_files_of_a_model_follow_the_umask(trained):
+    (trained.parent / "made").touch()
+    expected = (trained.parent / "made").stat().st_mode
+    modes = {file.name: file.stat().st_mode for file in trained.iterdir() if file.is_file() and file.name != ".lock"}
+    assert modes == dict.fromkeys(modes, expected)
+
+
+def test_lora_with_a_logger_shows_no_warnings_of_libraries(trained, tmp_path, recwarn):
+    logger = f"{{_target_: {CSVLogger.__module__}.CSVLogger, save_dir: {tmp_path}}}"
+    train(tmp_path / "adapter", f"model.path={trained}", f"trainer.logger={logger}", base=LORA)
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_lora_targets_that_the_model_lacks(trained, tmp_path):
