@@ -20,6 +20,7 @@ def test_response_positions_are_those_that_predict_a_response_token() -> None:
     assert response.sample.tolist() == [0, 0, 1]
     assert response.target.tolist() == [5, 6, 7]
     assert response.mean(torch.tensor([1.0, 3.0, 8.0])).tolist() == [2.0, 8.0]
+    assert response.mean(torch.tensor([[1.0, 2.0], [3.0, 6.0], [8.0, 9.0]])).tolist() == [[2.0, 4.0], [8.0, 9.0]]
 
 
 def test_the_first_output_is_a_leaf_and_later_ones_stand_above_it() -> None:
@@ -88,3 +89,17 @@ def test_float16_gradients_neither_underflow_nor_overflow(slope: float) -> None:
     (gradient,) = gradients_of(losses, [hidden])
     assert gradient.dtype == torch.float32
     assert gradient.tolist() == [slope] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_other_gradients_keep_the_dtype_of_the_outputs(dtype: torch.dtype) -> None:
+    hidden = torch.ones(3, dtype=dtype, requires_grad=True)
+    (gradient,) = gradients_of((hidden * 0.5).sum(0, keepdim=True), [hidden])
+    assert gradient.dtype == dtype and gradient.tolist() == [0.5] * 3
+
+
+def test_without_gradients_a_copy_of_the_output_is_recorded() -> None:
+    layer = nn.Linear(2, 2, bias=False).requires_grad_(False)
+    with torch.no_grad(), record({"layer": layer}, gradients=False) as outputs:
+        layer(torch.eye(2)).mul_(3)
+    assert torch.equal(outputs["layer"], layer.weight.T) and not outputs["layer"].requires_grad

@@ -75,6 +75,25 @@ def test_a_batch_that_does_not_fit_is_halved_and_keeps_its_order():
     assert max(sizes) == len(tiny_batch()) and module.halvings == len(tiny_batch()) - 1
 
 
+def test_after_a_batch_that_does_not_fit_larger_ones_are_halved_before_they_are_tried(capsys):
+    sizes = []
+
+    def extractor(model, batch, layers):
+        sizes.append(batch.input_ids.numel())
+        if sizes[-1] == 4 * 14:
+            raise torch.cuda.OutOfMemoryError("too large")
+        return ResidualStream()(model, batch, layers)
+
+    module, batch = module_of(extractor), tiny_batch()  # 7, 9, 2 and 14 tokens
+    module.predict_step(batch)
+    assert sizes == [4 * 14, 2 * 9, 2 * 14] and module.halvings == 1
+    assert "56 tokens do not fit on the device: from here on at most half as many" in capsys.readouterr().out
+    sizes.clear()
+    module.predict_step(batch.select([0, 1, 3]))  # 42 tokens, more than half of 56
+    module.predict_step(batch.select([2, 3]))  # 28 tokens
+    assert sizes == [7, 2 * 14, 2 * 14] and module.halvings == 2
+
+
 def test_a_single_row_that_does_not_fit_is_reported_with_what_to_do():
     def extractor(model, batch, layers):
         raise torch.cuda.OutOfMemoryError("too large")
@@ -110,9 +129,10 @@ def test_a_batch_that_keeps_ranks_in_step_is_run_and_not_kept():
 def test_gradients_of_exactly_zero_are_counted(field):
     def extractor(model, batch, layers):
         blocks = ResidualStream()(model, batch, layers)
-        blocks[G][:2] = 0
+        blocks[G][0] = 0
+        blocks[H][3] = 0  # which is no gradient
         return {H: blocks[H], Key("residual_stream", 2, field): blocks[G]}
 
     module = module_of(extractor)
     module.predict_step(tiny_batch())
-    assert module.underflowed == 2
+    assert module.underflowed == 1
