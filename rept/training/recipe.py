@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rept.config.schema import TrainConfig
+from rept.config.schema import TARGET, TrainConfig
 from rept.errors import UsageError
 from rept.utils.text import clip
 
@@ -35,6 +35,7 @@ def read_recipe(path: str | Path) -> TrainConfig:
         raise UsageError(f"Expected {file} to be {expected}, but got: {reason}.") from None
     if not isinstance(recipe, TrainConfig) or not recipe.model or not recipe.trainer:
         raise UsageError(f"Expected {file} to be {expected}, but it lacks model or trainer.")
+    recipe.trainer = {TARGET: "lightning.Trainer"} | recipe.trainer
     return recipe
 
 
