@@ -1,4 +1,4 @@
-"""python -m rept COMMAND: score, report, compare, verify and approximate."""
+"""python -m rept COMMAND: the subcommands in rept/commands."""
 
 from __future__ import annotations
 
