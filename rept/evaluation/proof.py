@@ -202,9 +202,9 @@ def _ask_run_model(inputs: ProofInputs) -> dict[str, Rate]:
                 "fingerprint. Restore it, or run attribute.py again."
             )
     if config.model.device_map is None and not (config.model.load_in_4bit or config.model.load_in_8bit):
-        placed = {
-            key: value for key, value in inputs.recipe.trainer.items() if key in (TARGET, "accelerator", "devices")
-        }
-        model.to(build_trainer(placed, logger=False, enable_checkpointing=False).strategy.root_device)
+        settings = inputs.recipe.trainer
+        node = {key: settings[key] for key in (TARGET, "accelerator", "devices") if key in settings}
+        device = build_trainer(node, logger=False, enable_checkpointing=False).strategy.root_device
+        nn.Module.to(model, device)  # Transformers' own `to` has no usable type
     inputs.data.attach(tokenizer)
     return ask_behaviours(model, tokenizer, inputs.data.encoder, inputs.behaviours, ANSWER_TOKENS)[0]
