@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from rept.report.overview import label_problems
 from rept.results.html_text import format_count
 from rept.results.records import Hit
 from rept.results.shading import Piece, excerpt
@@ -22,7 +23,9 @@ class BehaviourFindings:
 
     label: str | None
     queries: int
-    matched: int | None  # queries whose best hit has their label; None without labels
+    matched: int | None  # queries of `shown` whose best hit has their label; None without labels
+    shown: int  # queries whose answer shows the behaviour, or of which this is not known
+    stand_out: int | None  # queries for which a row stands out; None in a run that is not calibrated
     words: list[tuple[str, int]]  # and the number of best hits among whose strongest words each is
     example: dict[str, Any]  # as in queries.jsonl
     hit: Hit  # the example's best one
@@ -45,8 +48,8 @@ class Findings:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self.best = {query: trace.hits(query)[0] for query in trace.answered}
-        self.labels = {query: trace.queries[query]["label"] for query in trace.answered}
+        self.best = {query: hit for query in trace.answered if (hit := trace.best(query))}  # never the query itself
+        self.labels = {query: trace.queries[query]["label"] for query in self.best}
 
     @cached_property
     def labelled(self) -> bool:
@@ -56,7 +59,7 @@ class Findings:
 
     @cached_property
     def calibrated(self) -> bool:
-        return any(hit.flagged is not None for query in self.best for hit in self.trace.hits(query))
+        return "calibration" in self.trace.metrics
 
     @cached_property
     def rows_found(self) -> int:
@@ -65,21 +68,56 @@ class Findings:
 
     @cached_property
     def headline(self) -> str:
-        """The finding in one sentence."""
+        """The finding in one sentence; in a calibrated run, what stands out."""
         if not self.best:
             return "No query could be traced."
         total = format_count(len(self.best), "query")
-        if self.labelled:
-            labelled = [query for query, label in self.labels.items() if label is not None]
-            matched = sum(self.best[query].label == self.labels[query] for query in labelled)
-            of_all = format_count(len(labelled), "query")
-            return f"{matched:,} of {of_all} lead straight to training rows of their own behaviour."
         if self.calibrated:
-            flagged = sum(any(hit.flagged for hit in self.trace.hits(query)) for query in self.best)
-            return f"For {flagged:,} of {total}, a training row stands out."
+            known = self.trace.metrics["calibration"]
+            at = f"at a false discovery rate of {known['rate']:.3g}, against {known['references']:,} references"
+            return f"For {len(self.standing_out):,} of {total}, a training row stands out {at}."
+        if self.leads:
+            return self.leads
         share = sum(one.count for one in self.culprits) / sum(map(len, self._first_hits.values()))
         rows = format_count(len(self.culprits), "training row")
         return f"{rows} account for {share:.0%} of the first hits of {total}."
+
+    @cached_property
+    def standing_out(self) -> set[int]:
+        """The queries for which a training row other than the query itself is flagged."""
+        return {query for query in self.best if any(h.flagged and not h.same_as_query for h in self.trace.hits(query))}
+
+    @cached_property
+    def calibration(self) -> str:
+        """The rate and the references behind "stands out", and what a p-value is; empty if not calibrated."""
+        if not self.calibrated:
+            return ""
+        known = self.trace.metrics["calibration"]
+        return (
+            f"Each query is compared with {format_count(known['references'], 'reference')} ({known['source']}). The "
+            "p-value of a hit is the share of these references, itself included, for which a row stands out as far as "
+            f"this one, so a small value is rare by chance and none is below {known['floor']:.2g}. At most "
+            f"{known['rate']:.3g} of the queries for which a row stands out are expected to be false finds."
+        )
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with labels, see `rept.report.overview.label_problems`."""
+        return label_problems(self.trace)
+
+    @cached_property
+    def leads(self) -> str:
+        """How many queries lead to rows of their own label; empty without labels or answers that show them."""
+        shown = [
+            query for query, label in self.labels.items() if label is not None and query not in self.trace.not_shown
+        ]
+        if not self.labelled or not shown:
+            return ""
+        matched = sum(self.best[query].label == self.labels[query] for query in shown)
+        lead = (
+            "leads straight to training rows of its" if len(shown) == 1 else "lead straight to training rows of their"
+        )
+        return f"{matched:,} of {format_count(len(shown), 'query')} {lead} own behaviour."
 
     @cached_property
     def behaviours(self) -> list[BehaviourFindings]:
@@ -106,7 +144,7 @@ class Findings:
         """The first ten hits of all queries, by row."""
         found: dict[int, list[Hit]] = {}
         for query in self.best:
-            for hit in self.trace.hits(query)[:FIRST]:
+            for hit in [hit for hit in self.trace.hits(query) if not hit.same_as_query][:FIRST]:
                 found.setdefault(hit.row, []).append(hit)
         return found
 
@@ -115,10 +153,13 @@ class Findings:
         example = self.trace.clearest(queries)
         scored = self.trace.best_tokens(example).get("train")
         pieces, cut_before, cut_after = excerpt(scored) if scored else ([], False, False)
+        shown = [query for query in queries if query not in self.trace.not_shown]
         return BehaviourFindings(
             label=label,
             queries=len(queries),
-            matched=sum(self.best[query].label == label for query in queries) if self.labelled else None,
+            matched=sum(self.best[query].label == label for query in shown) if self.labelled else None,
+            shown=len(shown),
+            stand_out=len(self.standing_out & set(queries)) if self.calibrated else None,
             words=words.most_common(6),
             example=self.trace.queries[example],
             hit=self.best[example],

@@ -95,16 +95,21 @@ class _Content:
 
     def _query(self, query: dict[str, Any]) -> dict[str, Any]:
         number = query["query"]
+        marked = {"unshown": True} if number in self.trace.not_shown else {}
         hits, scored = self._shown(number)
         self.left_out.hits += len(self.trace.hits(number)) - len(hits)
         self.left_out.scored += len(self.trace.scored(number)) - len(scored)
-        return {key: query[key] for key in ("query", "label", "generated", "status")} | {
-            "prompt": self._cut(query["prompt"]),
-            "response": self._cut(query["response"]),
-            "hits": [self._hit(hit) for hit in hits],
-            "lowest": [self._hit(hit) for hit in self.trace.opponents(number)[:OPPONENTS]],
-            "scored": scored,
-        }
+        return (
+            {key: query[key] for key in ("query", "label", "generated", "status")}
+            | marked
+            | {
+                "prompt": self._cut(query["prompt"]),
+                "response": self._cut(query["response"]),
+                "hits": [self._hit(hit) for hit in hits],
+                "lowest": [self._hit(hit) for hit in self.trace.opponents(number)[:OPPONENTS]],
+                "scored": scored,
+            }
+        )
 
     def _shown(self, query: int) -> tuple[list[Hit], list[int]]:
         """The hits of a query that the page has, and the rows of those for which it has token scores."""

@@ -103,11 +103,11 @@ def average_precision_by_layer(trace: Trace) -> Plot | None:
 def precision_by_k(trace: Trace) -> Plot | None:
     """Mean precision at k = 1, 2, ... of the queries that have a label; None without labels on queries and hits.
 
-    A hit counts where it has the query's label.
+    A hit counts where it has the query's label; the query itself is no hit here.
     """
     relevant: dict[str, list[list[bool]]] = {}
     for query in trace.queries:
-        hits, label = trace.hits(query["query"]), query["label"]
+        label, hits = query["label"], [hit for hit in trace.hits(query["query"]) if not hit.same_as_query]
         if label is not None and any(hit.label is not None for hit in hits):
             relevant.setdefault(label, []).append([hit.label == label for hit in hits])
     if not relevant:

@@ -181,4 +181,8 @@ class _Writer:
         histogram = Histogram()
         if self.shape.hits:  # otherwise no query could be traced
             histogram.add(np.array([score for found in self.found.values() for _, score in found]))
-        return (measured if self.shape.labels else {}) | {"scores": histogram.as_dict(), "rows": rows}
+        calibration = {"rate": 0.05, "references": 99, "floor": 0.01, "fewest": 2, "source": "drawn rows"} | {
+            "queries": self.shape.queries, "stand_out": (self.shape.queries + 1) // 2, "clean_queries": True,
+        }  # fmt: skip
+        found = {"calibration": calibration} if self.shape.calibrated else {}
+        return (measured if self.shape.labels else {}) | found | {"scores": histogram.as_dict(), "rows": rows}

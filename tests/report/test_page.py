@@ -15,6 +15,7 @@ import pytest
 
 from rept.commands import report
 from rept.errors import UsageError
+from rept.report.findings import Findings
 from rept.report.page import render, write_report
 from rept.report.page_data import LADDER, Limits, make_blocks
 from rept.results.trace import Trace
@@ -150,10 +151,39 @@ def test_the_page_of_a_run_without_labels_tokens_and_curve_says_so(tmp_path: Pat
 def test_the_page_of_a_calibrated_run_shows_what_stands_out(tmp_path: Path) -> None:
     trace = Trace(write_run(tmp_path / "run", Shape(labels=(), calibrated=True)))
     page = Page(render(trace))
-    assert "For 3 of 6 queries, a training row stands out." in page.words
+    assert (
+        "For 3 of 6 queries, a training row stands out at a false discovery rate of 0.05, against 99 references."
+        in page.words
+    )
+    assert "compared with 99 references (drawn rows)" in page.words and "At most 0.05 of the queries" in page.words
+    assert "The p-value of a hit is the share of these references" in page.words
     assert "in colour: flagged as standing out." in page.words
     first = page.block("index")["queries"][0]["hits"][0]
     assert first["flagged"] is True and first["p"] == 0.01
+
+
+def test_a_calibrated_run_with_labels_says_by_label_what_stands_out(tmp_path: Path) -> None:
+    trace = Trace(write_run(tmp_path / "run", Shape(calibrated=True)))
+    page = Page(render(trace))
+    assert (
+        Findings(trace).headline
+        == "For 3 of 6 queries, a training row stands out at a false discovery rate of 0.05, against 99 references."
+    )
+    assert "of 6 queries lead straight to training rows of their own behaviour." in page.words
+    tallies = {found.label: found.stand_out for found in Findings(trace).behaviours}
+    assert tallies == {"backdoor": 3, "false_fact": 0}
+    assert "3 of 3 have a row that stands out" in page.words and "0 of 3 have a row that stands out" in page.words
+
+
+def test_problems_of_labels_are_on_the_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    missing = {"queries": {"<b>": 2}, "training": ["backdoor", "false_fact"]}
+    metrics = json.loads((run / "metrics.json").read_text()) | {"missing_labels": missing, "not_shown": [0, 1]}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    page = Page(render(Trace(run)))
+    assert "No training row has the label <b> (2 queries); the training rows have: backdoor, false_fact." in page.words
+    assert "of 4 queries lead straight" in page.words and "1 answer without the behaviour left out" in page.words
+    assert [query.get("unshown", False) for query in page.block("index")["queries"]] == [True] * 2 + [False] * 4
 
 
 def test_a_run_whose_queries_were_all_set_aside_has_a_page(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from rept.commands import exclude
 from rept.report import overview, plot_data
 from rept.report.charts import svg
 from rept.report.findings import Findings
@@ -74,6 +76,25 @@ def test_findings_count_what_is_in_the_results(tmp_path: Path) -> None:
     for behaviour in found.behaviours:
         assert behaviour.hit == trace.hits(behaviour.example["query"])[0]
         assert behaviour.hit.label == behaviour.label or not behaviour.matched
+
+
+def test_the_query_itself_is_no_finding(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Shape(queries=1, hits=12, rows=15, calibrated=True))
+    lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    own = next(line["label"] for line in lines[1:])
+    lines[0] |= {"same_as_query": True, "flagged": True}
+    lines[1:] = [line | {"flagged": False} for line in lines[1:]]
+    (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    query = json.loads((run / "queries.jsonl").read_text()) | {"label": own}
+    (run / "queries.jsonl").write_text(json.dumps(query) + "\n")
+    trace = Trace(run)
+    found = Findings(trace)
+    assert found.headline.startswith("For 0 of 1 query, a training row stands out at")
+    assert found.leads == "1 of 1 query leads straight to training rows of its own behaviour."
+    assert found.best[0] == found.behaviours[0].hit == trace.hits(0)[1]
+    assert lines[0]["row"] not in [culprit.hit.row for culprit in found.culprits] and found.rows_found == 10
+    plot = plot_data.precision_by_k(trace)
+    assert plot is not None and plot.lines[-1].points[0] == (1, 1.0) and len(plot.lines[-1].points) == 11
 
 
 def test_precision_by_k_is_that_of_the_hits(tmp_path: Path) -> None:
@@ -152,22 +173,37 @@ def test_charts_are_well_formed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "model", "works"),
     [
-        ({"_target_": "datamodules.synthetic.SyntheticData", "exclude": None}, ""),
-        (
-            {"_target_": "datamodules.instructions.InstructionData", "train": "a.jsonl", "exclude": None},
-            "datamodule=instructions datamodule.train=a.jsonl ",
-        ),
-        ({"_target_": "datamodules.date_lm.DateLM", "exclude": None}, "datamodule=date_lm "),
-        ({"_target_": "datamodules.hard_cases.HardCases"}, None),
+        ("instructions.InstructionData", "recipe", True),
+        ("instructions.InstructionData", "other", False),  # train.py did not make this model
+        ("instructions.InstructionData", "some/hub-id", False),
+        ("synthetic.SyntheticData", None, True),
+        ("hard_cases.HardCases", "recipe", False),  # which cannot leave rows out
+        ("in_memory.InMemoryData", None, False),
     ],
 )
-def test_the_command_to_train_again_names_the_data_if_it_can_leave_rows_out(
-    data: dict, words: str | None, tmp_path: Path
+def test_the_command_to_train_again_is_shown_where_it_works(
+    data: str, model: str | None, works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trace = Trace(write_run(tmp_path / "run"))
-    trace.config.datamodule = data
-    rest = f"datamodule.exclude=culprits.json compare_with=models/tiny out={tmp_path / 'run'}-without"
-    assert overview.retraining_command(trace) == ("" if words is None else f"python train.py {words}{rest}")
-    assert ("python train.py" in render(trace)) == (words is not None)
+    monkeypatch.chdir(tmp_path)
+    for name in ("recipe", "other"):
+        Path(name).mkdir()
+    Path("recipe/training.yaml").touch()
+    trace = Trace(write_run(Path("my run"), Shape(hits=30)))
+    trace.config.model.path, trace.config.model.adapter = ("base", model) if model == "recipe" else (model, None)
+    takes_rows_out = data.startswith(("instructions", "synthetic"))
+    trace.config.datamodule = {"_target_": f"datamodules.{data}"} | ({"exclude": None} if takes_rows_out else {})
+    page = render(trace).replace("&#39;", "'")
+    assert overview.prove_command(trace) == ("python -m rept prove 'my run' culprits.json" if works else "")
+    assert ("python -m rept prove 'my run' culprits.json" in page) == works
+    assert ("No command to train again is shown" in page) != works
+    assert "python -m rept exclude 'my run' --first 10" in page and "train.py datamodule" not in page
+
+
+def test_the_commands_on_the_page_are_those_that_exist(tmp_path: Path) -> None:
+    trace = Trace(write_run(tmp_path / "run", Shape(hits=3)))
+    words = shlex.split(overview.exclude_command(trace))
+    assert words[:4] == ["python", "-m", "rept", "exclude"]
+    exclude.run([*words[4:], f"out={tmp_path / 'culprits.json'}"])
+    assert len(json.loads((tmp_path / "culprits.json").read_text())["why"]) > 3

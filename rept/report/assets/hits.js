@@ -94,7 +94,8 @@ function queryDetail(query, steps) {
   const duplicatesNote = grouped ? `; ${count(grouped, "near-duplicate")} grouped with an earlier hit` : "";
   const heading = query.hits.length ? `${count(query.hits.length, "hit")}, best first${duplicatesNote}` : `No hits: ${query.status}`;
   const nodes = [el("header", { class: "detail-head" }, title, steps), texts];
-  if (query.hits.length && query.hits.every((hit) => hit.flagged === false)) nodes.push(el("p", { class: "none-stands-out" }, "No training sample stands out for this query."));
+  if (query.unshown) nodes.push(el("p", { class: "none-stands-out" }, "This answer does not show the behaviour of its label."));
+  if (query.hits.some((hit) => hit.flagged === false) && !standsOut(query)) nodes.push(el("p", { class: "none-stands-out" }, "No training sample stands out for this query."));
   nodes.push(el("div", { class: "hits-head" }, el("h4", {}, heading), query.scored.length ? specialSwitch() : ""), ...cards);
   if (query.lowest.length) nodes.push(el("div", { class: "hits-head" }, el("h4", {}, "Opponents: the rows that score lowest")), ...query.lowest.map((hit) => hitCard(query, [hit], false)));
   return nodes;

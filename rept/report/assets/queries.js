@@ -8,7 +8,7 @@ async function startQueries() {
   for (const label of [...new Set(page.queries.map((query) => query.label))].filter((label) => label !== null)) {
     byId("label").append(put(el("option", { value: label }), label));
   }
-  const best = page.queries.filter((query) => query.hits.length).map((query) => query.hits[0].score);
+  const best = page.queries.filter(bestOf).map((query) => bestOf(query).score);
   const [low, high] = [best.reduce((a, b) => Math.min(a, b), Infinity), best.reduce((a, b) => Math.max(a, b), -Infinity)];
   Object.assign(byId("least"), best.length ? { min: low, max: high, step: (high - low) / 200 || "any", value: low } : { disabled: true });
   byId("least").low = low;
@@ -23,6 +23,9 @@ async function startQueries() {
   openFromAddress();
 }
 
+/** The first hit that is not the query itself. */
+const bestOf = (query) => query.hits.find((hit) => !hit.same);
+const standsOut = (query) => query.hits.some((hit) => hit.flagged && !hit.same);
 const numberOf = (node) => (node ? Number(node.dataset.query) : null);
 
 function openFromAddress() {
@@ -52,10 +55,10 @@ function filter() {
   const least = Number(slider.value) <= slider.low + 1e-12 ? -Infinity : Number(slider.value);
   byId("least-value").textContent = least === -Infinity ? "" : number(least);
   const matches = (query) => {
-    const best = query.hits[0];
+    const best = bestOf(query);
     if (label && query.label !== label) return false;
     if (match && (!best || (page.rows[best.row][0] === query.label) !== (match === "own"))) return false;
-    if (flagged && query.hits.some((hit) => hit.flagged) !== (flagged === "yes")) return false;
+    if (flagged && standsOut(query) !== (flagged === "yes")) return false;
     if (least !== -Infinity && !(best && best.score >= least)) return false;
     return !words || contains(query, words.trim().toLowerCase());
   };
@@ -78,8 +81,8 @@ function contains(query, words) {
 }
 
 function item(query) {
-  const best = query.hits[0];
-  const facts = el("span", { class: "item-facts" }, el("b", {}, String(query.query)), labelChip(query.label), el("span", { class: "score" }, best ? number(best.score) : "no hit"));
+  const best = bestOf(query);
+  const facts = el("span", { class: "item-facts" }, el("b", {}, String(query.query)), labelChip(query.label), standsOut(query) ? el("span", { class: "flag" }, "stands out") : null, query.unshown ? el("span", { class: "soft" }, "not shown") : null, el("span", { class: "score" }, best ? number(best.score) : "no hit"));
   const text = put(el("span", { class: "item-text", dir: "auto" }), snippet(query.prompt, 140) || query.status);
   return el("li", { role: "option", id: `option-${query.query}`, "data-query": query.query, "aria-selected": "false" }, facts, text);
 }
