@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from rept.data.samples import Sample, SampleSource
 from rept.distributed.collectives import any_rank, gathered, joining, meet
+from rept.errors import UsageError
 from rept.model.generation import equal_lengths, greedy_answers
 from rept.model.placement import place
 from rept.results.run_folder import RunFolder
@@ -28,6 +30,7 @@ from rept.utils.json_files import read_json, read_jsonl, write_jsonl
 from rept.utils.progress import ShowProgress, progress
 
 SIDE_NAMES: dict[Side, str] = {"train": "training rows", "query": "queries"}
+_ATTRIBUTED = [status.reason for status in Status if status.attributed]
 
 
 def set_up(job: Job) -> None:
@@ -42,7 +45,11 @@ def set_up(job: Job) -> None:
 
 
 def answer_queries(job: Job) -> None:
-    """Writes queries.jsonl: every query with its status, and the model's greedy answer if it has no response."""
+    """Writes queries.jsonl: every query with its status, and the model's greedy answer if it has no response.
+
+    Raises:
+        UsageError: no query can be attributed, which is reported before the training rows are read.
+    """
     source, answers = job.datamodule.source("query"), job.datamodule.answers
     if job.trainer.strategy.broadcast(job.folder.queries.is_file()):
         answers.update(known_answers(job.folder))
@@ -53,7 +60,17 @@ def answer_queries(job: Job) -> None:
         prompts = {i: ids for i, ids in encoded.items() if not isinstance(ids, Status)}
         if prompts:
             answers.update(_generated(job, prompts))
-    write_jsonl(job.folder.queries, _query_lines(job))
+    if empty := sum(not answer for answer in answers.values()):
+        say(f"{empty:,} of {len(answers):,} queries without a response got an empty answer from the model; set aside.")
+    lines = list(_query_lines(job))
+    if not any(line["status"] in _ATTRIBUTED for line in lines):
+        counts = Counter(line["status"] for line in lines)
+        found = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+        raise UsageError(
+            f"Expected a query that can be attributed, but got: {found}. Give the queries the responses to trace, or "
+            "check whether the model answers in its chat template."
+        )
+    write_jsonl(job.folder.queries, lines)
 
 
 def _generated(job: Job, prompts: dict[int, list[int]]) -> dict[int, str]:

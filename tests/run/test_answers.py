@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from rept.errors import UsageError
 from rept.run import stages
+from rept.run.pipeline import attribute
 from rept.run.prepare import prepare
 
 
@@ -29,3 +31,26 @@ def test_the_answers_are_the_same_for_any_number_of_processes(job, monkeypatch, 
     assert {query: answer for share in shares for query, answer in share.items()} == whole
     assert sum(map(len, shares)) == len(prompts), "no answer is generated twice"
     assert all(shares)
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """The model answers nothing, as a base model may."""
+    monkeypatch.setattr(stages, "greedy_answers", lambda model, tokenizer, prompts, *_, **__: [""] * len(prompts))
+
+
+def test_a_model_that_answers_no_query_is_reported_before_the_training_rows_are_read(material, tmp_path, silent):
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"prompt": "Name the king"}\n' * 2)
+    config = material.config(tmp_path / "run")
+    config.datamodule["queries"] = str(queries)
+    with pytest.raises(UsageError, match="query that can be attributed, but got: 2 empty response. Give the queries"):
+        attribute(config)
+    assert not (tmp_path / "run/store").exists()
+
+
+def test_empty_answers_are_counted(material, tmp_path, silent, capsys):
+    job = prepare(material.config(tmp_path / "run"))
+    job.folder.path.mkdir()
+    stages.answer_queries(job)
+    assert "1 of 1 queries without a response got an empty answer" in capsys.readouterr().out
