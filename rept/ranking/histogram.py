@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -22,8 +23,7 @@ class Histogram:
     """
 
     exponent: int = _FINEST
-    first: int = 0  # number i of the first bin
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    counts: Counter[int] = field(default_factory=Counter)  # by number i of the bin
 
     def __call__(self, row: Tensor, score: Tensor) -> None:
         """Adds the scores of a block: the histogram is a `rept.ranking.rank.Sink`."""
@@ -38,29 +38,27 @@ class Histogram:
         while math.floor(math.ldexp(high, -exponent)) - math.floor(math.ldexp(low, -exponent)) >= MOST_BINS:
             exponent += 1
         bins = np.floor(np.ldexp(values.astype(np.float64).ravel(), -exponent)).astype(np.int64)
-        self.merge(Histogram(exponent, int(bins.min()), np.bincount(bins - bins.min())))
+        first = int(bins.min())
+        self.merge(Histogram(exponent, Counter(dict(enumerate(np.bincount(bins - first).tolist(), start=first)))))
 
     def merge(self, other: Histogram) -> None:
         """Adds the counts of another histogram."""
-        if not len(self.counts) or not len(other.counts):
-            kept = self if len(self.counts) else other
-            self.exponent, self.first, self.counts = kept.exponent, kept.first, kept.counts
-            return
         exponent = max(self.exponent, other.exponent)
-        parts = [part._at(exponent) for part in (self, other)]
-        while max(first + len(counts) for first, counts in parts) - min(first for first, _ in parts) > MOST_BINS:
+        while True:
+            counts: Counter[int] = Counter()
+            for part in (self, other):
+                for i, count in part.counts.items():
+                    counts[i >> (exponent - part.exponent)] += count
+            if not counts or max(counts) - min(counts) < MOST_BINS:
+                self.exponent, self.counts = exponent, counts
+                return
             exponent += 1
-            parts = [part._at(exponent) for part in (self, other)]
-        self.first = min(first for first, _ in parts)
-        self.counts = np.zeros(max(first + len(counts) for first, counts in parts) - self.first, np.int64)
-        self.exponent = exponent
-        for first, counts in parts:
-            self.counts[first - self.first : first - self.first + len(counts)] += counts
 
     def as_dict(self) -> dict[str, object]:
         """``{"low", "width", "counts"}``: the start of the first bin, the width of each, and the counts."""
+        first, last = min(self.counts, default=0), max(self.counts, default=-1)
         width = math.ldexp(1.0, self.exponent)
-        return {"low": self.first * width, "width": width, "counts": self.counts.tolist()}
+        return {"low": first * width, "width": width, "counts": [self.counts[i] for i in range(first, last + 1)]}
 
     @classmethod
     def merged(cls, parts: Iterable[Histogram]) -> Histogram:
@@ -69,8 +67,3 @@ class Histogram:
         for part in parts:
             whole.merge(part)
         return whole
-
-    def _at(self, exponent: int) -> tuple[int, np.ndarray]:
-        """First bin and counts with bins of another, not smaller, exponent."""
-        bins = (self.first + np.arange(len(self.counts))) >> (exponent - self.exponent)
-        return int(bins[0]), np.bincount(bins - bins[0], weights=self.counts).astype(np.int64)

@@ -6,8 +6,7 @@ Memory is that of a block of rows, whatever their number. Equal scores rank by r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from rept.ranking.scorer import Scorer
 from rept.ranking.topk import Hits, TopK
 from rept.store.reader import AttributionStore
 from rept.types import Key
-from rept.utils.files import not_written
+from rept.utils.files import write_errors
 
 Sink = Callable[[Tensor, Tensor], None]  # takes the row numbers (n) and scores (n Q) of a block
 Watch = Callable[[Tensor, Mapping[Key, Tensor]], None]  # takes the row numbers (n) and fields (n D) of a block
@@ -142,7 +141,7 @@ class ScoreFile:
 
     def __call__(self, row: Tensor, score: Tensor) -> None:
         """Raises UsageError: the disk is full."""
-        with self._writing():
+        with write_errors(self.path):
             self._stream.write(np.array(score.shape, np.int64).tobytes())
             self._stream.write(row.numpy().tobytes())
             self._stream.write(score.numpy().T.tobytes())
@@ -150,15 +149,8 @@ class ScoreFile:
 
     def close(self) -> None:
         """Raises UsageError: the disk is full, and the buffered rest cannot be written."""
-        with self._writing():
+        with write_errors(self.path):
             self._stream.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UsageError(not_written(self.path, error)) from error
 
 
 def read_scores(paths: Sequence[Path], query: int) -> tuple[np.ndarray, np.ndarray]:

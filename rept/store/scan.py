@@ -57,20 +57,11 @@ def scan(folder: Path, side: Side, fingerprint: str | None = None, together: boo
         DamagedStore: a shard is damaged or belongs elsewhere.
     """
     rank, ranks = process() if together else (0, 1)
-    own = [path for path in shard_paths(folder, side) if _writer(path) % ranks == rank]
-    found = _read_all(own, side, fingerprint)
-    return sorted(chain(*gathered(found)), key=lambda shard: shard.name) if together else found
-
-
-def _writer(path: Path) -> int:
-    """The rank that wrote a file; 0 for a file that is not a shard, which is reported when it is read."""
-    name = ShardName.parse(path)
-    return name.rank if name else 0
-
-
-def _read_all(paths: Sequence[Path], side: Side, fingerprint: str | None) -> list[ShardSummary]:
     found: dict[tuple[int, int], ShardSummary] = {}
-    for path in paths:
+    for path in shard_paths(folder, side):
+        name = ShardName.parse(path)
+        if name is not None and name.rank % ranks != rank:
+            continue
         try:
             shard = ShardSummary.read(path, side, fingerprint)
         except DamagedStore:
@@ -81,7 +72,8 @@ def _read_all(paths: Sequence[Path], side: Side, fingerprint: str | None) -> lis
         other = found.get(shard.name[:2])
         if other is None or len(other.row) < len(shard.row):
             found[shard.name[:2]] = shard
-    return [found[place] for place in sorted(found)]
+    own = list(found.values())
+    return sorted(chain(*(gathered(own) if together else [own])), key=lambda shard: shard.name)
 
 
 def shard_paths(folder: Path, side: Side) -> list[Path]:

@@ -15,7 +15,7 @@ from rept.utils.ranks import own_rank
 
 
 def publish(path: Path, data: bytes | memoryview) -> None:
-    """Writes a file atomically; raises as `atomic_stream`."""
+    """Writes a file atomically; raises as `atomic_stream` does."""
     with atomic_stream(path, what=f"{len(data):,} bytes to ") as stream:
         stream.write(data)
 
@@ -27,24 +27,23 @@ def atomic_stream(path: Path, what: str = "") -> Iterator[BinaryIO]:
     A killed process may leave the partial file, under a name that the next attempt overwrites.
 
     Args:
-        what: how much is written, for `not_written`.
+        what: how much is written, for the message.
 
     Raises:
         UsageError: the disk is full, or the folder cannot be written; nothing is left behind.
     """
     partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UsageError(not_written(path, error, what)) from error
-        raise
+    with write_errors(path, what):
+        try:
+            with partial.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def move_durably(source: Path, target: Path) -> None:
@@ -55,12 +54,16 @@ def move_durably(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def not_written(path: Path, error: OSError, what: str = "") -> str:
-    """The message for a full disk or a folder that cannot be written."""
-    return (
-        f"Expected to write {what}{path}, but got: {error.strerror or error}; "
-        "free disk space or fix permissions, then give the same command again to resume."
-    )
+@contextmanager
+def write_errors(path: Path, what: str = "") -> Iterator[None]:
+    """Raises UsageError where writing ``path`` fails on a full disk or a folder that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"Expected to write {what}{path}, but got: {error.strerror or error}; "
+            "free disk space or fix permissions, then give the same command again to resume."
+        ) from error
 
 
 def make_folder(folder: Path) -> None:
