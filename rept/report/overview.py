@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rept.config.schema import TARGET, ModelConfig, Node
@@ -105,16 +106,21 @@ def facts(trace: Trace) -> list[tuple[str, list[str]]]:
     return [(name, lines) for name, lines in named.items() if any(lines)]
 
 
-def retraining_command(trace: Trace) -> str:
-    """The command that trains again without the marked rows; empty where the data module cannot leave rows out."""
-    data, model = trace.config.datamodule, trace.config.model
-    if "exclude" not in data:
-        return ""
-    name, trained = _name(data), model.adapter or model.path
-    given = [f"datamodule={name}"] if name != "synthetic" else []  # the default of train.py
-    given += [f"datamodule.{key}={data[key]}" for key in ("train", "queries") if data.get(key)]
-    given += ["datamodule.exclude=culprits.json"] + ([f"compare_with={trained}"] if trained else [])
-    return shlex.join(["python", "train.py", *given, f"out={trace.folder.path}-without"])
+def exclude_command(trace: Trace) -> str:
+    """The command that writes culprits.json from the hits of the run."""
+    return _command(trace, "exclude", "--first", str(min(10, trace.config.top_k)))
+
+
+def prove_command(trace: Trace) -> str:
+    """The command that trains again without the culprits; empty where the recipe is not known or takes no rows out."""
+    trained = trace.config.model.adapter or trace.config.model.path
+    # Without a path it is the model of the embedded data, which a run trains by train.py.
+    known = trained is None or (Path(trained).expanduser() / "training.yaml").is_file()
+    return _command(trace, "prove", "culprits.json") if known and "exclude" in trace.config.datamodule else ""
+
+
+def _command(trace: Trace, name: str, *arguments: str) -> str:
+    return shlex.join(["python", "-m", "rept", name, str(trace.folder.path), *arguments])
 
 
 def _model(model: ModelConfig) -> str:

@@ -86,7 +86,8 @@ def _template(trace: Trace) -> Callable[..., str]:
         "plots": plots(trace),
         "measures": overview.measures_table(trace),
         "facts": overview.facts(trace),
-        "retraining": overview.retraining_command(trace),
+        "exclude": overview.exclude_command(trace),
+        "prove": overview.prove_command(trace),
         "version": version("rept"),
     }
     return lambda **rest: template.render(given | rest)

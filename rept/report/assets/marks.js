@@ -39,7 +39,7 @@ function showMarks() {
 
 const sorted = () => [...marks].sort((a, b) => a - b);
 
-/** The formats that `datamodule.exclude` of train.py reads: a JSON list of row numbers, or a CSV with a column `row`. */
+/** The formats that `python -m rept prove` and `datamodule.exclude` of train.py read: a JSON list of row numbers, or a CSV with a column `row`. */
 const formats = { json: () => `${JSON.stringify(sorted())}\n`, csv: () => `row\n${sorted().join("\n")}\n` };
 
 function save(kind) {
