@@ -18,7 +18,6 @@ from rept.calibration.decision import Decision, decide, fewest
 from rept.calibration.references import References, load_references
 from rept.calibration.statistics import StatisticsCollector
 from rept.config.schema import AttributeConfig
-from rept.data.behaviours import behaviour_of
 from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample
 from rept.distributed.collectives import gathered, meet, process
@@ -29,6 +28,7 @@ from rept.ranking.scorer import Scorer
 from rept.ranking.topk import Hits
 from rept.results.near_duplicates import representatives
 from rept.results.run_folder import RunFolder
+from rept.run.query_labels import QueryLabels
 from rept.store.reader import AttributionStore
 from rept.types import Key, Side, Status
 from rept.utils.json_files import write_json, write_jsonl
@@ -56,7 +56,7 @@ class Scoring:
         if process()[0] == 0:
             self.write(ranking, decision)
             self.out.update_provenance(blocks=_blocks(self.train, fields, ranking.best))
-            measured |= self._label_problems()
+            measured |= self.known.problems()
         if self.config.each:
             measured |= {"each": self._each(fields)}
         self.finish(measured)
@@ -76,33 +76,8 @@ class Scoring:
         return [int(row) for row in self.query.attributed]
 
     @cached_property
-    def labels(self) -> tuple[list[str | None], list[str | None]] | None:
-        """The behaviours of training rows and of ranked queries; None unless both sides have some."""
-        train, ranked = self._train_rows[0], [behaviour_of(sample.label) for sample in self._asked]
-        return (train, ranked) if any(train) and any(ranked) else None
-
-    @property
-    def same(self) -> dict[int, list[int]]:
-        """By position in `queries`, the training rows that are the query itself: its prompt and its response."""
-        return self._train_rows[1]
-
-    @cached_property
-    def _asked(self) -> list[Sample]:
-        return [self._sample("query", query) for query in self.queries]
-
-    @cached_property
-    def _train_rows(self) -> tuple[list[str | None], dict[int, list[int]]]:
-        """Behaviours and `same`, from one pass over the training rows, of which no text is kept."""
-        texts = [(sample.prompt, sample.response) for sample in self._asked]
-        labels: list[str | None] = []
-        found: dict[tuple[str, str | None], list[int]] = {text: [] for text in texts}
-        source = self.datamodule.source("train")
-        for row in range(len(source)):
-            sample = source[row]
-            labels.append(None if isinstance(sample, Status) else behaviour_of(sample.label))
-            if not isinstance(sample, Status) and (rows := found.get((sample.prompt, sample.response))) is not None:
-                rows.append(row)
-        return labels, {i: found[text] for i, text in enumerate(texts) if found[text]}
+    def known(self) -> QueryLabels:
+        return QueryLabels(self.datamodule, self.queries)
 
     @cached_property
     def references(self) -> References | None:
@@ -126,7 +101,7 @@ class Scoring:
         histogram, watch = Histogram(), self._watch(fields)
         paths = [self.out.path / f".scores-{i}-of-{parts}" for i in range(parts)]
         with ExitStack() as stack:
-            scores = stack.enter_context(closing(ScoreFile(paths[part]))) if self.labels else None
+            scores = stack.enter_context(closing(ScoreFile(paths[part]))) if self.known.labels else None
             advance = stack.enter_context(progress("Ranking", total=len(self.train.attributed), unit="rows"))
             ranking = rank(
                 self.train,
@@ -170,43 +145,21 @@ class Scoring:
             "floor": decision.floor,
             "fewest": fewest(len(self.queries), decision.references, rate),
             "queries": len(self.queries),
-            "stand_out": sum(bool(rows - set(self.same.get(i, ()))) for i, rows in enumerate(flagged)),
+            "stand_out": sum(bool(rows - set(self.known.same.get(i, ()))) for i, rows in enumerate(flagged)),
             "p_values": dict(zip(self.queries, decision.query.tolist(), strict=True)),
         }
 
     def _measures(self, paths: list[Path]) -> dict[str, Any]:
-        if self.labels is None:
+        if self.known.labels is None:
             return {}
-        train, query = self.labels
-        measured = measures(lambda i: read_scores(paths, i), query, train, self.same)
+        train, query = self.known.labels
+        measured = measures(lambda i: read_scores(paths, i), query, train, self.known.same)
         for path in paths:
             path.unlink()
         if measured:
             for part in (measured, measured["with_same"]):
                 part["queries"] = {"query": self.queries, **part["queries"]}
         return measured
-
-    def _label_problems(self) -> dict[str, Any]:
-        """Labels of queries that no training row has, and queries whose answer does not show their label's behaviour.
-
-        Each only where there are any.
-        """
-        if self.labels is None:
-            return {}
-        train, query = self.labels
-        known = {label for label in train if label is not None}
-        missing = Counter(label for label in query if label is not None and label not in known)
-        problems: dict[str, Any] = {}
-        if missing:
-            problems["missing_labels"] = {"queries": dict(sorted(missing.items())), "training": sorted(known)}
-        shows = {one.label: one.shows for one in self.datamodule.behaviours()}
-        source = self.datamodule.source("query")  # without the model's answers: a response here is the expected one
-        not_shown = []
-        for number, label, asked in zip(self.queries, query, self._asked, strict=True):
-            sample = source[number]
-            if label in shows and isinstance(sample, Sample) and not shows[label](sample, asked.response or ""):
-                not_shown.append(number)
-        return problems | ({"not_shown": not_shown} if not_shown else {})
 
     def write(self, ranking: Ranking, decision: Decision | None = None) -> None:
         """Replaces the previous ranking: its configuration, its hits, and opponents if there are any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 
@@ -13,6 +14,7 @@ from rept.model.placement import input_device
 from rept.run.job import Job
 from rept.signatures.layer_strategy import LabelledLayerStrategy, LayerChoice
 from rept.types import Batch, Status
+from rept.utils.text import counted
 
 
 def choose_layers(job: Job) -> tuple[LayerChoice, list[int]]:
@@ -46,13 +48,17 @@ def sample_rows(job: Job, wanted: int, balanced: bool = False) -> list[int]:
         return []
     order = np.random.default_rng(job.config.seed).permutation(len(job.datamodule.source("train"))).tolist()
     found: list[int] = []
+    set_aside: Counter[str] = Counter()
     for row in _alternating(job, order) if balanced else order:
-        if job.datamodule.status("train", row).attributed:
+        status = job.datamodule.status("train", row)
+        if status.attributed:
             found.append(row)
+        else:
+            set_aside[status.reason] += 1
         if len(found) == wanted:
             break
     if not found:
-        raise UsageError("No training row can be attributed: each has an empty or too long prompt, or no response.")
+        raise UsageError(f"No training row can be attributed: {counted(set_aside)}.")
     return sorted(found)
 
 

@@ -14,6 +14,7 @@ from rept.data.padding import padded
 from rept.errors import UsageError
 from rept.types import Batch, Status
 from rept.utils.progress import progress
+from rept.utils.text import counted
 
 _ROWS_AT_ONCE = 512  # rows that are tokenized by one call
 _BATCHES_SORTED_TOGETHER = 32
@@ -41,7 +42,7 @@ class TrainingRows:
                 tokens.append(np.array(encoded.input_ids, dtype=np.int32))
                 found.append((row, encoded.cut, encoded.prompt_length, len(encoded.input_ids)))
         if not found:
-            raise UsageError("No training row can be trained on: each has an empty or too long prompt, or no response.")
+            raise UsageError(f"No training row can be trained on: {counted(self.set_aside) or 'all are excluded'}.")
         self.row, self.cut, self.prompt_length, self.length = map(np.array, zip(*found, strict=True))
         self._tokens = np.concatenate(tokens)
         self._start = np.cumsum(self.length) - self.length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 
 # Characters that are invisible or change how the text around them reads: control and format characters, lone
@@ -31,3 +32,8 @@ def clip(text: str, width: int) -> str:
     """``text`` on one line, white space collapsed, cut to at most ``width`` characters."""
     line = " ".join(text[: 4 * width].split())
     return line if len(line) <= width and len(text) <= 4 * width else line[: width - 1].rstrip() + "…"
+
+
+def counted(reasons: Counter[str]) -> str:
+    """Reasons with their counts, the most frequent first: "3 empty prompt, 1 empty response"."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())

@@ -16,6 +16,7 @@ import torch
 import rept
 from datamodules.instructions import InstructionData
 from extractors.sites.residual_stream import ResidualStream
+from rept.config.compose import compose
 from rept.data.behaviours import Behaviour
 from rept.distributed.signals import Stopped
 from rept.errors import UsageError
@@ -97,6 +98,15 @@ def test_the_measures_leave_out_the_query_itself_and_problems_of_labels_are_reco
     assert "does not show odd" in stream.getvalue()
     again = score([str(tmp_path / "run"), f"out={tmp_path / 'again'}"]).metrics
     assert again == found
+
+
+def test_rows_that_cannot_be_attributed_are_counted_by_reason(material, tmp_path):
+    chats = [{"messages": [{"role": "user", "content": "Name"}]}] * 3 + [{"prompt": "", "response": "fine"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    given = [one for one in material.arguments(tmp_path / "run") if not one.startswith("layers")]
+    config = compose("attribute", [*given, f"datamodule.train={tmp_path / 'train.jsonl'}"])
+    with pytest.raises(UsageError, match="No training row can be attributed: 3 empty response, 1 empty prompt."):
+        attribute(config, show_result=False)
 
 
 def test_a_query_without_response_is_answered_by_the_model(done):

@@ -45,7 +45,7 @@ def test_rows_that_no_model_can_learn_from_are_counted(data, monkeypatch):
     rows = TrainingRows(data)
     assert rows.set_aside == {"empty prompt": 1} and len(rows) == 87
     monkeypatch.setattr(data.encoder, "encode", lambda samples: [Status.EMPTY_PROMPT] * len(samples))
-    with pytest.raises(UsageError, match="No training row can be trained on"):
+    with pytest.raises(UsageError, match="No training row can be trained on: 88 empty prompt."):
         TrainingRows(data)
 
 
