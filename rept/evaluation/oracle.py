@@ -76,7 +76,9 @@ def states(
         else:
             module = site if isinstance(site, nn.Module) else getattr(architecture, site)(layer)
             hidden, leaf, logits = _add_zeros(model, module, input_ids)
-        (gradient,) = torch.autograd.grad(loss(logits, labels), leaf)
+        scale = 2.0**12 if leaf.dtype == torch.float16 else 1.0  # or small gradients would underflow
+        (gradient,) = torch.autograd.grad(loss(logits, labels) * scale, leaf)
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
     length = len(input_ids)  # some MLPs see all positions of a batch as one list (OPT)
     return States(hidden.detach().reshape(length, -1), gradient.reshape(length, -1))
 

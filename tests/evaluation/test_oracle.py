@@ -40,6 +40,16 @@ def test_at_the_last_layer_only_predicting_positions_have_a_gradient() -> None:
     assert states.gradient.norm(dim=-1).gt(0).tolist() == [False] * 4 + [True] * 3 + [False]
 
 
+@pytest.mark.parametrize("site", ["residual_stream", "mlp_output"])
+def test_small_gradients_do_not_underflow_in_half_precision(site: str) -> None:
+    half, single = tiny_model(dtype=torch.float16), tiny_model()
+    for model in (half, single):
+        model.lm_head.weight.data *= 1e-4  # gradients of 1e-8 and below
+    ids, labels = next(oracle.samples(tiny_batch()))
+    found, exact = (oracle.states(model, ids, labels, 2, site).gradient for model in (half, single))
+    assert (found - exact).norm() < 0.02 * exact.norm()
+
+
 def test_signature_is_read_where_the_response_is_predicted() -> None:
     states = oracle.States(torch.arange(5.0)[:, None], 10 * torch.arange(5.0)[:, None])
     labels = torch.tensor([IGNORE, IGNORE, 7, 8, IGNORE])

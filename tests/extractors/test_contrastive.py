@@ -115,7 +115,7 @@ def test_another_shape_is_no_base(material, base_at, other, message):
         attached(material, base_at(**other))
 
 
-def test_what_is_no_base_is_reported(material):
+def test_what_cannot_be_a_base_is_reported(material):
     with pytest.raises(UsageError, match="There is no folder .*no_such"):
         attached(material, "no_such folder")
     with pytest.raises(UsageError, match=r"extractor\.base is not set"):

@@ -34,7 +34,7 @@ def test_precision_is_scikit_learn_s():
 
 
 @pytest.mark.parametrize("labels", [[None] * 4, ["a", "b", None, None], ["a"] * 4])
-def test_without_labels_of_both_kinds_is_reported(labels):
+def test_a_probe_without_labels_of_both_kinds_is_reported(labels):
     batch = tiny_batch()
     with pytest.raises(UsageError, match="layers=labelled_probe needs labels"):
         LabelledProbe()(tiny_model(), [batch], dict(zip(batch.row.tolist(), labels, strict=True)))

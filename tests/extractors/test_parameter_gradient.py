@@ -228,6 +228,6 @@ def test_weights_that_cannot_be_read_are_reported(architecture, weights, word):
         ParameterGradient(weights)(tiny_model(architecture), tiny_batch(), [])
 
 
-def test_a_dimension_of_nothing_is_refused():
+def test_a_dimension_below_1_is_refused():
     with pytest.raises(UsageError, match="dimension"):
         ParameterGradient(dimension=0)

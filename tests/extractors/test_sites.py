@@ -125,7 +125,7 @@ def test_several_sites_and_layers_give_what_each_gives_alone(site: str) -> None:
             assert_rows_close(rows, together[key])
 
 
-def test_keys_come_in_the_order_asked_for() -> None:
+def test_keys_come_in_the_order_of_the_request() -> None:
     signature = SeveralSites(sites=["residual_stream", "attention_output"])(tiny_model(), tiny_batch(), [2, 1])
     sites = [(key.site, key.layer) for key in signature if key.field == "representation"]
     assert sites == [(site, layer) for site in ("residual_stream", "attention_output") for layer in (2, 1)]
