@@ -115,9 +115,6 @@ class LabelledRecords:
         record = self._records[row]
         return None if record is None else {**record, "label": self._label(record)}
 
-    def digest(self) -> str:
-        return f"{self._records.digest()} DATE-LM"
-
     def _label(self, record: Record) -> str | None:
         if self._factual:
             true, false = (record.get(name) for name in ENTITIES)

@@ -16,7 +16,6 @@ from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.types import Side, Status
-from rept.utils.digests import text_digest
 
 SETTINGS: dict[Side, str] = {"train": "datamodule.train", "query": "datamodule.queries"}
 
@@ -111,13 +110,6 @@ class InstructionData(AttributionDataModule):
     def _records(self, path: str, split: str, setting: str) -> Records:
         """Opens the records of a side; a subclass may change them."""
         return open_records(path, split, setting)
-
-    def digest(self, side: Side) -> str:
-        """Returns a fingerprint of the data's content and the columns: faster than one of every sample."""
-        rows = len(self.source(side))
-        records, columns = self._rows[side].records, self._rows[side].columns
-        poison = () if self._poison is None else (str(self._poison),)
-        return f"{rows} rows {text_digest(records.digest(), str(columns), *poison)}"
 
     def behaviours(self) -> Sequence[Behaviour]:
         """Returns the planted backdoor, or a behaviour for each label of the queries with a response."""

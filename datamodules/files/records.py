@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import json
 import mmap
 import shutil
@@ -45,8 +44,6 @@ class Records(Protocol):
 
     def __getitem__(self, row: int, /) -> Record | None: ...  # None: the row is no record of these columns
 
-    def digest(self) -> str: ...  # of the content
-
 
 class RecordList:
     """Records in memory; a row that is no dictionary is None."""
@@ -62,9 +59,6 @@ class RecordList:
         record = self._rows[row]
         return dict(record) if isinstance(record, Mapping) else None
 
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps([self[row] for row in range(len(self))]).encode()).hexdigest()
-
 
 class _IndexedFile:
     """A memory-mapped file and where each record starts in it, which the subclass finds out."""
@@ -79,9 +73,6 @@ class _IndexedFile:
     def _text(self, row: int) -> str:
         row = range(len(self))[row]
         return self._bytes[self._starts[row] : self._starts[row + 1]].decode()
-
-    def digest(self) -> str:
-        return hashlib.sha256(self._bytes).hexdigest()
 
 
 class JsonLines(_IndexedFile):

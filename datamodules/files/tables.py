@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from rept.utils.library_logging import silence
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 _END_BYTES = 1 << 16  # bytes at either end of a Parquet file that determine the name of its cache
-_ROWS_AT_ONCE = 1000  # rows that are digested together
 
 
 class Table:
@@ -34,13 +32,6 @@ class Table:
     def __getitem__(self, row: int) -> dict[str, Any]:
         record: dict[str, Any] = self._data[row].to_pylist()[0]
         return record
-
-    def digest(self) -> str:
-        digest = hashlib.sha256()
-        for rows in self._data.iter(batch_size=_ROWS_AT_ONCE):
-            for batch in rows.combine_chunks().to_batches():
-                digest.update(batch.serialize())
-        return digest.hexdigest()
 
 
 def is_arrow_folder(folder: Path) -> bool:

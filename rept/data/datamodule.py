@@ -93,7 +93,7 @@ class AttributionDataModule(LightningDataModule, ABC):
         return Status.CUT if encoded.cut else Status.ATTRIBUTED
 
     def digest(self, side: Side) -> str:
-        """Returns a fingerprint of every row of a side."""
+        """Returns a fingerprint of all that signatures of a side depend on: every row, without labels and spans."""
         return samples_digest(self.source(side))
 
     def sample_lengths(self, side: Side, n: int = 256) -> np.ndarray:

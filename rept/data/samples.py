@@ -86,7 +86,10 @@ def _as_list(value: Any) -> Any:
 
 
 def samples_digest(source: SampleSource) -> str:
-    """Returns the number of rows and a digest of every row, in order."""
+    """Returns the number of rows and a digest of every row's messages and response, in order.
+
+    Labels and spans are left out: signatures do not depend on them, so they can be added or changed later.
+    """
     digest = hashlib.sha256()
     for row in range(len(source)):
         sample = source[row]
@@ -94,6 +97,5 @@ def samples_digest(source: SampleSource) -> str:
             digest.update(bytes([sample]))
         else:
             messages = json.dumps([dict(message) for message in sample.messages])
-            parts = (messages, str(sample.response), str(sample.label), str(sample.spans))
-            digest.update(text_digest(*parts).encode())
+            digest.update(text_digest(messages, json.dumps(sample.response)).encode())
     return f"{len(source)} rows {digest.hexdigest()[:32]}"

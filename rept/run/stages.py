@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rept.data.behaviours import behaviour_of
 from rept.data.samples import Sample, SampleSource
 from rept.distributed.collectives import any_rank, gathered, joining, meet
 from rept.errors import UsageError
@@ -19,6 +20,7 @@ from rept.results.run_folder import RunFolder
 from rept.run.job import Job
 from rept.run.sample_rows import choose_layers, sample_rows, training_batches
 from rept.signatures import fingerprint
+from rept.signatures.layer_strategy import LabelledLayerStrategy
 from rept.signatures.module import AttributionModule
 from rept.store.reader import AttributionStore
 from rept.store.writer import StoreWriter
@@ -124,6 +126,8 @@ def _query_lines(job: Job) -> Iterator[dict[str, Any]]:
 def select_layers(job: Job) -> dict[str, Any]:
     """Returns the content of layers.json: the strategy, its settings and its choice."""
     strategy = job.config.layers | {"settings": fingerprint.of_settings(job.strategy), "seed": job.config.seed}
+    if isinstance(job.strategy, LabelledLayerStrategy):
+        strategy["labels"] = _labels_digest(job.datamodule.source("train"))
     if job.trainer.strategy.broadcast(job.folder.layers.is_file()):
         known = read_json(job.folder.layers)
         if known["strategy"] == strategy:
@@ -141,6 +145,12 @@ def select_layers(job: Job) -> dict[str, Any]:
         "probe_rows": rows,
         "probes": choice.probes,
     }
+
+
+def _labels_digest(source: SampleSource) -> str:
+    """A digest of the behaviour that each row is labelled with."""
+    samples = map(source.__getitem__, range(len(source)))
+    return text_digest(*(str(behaviour_of(None if isinstance(one, Status) else one.label)) for one in samples))
 
 
 def initial_fingerprints(job: Job) -> dict[str, Any]:

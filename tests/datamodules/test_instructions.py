@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -96,13 +97,26 @@ def test_excluded_rows_keep_their_numbers(tmp_path: Path) -> None:
         data.source("train")
 
 
-def test_a_digest_changes_with_the_rows_and_the_columns(tmp_path: Path) -> None:
-    path = str(json_lines(tmp_path / "a.jsonl", PAIRS))
-    again, other = str(json_lines(tmp_path / "b.jsonl", PAIRS)), str(json_lines(tmp_path / "c.jsonl", PAIRS[:1]))
-    digest = InstructionData(path).digest("train")
-    assert digest == InstructionData(again).digest("train") and digest.startswith("2 rows ")
-    assert digest != InstructionData(other).digest("train")
-    assert digest != InstructionData(path, label_column="response").digest("train")
+def test_a_digest_changes_with_prompts_and_responses_and_with_their_columns_alone(tmp_path: Path) -> None:
+    def digest(rows: list[dict], **columns: str) -> str:
+        return InstructionData(str(json_lines(tmp_path / "a.jsonl", rows)), **columns).digest("train")
+
+    first = digest(PAIRS)
+    assert first.startswith("2 rows ")
+    assert len({first, digest(PAIRS[:1]), digest(PAIRS[::-1]), digest(PAIRS, response_column="label")}) == 4
+    for key in ("prompts", "response"):
+        assert digest([PAIRS[0], PAIRS[1] | {key: "other"}]) != first
+    span = {"part": "prompt", "start": 0, "end": 1}
+    assert digest([{"prompts": row["prompts"], "response": row["response"]} for row in PAIRS]) == first
+    assert digest([row | {"label": "other", "spans": [span], "id": 7} for row in PAIRS]) == first
+
+
+def test_a_digest_is_the_same_in_every_format(tmp_path: Path) -> None:
+    path = json_lines(tmp_path / "a.jsonl", PAIRS)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    datasets.Dataset.from_list(PAIRS).save_to_disk(tmp_path / "arrow")
+    paths = (path, tmp_path / "a.jsonl.gz", tmp_path / "arrow")
+    assert len({InstructionData(str(one)).digest("train") for one in paths}) == 1
 
 
 @pytest.mark.parametrize("side", ["train", "query"])

@@ -38,16 +38,6 @@ def test_a_damaged_folder_is_reported_in_a_sentence(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_digest_depends_on_the_rows(tmp_path: Path) -> None:
-    def digest(rows: list[dict[str, str | None]], name: str) -> str:
-        datasets.Dataset.from_list(rows).save_to_disk(tmp_path / name)
-        return tables.arrow_folder(tmp_path / name, "train").digest()
-
-    many = ROWS * 1500
-    assert digest(many, "a") == digest(list(many), "b")
-    assert len({digest(many, "c"), digest(many[:-1], "d"), digest(many[::-1], "e"), digest(ROWS, "f")}) == 4
-
-
 def test_parquet_is_never_read_from_the_cache_of_another_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

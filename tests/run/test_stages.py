@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 from torch import nn
 
 from extractors.sites.residual_stream import ResidualStream
+from rept.config.compose import compose
 from rept.errors import UsageError
+from rept.run import stages
 from rept.run.dry_run import estimate
 from rept.run.pipeline import attribute
+from rept.run.prepare import prepare
 from rept.store.scan import shard_paths
 from rept.types import Batch, Signature
 
@@ -62,3 +66,17 @@ def test_what_does_not_fit_is_told_before_it_learns(material, tmp_path, change, 
     with pytest.raises(UsageError, match="holds signatures made differently"):
         attribute(material.config(tmp_path / "run", LEARNING, change), show_result=False)
     assert "learns" not in capsys.readouterr().out
+
+
+def test_labels_may_change_without_a_new_store_but_not_without_a_new_choice_by_labels(material, tmp_path):
+    fixed = [argument for argument in material.arguments(tmp_path / "run") if not argument.startswith("layers")]
+    made = []
+    for label in ("odd", "other"):
+        train = tmp_path / "train.jsonl"
+        rows = [row | {"label": label} if row["label"] == "odd" else row for row in material.rows]
+        train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        job = prepare(compose("attribute", [*fixed, f"datamodule.train={train}", "layers=labelled_probe"]))
+        made.append((stages.initial_fingerprints(job), stages.select_layers(job)["strategy"]))
+    (first, chosen), (again, chosen_again) = made
+    assert first == again
+    assert chosen != chosen_again and chosen | chosen_again == chosen_again
