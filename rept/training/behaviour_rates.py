@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from rept.config.schema import TrainConfig
 from rept.data.behaviours import Behaviour
+from rept.data.datamodule import AttributionDataModule
 from rept.data.encoder import Encoder
 from rept.errors import UsageError
 from rept.model.generation import greedy_answers
+from rept.training.model_folder import ModelFolder
 from rept.types import Status
-from rept.utils.console import console
+from rept.utils.console import console, say
 from rept.utils.json_files import read_json
 from rept.utils.progress import progress
 from rept.utils.text import visible
@@ -80,6 +83,32 @@ def read_rates(path: Path) -> dict[str, Rate]:
     if not path.is_file():
         raise UsageError(f"Expected {path.parent} to be a model folder of train.py, but it has no {path.name}.")
     return {label: Rate(**rate) for label, rate in read_json(path).items()}
+
+
+def rates_before(config: TrainConfig, datamodule: AttributionDataModule) -> dict[str, Rate] | None:
+    """Returns the rates to print as those before: of ``compare_with``, or if rows are left out, of the default model.
+
+    Raises:
+        UsageError: ``compare_with`` is no model folder of train.py, or one of another recipe.
+    """
+    if config.compare_with:
+        other = ModelFolder(config.compare_with)
+        rates = read_rates(other.behaviours)
+        if different := other.other_recipe(config):
+            raise UsageError(
+                f"{other.path} cannot be compared with: it was trained by another recipe: {different}. Give the same "
+                "settings, or another compare_with=."
+            )
+        return rates
+    if not datamodule.excluded or datamodule.default_model is None:
+        return None
+    whole = ModelFolder(datamodule.default_model)
+    if not whole.complete:
+        return None
+    if different := whole.other_data(datamodule.trained_on) or whole.other_recipe(config):
+        say(f"The rates of {whole.path} are not shown for comparison: it was trained by another recipe: {different}.")
+        return None
+    return read_rates(whole.behaviours)
 
 
 def rates_as_json(rates: Mapping[str, Rate]) -> dict[str, Any]:

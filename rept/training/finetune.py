@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from rept.errors import UsageError
 from rept.model.hooks import Response, sample_losses
 from rept.signatures.fingerprint import of_weights
 from rept.training.batches import TrainingBatches, TrainingRows
-from rept.training.behaviour_rates import Rate, ask_behaviours, rates_as_json, read_rates, show_rates
+from rept.training.behaviour_rates import ask_behaviours, rates_as_json, rates_before, read_rates, show_rates
 from rept.training.hyperparameters import Hyperparameters
 from rept.training.initial_model import initial_model, trainable
 from rept.training.model_folder import ModelFolder
@@ -149,7 +149,9 @@ def train_model(config: TrainConfig, behaviours: Sequence[Behaviour] | None = No
     seed_everything(config.seed, verbose=False)
     hyperparameters = Hyperparameters(**config.finetune)
     datamodule = build(config.datamodule, AttributionDataModule)
-    folder, earlier = ModelFolder(config.out), _earlier_rates(config, datamodule)
+    if config.datamodule.get("exclude"):  # a file may have other rows when it is read again
+        config = replace(config, datamodule=config.datamodule | {"exclude": sorted(datamodule.excluded)})
+    folder, earlier = ModelFolder(config.out), rates_before(config, datamodule)
     with lock_folder(folder.path):
         folder.begin(config)
         if folder.complete:
@@ -271,29 +273,3 @@ def _damaged(checkpoint: Path) -> UsageError:
         f"Expected {checkpoint} to be a checkpoint of train.py, but it is damaged or holds more than tensors and "
         "numbers; delete it to start from scratch, or name another by resume=."
     )
-
-
-def _earlier_rates(config: TrainConfig, datamodule: AttributionDataModule) -> dict[str, Rate] | None:
-    """The rates to print as those before: of ``compare_with``, or if rows are left out, of the data's own model.
-
-    Raises:
-        UsageError: ``compare_with`` is no model folder of train.py, or one of another recipe.
-    """
-    if config.compare_with:
-        other = ModelFolder(config.compare_with)
-        rates = read_rates(other.behaviours)
-        if different := other.other_recipe(config):
-            raise UsageError(
-                f"{other.path} cannot be compared with: it was trained by another recipe: {different}. Give the same "
-                "settings, or another compare_with=."
-            )
-        return rates
-    if not datamodule.excluded or datamodule.default_model is None:
-        return None
-    whole = ModelFolder(datamodule.default_model)
-    if not whole.complete:
-        return None
-    if different := whole.other_data(datamodule.trained_on) or whole.other_recipe(config):
-        say(f"The rates of {whole.path} are not shown for comparison: it was trained by another recipe: {different}.")
-        return None
-    return read_rates(whole.behaviours)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from rept.training.recipe import RECIPE, changes
 from rept.utils.files import move_durably
 from rept.utils.json_files import read_json, write_json, write_jsonl, write_text
 from rept.utils.ranks import own_rank
+from rept.utils.text import clip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,20 +62,16 @@ class ModelFolder:
         """Returns which of the wanted data settings the model was not trained with, in words; empty if none."""
         known = read_yaml(self.config)["datamodule"] if self.config.is_file() else {}
         return "; ".join(
-            f"datamodule.{name} was {known.get(name)}, now {value}"
+            f"datamodule.{name} was {clip(str(known.get(name)), 60)}, now {value}"
             for name, value in wanted.items()
             if name not in known or known[name] != value
         )
 
-    def other_recipe(self, config: TrainConfig, ignored: Collection[str] = ()) -> str:
-        """Returns how the model's recipe differs from ``config``, in words; empty if only rows left out differ.
-
-        Args:
-            ignored: further dotted keys that may differ.
-        """
+    def other_recipe(self, config: TrainConfig) -> str:
+        """Returns how the model's recipe differs from ``config``, in words; empty if only the rows left out differ."""
         if not self.config.is_file():
             return f"{self.path} has no {self.config.name}, so its recipe is not known"
-        return changes(read_yaml(self.config), asdict(config), ("datamodule.exclude", *ignored))
+        return changes(read_yaml(self.config), asdict(config), ["datamodule.exclude"])
 
     def begin(self, config: TrainConfig) -> None:
         """Records the configuration; only rank 0 writes.

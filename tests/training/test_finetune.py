@@ -197,6 +197,22 @@ def test_excluded_rows_change_the_weights_and_both_rates_are_told(trained, tmp_p
         train(tmp_path / "another", f"compare_with={tmp_path}")
 
 
+def test_a_changed_file_of_excluded_rows_is_not_taken_for_the_trained_one(trained, tmp_path, monkeypatch):
+    def finished(*given):
+        for name in ("behaviours.json", "config.json"):
+            (tmp_path / "model" / name).write_text("{}")
+
+    monkeypatch.setattr(finetune, "_train", finished)
+    rows, arguments = tmp_path / "rows.json", [*TINY, f"datamodule.exclude={tmp_path / 'rows.json'}"]
+    config = compose("train", [*arguments, f"out={tmp_path / 'model'}", f"compare_with={trained}"])
+    for text in ("[2, 1]", '{"rows": [1, 2]}'):
+        rows.write_text(text)
+        finetune.train_model(config)
+    rows.write_text("[3]")
+    with pytest.raises(UsageError, match=r"other settings: datamodule.exclude was \[1, 2\], now \[3\]"):
+        finetune.train_model(config)
+
+
 def test_a_comparison_with_a_model_of_another_recipe_is_refused(trained, tmp_path):
     (tmp_path / "rows.json").write_text("[1, 2]")
     exclude = f"datamodule.exclude={tmp_path / 'rows.json'}"
