@@ -9,7 +9,8 @@ github.com/DataAttributionEval/DATE-LM. The columns distinguish two layouts:
 
 A data set has a split ``train``, which is attributed to, and ``ref``, the queries. The measures are those of every run,
 by these labels: ``average_precision`` over the whole ranking, ``recall@50`` and ``reciprocal_rank`` (whose mean over
-queries is the MRR), overall in metrics.json.
+queries is the MRR), in metrics.json under ``with_same``: like the benchmark, over all rows, also those that are the
+reference itself.
 
 Differences from the benchmark, and limits:
 
