@@ -83,6 +83,11 @@ def prepare(
     if config.tokens.hits and isinstance(extractor, ReadsAllPositions):
         check_layer(config.tokens.layer, len(Architecture.of(model)))
     datamodule.attach(tokenizer)
+    if not tokenizer.chat_template:
+        say(
+            "The tokenizer has no chat template, so samples are rendered as plain text, each turn as its role, a colon "
+            r"and the text on a new line: User:\n...\n\nAssistant:\n..."
+        )
     extractor.attach(model, tokenizer)
     return Job(config, RunFolder(config.out), model, tokenizer, datamodule, extractor, scorer, strategy, trainer)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rept.data.samples import Sample
 from rept.distributed.collectives import meet, process
 from rept.ranking.metrics import token_average_precision
 from rept.ranking.token_influence import check_form
@@ -70,8 +71,16 @@ def _scored(
                 "layer": layer,
                 "form": form,
             }
-            precision = token_average_precision(scores, text.marked) if one.side == "train" else None
+            counts = one.side == "train" and not _is_query(job, one.row, one.query)
+            precision = token_average_precision(scores, text.marked) if counts else None
             yield {"order": one.order, "precision": precision, "line": line}
+
+
+def _is_query(job: Job, row: int, query: int) -> bool:
+    """Whether a training row has the prompt and the response of a query, so that it counts in no measure."""
+    samples = job.datamodule.sample("train", row), job.datamodule.sample("query", query)
+    one, other = ((sample.prompt, sample.response) for sample in samples if isinstance(sample, Sample))
+    return one == other
 
 
 def _join(job: Job, shares: Sequence[Path]) -> None:

@@ -53,6 +53,18 @@ def with_own_tokenizer(model, folder):
     return folder
 
 
+def test_a_tokenizer_without_a_chat_template_is_reported_with_the_format_that_is_used(material, tmp_path, capsys):
+    prepare(material.config(tmp_path / "run"))
+    assert "chat template" not in capsys.readouterr().out
+    shutil.copytree(material.model, tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").unlink()
+    prepare(material.config(tmp_path / "run", f"model.path={tmp_path / 'model'}"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        r"has no chat template, so samples are rendered as plain text" in said and r"User:\n...\n\nAssistant:" in said
+    )
+
+
 def test_code_that_is_trusted_is_that_of_the_tokenizer_too(material, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     model = with_own_tokenizer(material.model, tmp_path / "model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +53,15 @@ def test_two_ranks_leave_what_one_leaves(alone, as_rank):
     assert (folder.tokens.read_bytes(), folder.metrics.read_bytes()) == before
     assert 0.3 < share / len(before[0].splitlines()) < 0.7, "both ranks have something to do"
     assert "tokens" in alone.metrics and not list(folder.path.glob(".tokens-*"))
+
+
+def test_rows_that_are_the_query_itself_do_not_count_in_the_token_measure(material, tmp_path):
+    marked = [row for row in material.rows if "spans" in row][:1]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [material.asked[0], *marked]))
+    settings = (f"datamodule.queries={tmp_path / 'queries.jsonl'}", "top_k=40", "tokens.hits=40")
+    found = attribute(material.config(tmp_path / "run", *settings), show_result=False)
+    assert sum(hit.same_as_query for hit in found.hits(1)) == 4
+    assert found.metrics["tokens"]["texts"] == 4  # the marked rows for the first query alone
 
 
 def test_a_share_that_is_missing_is_no_file_with_holes(alone, as_rank):
