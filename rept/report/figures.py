@@ -31,21 +31,22 @@ LINE_STYLES: dict[str, dict[str, Any]] = {
 Placed = tuple[float, float, str | Piece]  # inches from the left and from the top, and what is there
 
 
-def write_figures(trace: Trace) -> list[Path]:
-    """Writes each figure that the run has data for into ``figures/`` and returns the paths.
+def write_figures(trace: Trace, folder: Path | None = None) -> list[Path]:
+    """Writes each figure that the run has data for into a folder, by default the run's ``figures``; returns the paths.
 
     Raises:
         UsageError: matplotlib is not installed.
     """
     require_matplotlib("report --figures")
-    trace.folder.figures.mkdir(exist_ok=True)
+    folder = folder or trace.folder.figures
+    folder.mkdir(exist_ok=True)
     draws: dict[str, Callable[[Figure], None]] = {plot.name: partial(_draw, plot=plot) for plot in plots(trace)}
     examples = [found for found in Findings(trace).behaviours[:4] if found.pieces]
     if examples:
         draws["token_strip"] = partial(_draw_tokens, examples=examples)
     written = []
     for name, draw in draws.items():
-        paths = [trace.folder.figures / f"{name}.{suffix}" for suffix in ("png", "svg")]
+        paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
         with paper_figure(WIDTH, WIDTH * 0.62, *paths) as figure:
             draw(figure)
         written += paths

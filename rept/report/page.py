@@ -33,10 +33,11 @@ SCRIPTS = ("core", "heat", "hits", "queries", "marks", "main")
 MOST_BYTES = 5_000_000
 
 
-def write_report(trace: Trace) -> Path:
-    """Writes ``report.html`` into the run folder and returns its path."""
-    publish(trace.folder.report, render(trace).encode())
-    return trace.folder.report
+def write_report(trace: Trace, path: Path | None = None) -> Path:
+    """Writes the page to ``path``, by default ``report.html`` in the run folder, and returns the path."""
+    path = path or trace.folder.report
+    publish(path, render(trace).encode())
+    return path
 
 
 def render(trace: Trace, most_bytes: int = MOST_BYTES) -> str:
