@@ -150,7 +150,8 @@ def _random_rows(inputs: ProofInputs, seed: int) -> list[int]:
         )
     data.attach(tokenizer)
     left_out = data.excluded | set(inputs.rows)
-    wanted = max(1, sum(data.status("train", row).attributed for row in inputs.rows))
+    if not (wanted := sum(data.status("train", row).attributed for row in inputs.rows)):
+        raise UsageError("None of these rows can be trained on: each has an empty or too long prompt, or no response.")
     order = np.random.default_rng(seed).permutation(len(data.source("train"))).tolist()
     others = (row for row in order if row not in left_out and data.status("train", row).attributed)
     found = sorted(islice(others, wanted))

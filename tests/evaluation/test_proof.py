@@ -163,6 +163,10 @@ def _no_rows(folder: Path) -> None:
     (folder / "culprits.json").write_text("[]")
 
 
+def _set_aside_rows(folder: Path) -> None:
+    (folder / "culprits.json").write_text("[5, 11]")
+
+
 def _of_another_run(folder: Path) -> None:
     (folder / "culprits.json").write_text('{"training data": "others", "rows": [1]}')
 
@@ -184,6 +188,7 @@ def _cannot_leave_rows_out(folder: Path) -> None:
         (_other_rows, "The rows in .*culprits.json cannot be left out: .* from 0 to 40, but got 41"),
         (_too_many_rows, "Expected 26 rows besides the culprits to draw a control from, but there are only 11"),
         (_no_rows, "lists no row that the model of .*run was trained on"),
+        (_set_aside_rows, "None of these rows can be trained on"),
         (_of_another_run, "culprits.json lists rows of other training data"),
         (_cannot_leave_rows_out, "was given in Python and is not on disk: save it"),
     ],
