@@ -9,13 +9,14 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 from rept.errors import UsageError
 from rept.evaluation import oracle
 from rept.model.architecture import Architecture
+from rept.model.loading import to_float64
 from rept.types import IGNORE
-from tests.helpers.tiny import LAYERS, WIDTH, in_double, tiny_batch, tiny_model
+from tests.helpers.tiny import LAYERS, WIDTH, tiny_batch, tiny_model
 
 
 @pytest.mark.parametrize("site", ["residual_stream", "attention_output", "mlp_output"])
 def test_gradients_are_the_losss_slope(site: str) -> None:
-    model = in_double(tiny_model("gpt2"))  # whose norms stay in float64, unlike Llama's
+    model = to_float64(tiny_model("gpt2"))  # whose norms stay in float64, unlike Llama's
     input_ids, labels = next(oracle.samples(tiny_batch()))
     states = oracle.states(model, input_ids, labels, 2, site)
     direction = torch.randn(len(input_ids), WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -18,9 +18,10 @@ from rept.config.plug_ins import build
 from rept.errors import UsageError
 from rept.evaluation import oracle
 from rept.model.architecture import Architecture
+from rept.model.loading import to_float64
 from rept.signatures.extractor import POSITIONS, Extractor, Position
 from rept.types import FIELDS, Batch, Key, Signature
-from tests.helpers.tiny import ARCHITECTURES, LAYERS, WIDTH, in_double, tiny_batch, tiny_model
+from tests.helpers.tiny import ARCHITECTURES, LAYERS, WIDTH, tiny_batch, tiny_model
 
 SHARED = Path(__file__).parents[3] / "shared"
 ALL_LAYERS = range(1, LAYERS + 1)
@@ -52,7 +53,7 @@ def oracle_signature(
 def test_three_sites_equal_autograd_in_float64(name: str, lora: bool) -> None:
     batch = tiny_batch([(3, 4), (6, 2)], pad=2)
     signature = SeveralSites()(tiny_model(name, lora=lora), batch, [1, -1])
-    exact = oracle_signature(in_double(tiny_model(name, lora=lora)), batch, signature)
+    exact = oracle_signature(to_float64(tiny_model(name, lora=lora)), batch, signature)
     assert set(signature) == {Key(site, layer, f) for site in THREE for layer in (1, LAYERS) for f in FIELDS}
     for key, rows in signature.items():
         assert rows.dtype == torch.float32

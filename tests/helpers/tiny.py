@@ -90,13 +90,6 @@ def _with_lora(model: nn.Module) -> nn.Module:
     return model
 
 
-def in_double(model: nn.Module) -> nn.Module:
-    """The same model in float64, its experts computed one by one: their grouped kernel knows no float64."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    base.set_experts_implementation("eager")
-    return model.double()
-
-
 def tiny_batch(
     lengths: Sequence[tuple[int, int]] = ((3, 4), (7, 2), (1, 1), (5, 9)), *, pad: int = 0, seed: int = 0
 ) -> Batch:
