@@ -55,8 +55,8 @@ class BM25(Scorer):
                 self._words += len(found)
 
     def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
-        asked = [Counter(words(text)) for text in decode(query["text"])]
-        column = {word: i for i, word in enumerate(dict.fromkeys(word for counts in asked for word in counts))}
+        queries = [Counter(words(text)) for text in decode(query["text"])]
+        column = {word: i for i, word in enumerate(dict.fromkeys(word for counts in queries for word in counts))}
         documents = [words(text) for text in decode(train["text"])]
         counts = _counts([Counter(found) for found in documents], column)  # (N V)
         length = torch.tensor([len(found) for found in documents], dtype=torch.float64) / max(1, self._words)
@@ -66,7 +66,7 @@ class BM25(Scorer):
         weight = torch.tensor([self._weight(word) for word in column], dtype=torch.float64)
         value = weight[word] * often * (self.k1 + 1) / (often + damping)
         weighted = torch.sparse_coo_tensor(counts.indices(), value, counts.shape, check_invariants=False)
-        parts = [asked[start : start + _QUERIES] for start in range(0, len(asked), _QUERIES)]
+        parts = [queries[start : start + _QUERIES] for start in range(0, len(queries), _QUERIES)]
         scores = [torch.sparse.mm(weighted, _counts(part, column).to_dense().T) for part in parts]
         return torch.cat(scores, dim=1).to(train["text"])
 

@@ -55,6 +55,6 @@ class DataInf(Scorer):
         self.inverse = (identity - scatter / max(1, rows)) / damping if damping else identity
 
     def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
-        gradient, asked = train["gradient"], query["gradient"]
-        check_pair(gradient, asked)
-        return (gradient.double() @ (asked.double() @ self.inverse).T).float()
+        gradient, queries = train["gradient"], query["gradient"]
+        check_pair(gradient, queries)
+        return (gradient.double() @ (queries.double() @ self.inverse).T).float()

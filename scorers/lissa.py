@@ -52,9 +52,9 @@ class LiSSA(Scorer):
         self.step = identity - hessian / self.sigma
 
     def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
-        gradient, asked = train["gradient"], query["gradient"].double()
-        check_pair(gradient, asked)
-        reached = asked
+        gradient, queries = train["gradient"], query["gradient"].double()
+        check_pair(gradient, queries)
+        product = queries
         for _ in range(self.iterations):
-            reached = asked + reached @ self.step
-        return (gradient.double() @ (reached / self.sigma).T).float()
+            product = queries + product @ self.step
+        return (gradient.double() @ (product / self.sigma).T).float()

@@ -37,18 +37,18 @@ def run(arguments: list[str]) -> None:
     check_numbers(config)
     out = RunFolder(config.out)
     scoring = Scoring(source, out, config, stored_data(source, config), build(config.scorer, Scorer))
-    asked = scoring.query.read(scoring.queries, scoring.query.keys)
+    queries = scoring.query.read(scoring.queries, scoring.query.keys)
     index = ApproximateIndex(source.approximate, scoring.train, scoring.scorer, scoring.query.keys)
     if not index.ready(config.top_k):
         rows = len(scoring.train.attributed)
         with source.lock(), progress("Building the index", total=rows, unit="rows") as advance:
-            made = index.build(asked, config.top_k, on_block=advance)
+            made = index.build(queries, config.top_k, on_block=advance)
         say(
             f"The index has {made.bytes / 1e6:,.0f} MB; searching {made.searched_lists:,} of its {made.lists:,} "
             f"lists finds {made.recall:.1%} of the best {made.k}."
         )
     start = time.perf_counter()
-    hits = index.search(asked, config.top_k)
+    hits = index.search(queries, config.top_k)
     say(f"{len(hits.row):,} queries were searched in {time.perf_counter() - start:.2f} s.")
     with out.lock():
         scoring.write(Ranking(hits, Hits(hits.row[:, :0], hits.score[:, :0])))

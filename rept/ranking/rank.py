@@ -69,13 +69,13 @@ def rank(
     places = _places(queries, scorer.needs)
     fitted = fit_scorers(scorer, train, places, device, rows_per_block, together=part == process())
     # Made once: a scorer may keep what it computes of the queries as long as it gets the same object.
-    asked = {place: {field: queries[Key(*place, field)].to(device) for field in scorer.needs} for place in places}
+    by_place = {place: {field: queries[Key(*place, field)].to(device) for field in scorer.needs} for place in places}
     count = len(next(iter(queries.values())))
     best, lowest = TopK(count, top_k, device=device), TopK(count, bottom_k, True, device=device)
     for block in train.blocks([Key(*place, field) for place in places for field in scorer.needs], rows_per_block, part):
         row = block.row.to(device)
         fields = {key: value.to(device) for key, value in block.fields.items()}
-        score = _mean_score(fitted, row, fields, asked)
+        score = _mean_score(fitted, row, fields, by_place)
         best.add(row, score)
         lowest.add(row, score)
         for sink in sinks:
@@ -184,13 +184,13 @@ def _mean_score(
     fitted: Mapping[SiteLayer, Scorer],
     row: Tensor,
     fields: Mapping[Key, Tensor],
-    asked: Mapping[SiteLayer, Mapping[str, Tensor]],
+    by_place: Mapping[SiteLayer, Mapping[str, Tensor]],
 ) -> Tensor:
     """The mean over sites and layers of the scores (n Q) of rows (n) with these fields."""
     scores = []
     for place, scorer in fitted.items():
-        score = scorer({field: fields[Key(*place, field)] for field in scorer.needs}, asked[place])
-        _check(score, scorer, row, len(next(iter(asked[place].values()))))
+        score = scorer({field: fields[Key(*place, field)] for field in scorer.needs}, by_place[place])
+        _check(score, scorer, row, len(next(iter(by_place[place].values()))))
         scores.append(score)
     return torch.stack(scores).mean(0) if len(scores) > 1 else scores[0]
 

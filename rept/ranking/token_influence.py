@@ -81,18 +81,18 @@ def check_form(form: str) -> Form:
     raise UsageError(f"Expected tokens.form to be one of {', '.join(known)}, but got {form!r}.")
 
 
-def check_layer(asked: int | None, depth: int) -> None:
+def check_layer(layer: int | None, depth: int) -> None:
     """Raises UsageError if the layer does not exist."""
-    if asked is not None and asked != -1 and not 1 <= asked <= depth:
-        raise UsageError(f"Expected tokens.layer to be from 1 to {depth}, or -1, but got {asked}.")
+    if layer is not None and layer != -1 and not 1 <= layer <= depth:
+        raise UsageError(f"Expected tokens.layer to be from 1 to {depth}, or -1, but got {layer}.")
 
 
-def choose_layer(asked: int | None, chosen: Sequence[int], depth: int) -> int:
-    """The layer of the token scores: ``asked`` (-1: the last), or by default the first chosen layer.
+def choose_layer(layer: int | None, chosen: Sequence[int], depth: int) -> int:
+    """The layer of the token scores: ``layer`` (-1: the last), or by default the first chosen layer.
 
     Where the first chosen layer is the last one, the middle of the depth is taken instead: in the last layer the
     gradient is exactly 0 at every prompt position but one, so no other prompt token could score.
     """
-    if asked is not None:
-        return depth if asked == -1 else asked
+    if layer is not None:
+        return depth if layer == -1 else layer
     return chosen[0] if chosen[0] != depth else max(1, depth // 2)

@@ -185,11 +185,7 @@ class AttributionStore:
 
     @staticmethod
     def stored_rows(
-        folder: str | Path,
-        side: Side,
-        rows: int | None = None,
-        fingerprint: str | None = None,
-        together: bool = False,
+        folder: str | Path, side: Side, rows: int | None = None, fingerprint: str | None = None, together: bool = False
     ) -> np.ndarray | None:
         """Which rows are in whole shards, one bool a row; None if there is no shard.
 
@@ -227,13 +223,12 @@ class AttributionStore:
         Returns:
             The shards that were removed.
         """
-        folder = Path(folder)
+        folder, listed = Path(folder), None
         try:
             sides = dict(Listing.read(folder).sides)
         except DamagedStore as fault:
             fault.path.unlink()
             sides = {}
-        listed = None
         if (entry := sides.pop(side, None)) is not None:
             fingerprint = fingerprint or entry.fingerprint
             listed = {shard.name for shard in entry.shards}
@@ -243,12 +238,12 @@ class AttributionStore:
         for path in shard_paths(folder, side):
             try:
                 read_shard(path, side, fingerprint)
-                foreign = listed is not None and path.name not in listed
+                if listed is not None and path.name not in listed:
+                    removed.append(path)
             except DamagedStore:
-                foreign = True
-            if foreign:
-                path.unlink()
                 removed.append(path)
+        for path in removed:
+            path.unlink()
         while True:
             try:
                 AttributionStore.stored_rows(folder, side, rows, fingerprint)

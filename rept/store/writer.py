@@ -72,7 +72,6 @@ class StoreWriter(BasePredictionWriter):
         self.close()
 
     def close(self) -> None:
-        """Writes what is buffered."""
         for writer in self._writers.values():
             writer.close()
 

@@ -49,38 +49,38 @@ def excludes_none(references):
     return lambda row: torch.zeros(len(row), references, dtype=torch.bool)
 
 
-def decided(train, asked, known, *, rate=0.05, excluded=None, parts=1, block=64, top_k=TOP):
+def decided(train, queries, known, *, rate=0.05, excluded=None, parts=1, block=64, top_k=TOP):
     """The decision on queries by references; the hits are the rows of the highest cosine in the first field."""
     references = References(known, excluded or excludes_none(len(known[KEYS[0]])), "made")
     store = Rows(train)
-    collectors = [StatisticsCollector(store, asked, references, top_k) for _ in range(parts)]
-    best = TopK(len(asked[KEYS[0]]), top_k)
+    collectors = [StatisticsCollector(store, queries, references, top_k) for _ in range(parts)]
+    best = TopK(len(queries[KEYS[0]]), top_k)
     for i, rows in enumerate(torch.arange(len(store.attributed)).split(block)):
         fields = store.read(rows, KEYS)
         collectors[i % parts](rows, fields)
-        best.add(rows, torch.nn.functional.cosine_similarity(fields[KEYS[0]][:, None], asked[KEYS[0]], dim=-1))
+        best.add(rows, torch.nn.functional.cosine_similarity(fields[KEYS[0]][:, None], queries[KEYS[0]], dim=-1))
     return decide([one.collected() for one in collectors], best.hits(), rate, top_k), best.hits()
 
 
-def plant(train, asked, rows, queries, field=0, seed=5):
+def plant(train, queries, rows, numbers, field=0, seed=5):
     """Adds to rows and queries something in one field that none of the others has."""
     shared = 6 * torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(seed))
     train[KEYS[field]][rows] += shared
-    asked[KEYS[field]][queries] += shared
+    queries[KEYS[field]][numbers] += shared
 
 
 def test_p_values_and_selection_are_those_of_their_definitions():
     generator = torch.Generator().manual_seed(0)
-    known, asked = (torch.randn(3, 2, n, generator=generator) for n in (30, 12))  # (3 F R), (3 F k)
-    asked = torch.cat([asked, known[..., :3]], dim=-1)
+    known, queries = (torch.randn(3, 2, n, generator=generator) for n in (30, 12))  # (3 F R), (3 F k)
+    queries = torch.cat([queries, known[..., :3]], dim=-1)
 
     def rank(everyone, one):
         """The best rank in a field whose cosines are in the highest quarter."""
         own = (everyone >= everyone[..., one, None]).sum(-1)
         return min(own[1:, f].min().item() if own[0, f] <= 31 / 4 else 32 for f in range(2))
 
-    for i, found in enumerate(p_values(asked, known, ranks_among(known))[0].tolist()):
-        everyone = torch.cat([asked[..., i, None], known], dim=-1)
+    for i, found in enumerate(p_values(queries, known, ranks_among(known))[0].tolist()):
+        everyone = torch.cat([queries[..., i, None], known], dim=-1)
         ranks = [rank(everyone, one) for one in range(31)]
         assert found == pytest.approx(sum(other <= ranks[0] for other in ranks) / 31)
     p = torch.tensor([0.001, 0.011, 0.02, 0.04, 0.5])
@@ -224,9 +224,9 @@ def test_no_query_is_selected_where_none_stands_out():
 @pytest.mark.parametrize("field", [0, 1])
 def test_planted_rows_stand_out_and_are_the_ones_flagged(field):
     """In either field; the hits are ranked by the first."""
-    train, asked, known = samples(300, 0), samples(10, 1), samples(199, 2)
-    plant(train, asked, slice(50, 62), slice(0, 5), field)
-    found, hits = decided(train, asked, known, top_k=300)
+    train, queries, known = samples(300, 0), samples(10, 1), samples(199, 2)
+    plant(train, queries, slice(50, 62), slice(0, 5), field)
+    found, hits = decided(train, queries, known, top_k=300)
     assert found.flagged[:5].any(1).all() and not found.flagged[5:].any()
     rows = [row for i in range(5) for row in hits.row[i][found.flagged[i]].tolist()]
     assert len(rows) > 30 and sum(row in range(50, 62) for row in rows) >= 0.95 * len(rows)
@@ -235,34 +235,34 @@ def test_planted_rows_stand_out_and_are_the_ones_flagged(field):
 
 
 def test_a_query_unlike_all_others_does_not_stand_out():
-    train, asked, known = samples(300, 0), samples(10, 1), samples(199, 2)
+    train, queries, known = samples(300, 0), samples(10, 1), samples(199, 2)
     for key in KEYS:
-        asked[key][:5] = 40 * torch.eye(WIDTH)[:5]  # far from everything, so also from the references
-    assert not decided(train, asked, known)[0].flagged.any()
+        queries[key][:5] = 40 * torch.eye(WIDTH)[:5]  # far from everything, so also from the references
+    assert not decided(train, queries, known)[0].flagged.any()
 
 
 def test_a_hub_that_is_near_all_queries_does_not_stand_out():
-    train, asked, known = samples(300, 0), samples(10, 1), samples(199, 2)
-    plant(train, asked, slice(7, 20), slice(0, 10))
+    train, queries, known = samples(300, 0), samples(10, 1), samples(199, 2)
+    plant(train, queries, slice(7, 20), slice(0, 10))
     plant(train, known, slice(0, 0), slice(0, 199))
-    assert not decided(train, asked, known)[0].flagged.any()
+    assert not decided(train, queries, known)[0].flagged.any()
 
 
 def test_excluded_rows_are_not_part_of_the_background():
-    train, asked, known = samples(300, 0), samples(3, 1), samples(199, 2)
-    plant(train, asked, slice(50, 62), slice(0, 3))
+    train, queries, known = samples(300, 0), samples(3, 1), samples(199, 2)
+    plant(train, queries, slice(50, 62), slice(0, 3))
     plant(train, known, slice(0, 0), slice(0, 60))  # 30 % of the references are culprits themselves
     mask = torch.zeros(300, 199, dtype=torch.bool)
     mask[50:62, :60] = True
-    assert not decided(train, asked, known)[0].flagged.any()
-    assert decided(train, asked, known, excluded=lambda row: mask[row])[0].flagged.any(1).all()
+    assert not decided(train, queries, known)[0].flagged.any()
+    assert decided(train, queries, known, excluded=lambda row: mask[row])[0].flagged.any(1).all()
 
 
 def test_a_reference_without_any_row_is_not_counted():
-    train, asked, known = samples(40, 0), samples(4, 1), samples(20, 2)
+    train, queries, known = samples(40, 0), samples(4, 1), samples(20, 2)
     mask = torch.zeros(40, 20, dtype=torch.bool)
     mask[:, :3] = True
-    assert decided(train, asked, known, excluded=lambda row: mask[row])[0].references == 17
+    assert decided(train, queries, known, excluded=lambda row: mask[row])[0].references == 17
 
 
 def test_the_scale_of_a_field_does_not_matter():

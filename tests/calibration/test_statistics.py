@@ -19,20 +19,20 @@ from tests.calibration.test_decision import KEYS, Rows, excludes_none, samples
 
 def test_standings_are_those_of_their_definition():
     generator = torch.Generator().manual_seed(0)
-    asked, known = torch.randn(12, 4, generator=generator), torch.randn(12, 29, generator=generator)
+    queries, known = torch.randn(12, 4, generator=generator), torch.randn(12, 29, generator=generator)
     out = torch.rand(12, 29, generator=generator) < 0.3
     out[3] = True  # compared with none
     out[4] = torch.arange(29) > MIN_REFERENCES - 2  # with one too few
     out[5] = torch.arange(29) > MIN_REFERENCES - 1  # with just enough
-    (standing, excess), (own_standing, own_excess) = standings(asked, known, out)
+    (standing, excess), (own_standing, own_excess) = standings(queries, known, out)
     for i in range(12):
         compared = known[i][~out[i]]
         if len(compared) < MIN_REFERENCES:
             assert not standing[i].any() and not excess[i].any()
             continue
         deviation = compared.std(correction=0)
-        torch.testing.assert_close(standing[i], (asked[i] - compared.mean()) / deviation)
-        torch.testing.assert_close(excess[i], (asked[i] - compared.max()) / deviation)
+        torch.testing.assert_close(standing[i], (queries[i] - compared.mean()) / deviation)
+        torch.testing.assert_close(excess[i], (queries[i] - compared.max()) / deviation)
         for r in (~out[i]).nonzero()[:, 0].tolist():
             others = torch.cat([known[i, :r], known[i, r + 1 :]])[~torch.cat([out[i, :r], out[i, r + 1 :]])]
             deviation = others.std(correction=0)
@@ -41,10 +41,10 @@ def test_standings_are_those_of_their_definition():
 
 
 def test_the_top_rows_are_the_highest_of_all_blocks():
-    train, asked, known = samples(150, 0), samples(3, 1), samples(37, 2)
+    train, queries, known = samples(150, 0), samples(3, 1), samples(37, 2)
     mask = torch.rand(150, 37, generator=torch.Generator().manual_seed(3)) < 0.2
     references, store = References(known, lambda row: mask[row], "made"), Rows(train)
-    collector = StatisticsCollector(store, asked, references, top_k=10)
+    collector = StatisticsCollector(store, queries, references, top_k=10)
     for rows in torch.arange(150).split(40):
         collector(rows, store.read(rows, KEYS))
     for key in KEYS:
@@ -55,7 +55,7 @@ def test_the_top_rows_are_the_highest_of_all_blocks():
             x, y = (torch.nn.functional.normalize(block, dim=1) - centre for block in (train[key], other[key]))
             return torch.nn.functional.cosine_similarity(x[:, None], y, dim=-1)
 
-        near, own = cosines(asked), cosines(known)
+        near, own = cosines(queries), cosines(known)
         against, among = standings(near, own, mask)
         for name, ours, theirs in zip(QUANTITIES, (near, *against), (own, *among), strict=True):
             for hits, scores, k in (
@@ -72,9 +72,9 @@ def test_sites_and_layers_of_a_field_are_averaged():
     one_field = [key._replace(field="one", layer=i) for i, key in enumerate(KEYS)]
     shared = [dict(zip(one_field, side.values(), strict=True)) for side in fields]
     found = []
-    for train, asked, known in (fields, shared):
+    for train, queries, known in (fields, shared):
         store = Rows(train)
-        collector = StatisticsCollector(store, asked, References(known, excludes_none(37), "made"), top_k=55)
+        collector = StatisticsCollector(store, queries, References(known, excludes_none(37), "made"), top_k=55)
         collector(torch.arange(60), train)
         found.append(collector.collected().top)
     apart, (together,) = found[0].values(), found[1].values()
@@ -84,11 +84,11 @@ def test_sites_and_layers_of_a_field_are_averaged():
 
 
 def test_zero_rows_are_similar_to_nothing():
-    train, asked, known = samples(40, 0), samples(2, 1), samples(5, 2)
+    train, queries, known = samples(40, 0), samples(2, 1), samples(5, 2)
     train[KEYS[0]][7] = 0
-    asked[KEYS[0]][1] = 0
+    queries[KEYS[0]][1] = 0
     store = Rows(train)
-    collector = StatisticsCollector(store, asked, References(known, excludes_none(5), "made"), 40)
+    collector = StatisticsCollector(store, queries, References(known, excludes_none(5), "made"), 40)
     collector(torch.arange(40), train)
     near = collector.collected().top[KEYS[0].field]["cosine"].query
     assert near.score[0][near.row[0] == 7] == 0 and (near.score[1] == 0).all()

@@ -46,10 +46,10 @@ def store(tmp_path_factory):
 
 @pytest.mark.parametrize("scorer", [Cosine(), InnerProduct(), Cosine(["gradient"])], ids=["cosine", "inner", "one"])
 def test_the_index_finds_most_of_the_exact_hits(store, tmp_path, scorer):
-    asked = clustered(30, 1)
-    index = ApproximateIndex(tmp_path / "a.faiss", store, scorer, list(asked))
-    made = index.build(asked, K)
-    hits, exact = index.search(asked, K), rank(store, asked, scorer, top_k=K).best
+    queries = clustered(30, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, scorer, list(queries))
+    made = index.build(queries, K)
+    hits, exact = index.search(queries, K), rank(store, queries, scorer, top_k=K).best
     recall = sum(len(set(a) & set(b)) for a, b in zip(hits.row.tolist(), exact.row.tolist(), strict=True)) / (30 * K)
     assert recall >= 0.93 and made.recall >= 0.95 and made.searched_lists < made.lists
     found = hits.row[:, 0] == exact.row[:, 0]
@@ -58,65 +58,65 @@ def test_the_index_finds_most_of_the_exact_hits(store, tmp_path, scorer):
 
 
 def test_an_index_of_another_store_or_scorer_is_not_used(store, tmp_path):
-    asked = clustered(10, 1)
+    queries = clustered(10, 1)
     path = tmp_path / "a.faiss"
-    index = ApproximateIndex(path, store, Cosine(), list(asked))
+    index = ApproximateIndex(path, store, Cosine(), list(queries))
     assert not index.ready(K)
-    index.build(asked, K)
+    index.build(queries, K)
     other = make(tmp_path / "other", clustered(200, 3), shard_rows=400)
-    assert index.ready(K) and ApproximateIndex(path, store, Cosine(), list(asked)).ready(K)
-    assert not ApproximateIndex(path, store, InnerProduct(), list(asked)).ready(K)
-    assert not ApproximateIndex(path, other, Cosine(), list(asked)).ready(K)
+    assert index.ready(K) and ApproximateIndex(path, store, Cosine(), list(queries)).ready(K)
+    assert not ApproximateIndex(path, store, InnerProduct(), list(queries)).ready(K)
+    assert not ApproximateIndex(path, other, Cosine(), list(queries)).ready(K)
 
 
 def test_an_index_of_an_older_version_is_built_again(store, tmp_path):
-    asked = clustered(10, 1)
-    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), list(asked))
-    index.build(asked, K)
+    queries = clustered(10, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), list(queries))
+    index.build(queries, K)
     note = json.loads((tmp_path / "a.json").read_text())
     (tmp_path / "a.json").write_text(json.dumps({name: note[name] for name in note if name != "changed_ns"}))
     assert not index.ready(K)
     with pytest.raises(UsageError, match="Expected an index at .*a.faiss, but got none"):
-        index.search(asked, K)
-    index.build(asked, K)
+        index.search(queries, K)
+    index.build(queries, K)
     index.path.unlink()
     assert not index.ready(K)
 
 
 def test_an_index_is_digested_only_where_the_file_was_changed(store, tmp_path, monkeypatch):
-    asked = clustered(10, 1)
-    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), list(asked))
-    index.build(asked, K)
+    queries = clustered(10, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), list(queries))
+    index.build(queries, K)
     digested = []
     monkeypatch.setattr(faiss_index, "file_digest", lambda path: digested.append(path) or file_digest(path))
-    hits = index.search(asked, K)
-    assert torch.equal(hits.row, index.search(asked, K).row) and not digested
+    hits = index.search(queries, K)
+    assert torch.equal(hits.row, index.search(queries, K).row) and not digested
     os.utime(index.path)  # as after it was copied
-    assert torch.equal(index.search(asked, K).row, hits.row) and digested == [index.path]
+    assert torch.equal(index.search(queries, K).row, hits.row) and digested == [index.path]
     with index.path.open("r+b") as stream:
         stream.seek(5000)
         stream.write(b"damage")
     with pytest.raises(UsageError, match="a.faiss is damaged .* delete it and give the same command again to rebuild"):
-        index.search(asked, K)
+        index.search(queries, K)
 
 
 def test_more_hits_than_the_index_was_tuned_for_are_found(store, tmp_path):
-    asked = clustered(10, 1)
-    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), list(asked))
-    index.build(asked, 1)
+    queries = clustered(10, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), list(queries))
+    index.build(queries, 1)
     assert index.ready(1) and not index.ready(ROWS // 2)
     for k in (ROWS // 2, ROWS + 7):
-        rows = index.search(asked, k).row
+        rows = index.search(queries, k).row
         assert rows.shape[1] == min(k, ROWS) and (rows >= 0).all()
         assert all(len(set(found)) == len(found) for found in rows.tolist())
-    assert index.build(asked, ROWS + 7).k == ROWS and index.ready(ROWS + 9)
+    assert index.build(queries, ROWS + 7).k == ROWS and index.ready(ROWS + 9)
 
 
 def test_a_scorer_without_vectors_is_refused_in_a_sentence(store, tmp_path):
-    asked = clustered(10, 1)
-    index = ApproximateIndex(tmp_path / "a.faiss", store, Centred(), list(asked))
+    queries = clustered(10, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, Centred(), list(queries))
     with pytest.raises(UsageError, match="Centred are not inner products, .* python -m rept score"):
-        index.build(asked, K)
+        index.build(queries, K)
 
 
 def test_the_command_writes_the_hits(material, tmp_path, capsys):
@@ -152,9 +152,9 @@ def test_the_command_refuses_settings_other_than_of_the_ranking(material, tmp_pa
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_full_disk_leaves_the_old_index_file(store, tmp_path):
-    asked = clustered(10, 1)
-    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), list(asked))
-    index.build(asked, K)
+    queries = clustered(10, 1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), list(queries))
+    index.build(queries, K)
     whole = index.path.read_bytes()
 
     partial = tmp_path / ".a.faiss.partial"
@@ -162,5 +162,5 @@ def test_a_full_disk_leaves_the_old_index_file(store, tmp_path):
     with pytest.raises(
         UsageError, match="Expected to write .*a.faiss, but got: No space left on device; free disk space"
     ):
-        index.build(asked, K)
+        index.build(queries, K)
     assert {path.name for path in tmp_path.iterdir()} == {"a.faiss"} and index.path.read_bytes() == whole

@@ -21,9 +21,9 @@ def _of(values: list[float]) -> Histogram:
 
 @settings(deadline=None)
 @given(VALUES, st.integers(1, 7))
-def test_counts_are_those_of_numpy_however_the_values_are_dealt_out(values: list[float], parts: int) -> None:
-    dealt = Histogram.merged(_of(values[part::parts]) for part in reversed(range(parts)) if values[part::parts])
-    found = dealt.as_dict()
+def test_counts_are_those_of_numpy_for_any_parts(values: list[float], parts: int) -> None:
+    merged = Histogram.merged(_of(values[part::parts]) for part in reversed(range(parts)) if values[part::parts])
+    found = merged.as_dict()
     assert found == _of(values).as_dict()
     edges = found["low"] + found["width"] * np.arange(len(found["counts"]) + 1)
     expected, _ = np.histogram(np.array(values, np.float32).astype(np.float64), np.append(edges[:-1], np.inf))
@@ -43,5 +43,5 @@ def test_one_value_of_any_size_is_one_bin(value: float) -> None:
     assert found["low"] <= np.float32(value) <= found["low"] + found["width"]
 
 
-def test_nothing_added_is_no_bin() -> None:
+def test_without_values_there_are_no_bins() -> None:
     assert Histogram.merged([]).as_dict()["counts"] == []

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from extractors.sites.residual_stream import ResidualStream
-from rept.ranking.token_influence import Form, TokenStates, token_agreement, token_influence
+from rept.ranking.token_influence import Form, TokenStates, choose_layer, token_agreement, token_influence
 from rept.run.token_pairs import score_pairs, token_states
 from rept.types import Batch
 from tests.helpers.tiny import tiny_batch, tiny_model
@@ -31,7 +31,7 @@ def traces() -> list[TokenStates]:
     return list(token_states(tiny_model(), ResidualStream(), tiny_batch(), LAYER).values())
 
 
-def test_agreement_is_the_product_of_both_cosines_whichever_side_is_asked(traces: list[TokenStates]) -> None:
+def test_agreement_is_the_product_of_both_cosines_on_both_sides(traces: list[TokenStates]) -> None:
     first, second = traces[0], traces[3]
     cosine = torch.nn.functional.cosine_similarity
     expected = torch.tensor(
@@ -43,8 +43,8 @@ def test_agreement_is_the_product_of_both_cosines_whichever_side_is_asked(traces
             for h, g in zip(first.representation, first.gradient, strict=True)
         ]
     )
-    for matrix, asked in ((expected, (first, second)), (expected.T, (second, first))):
-        found = token_agreement(*asked, most=3)
+    for matrix, pair in ((expected, (first, second)), (expected.T, (second, first))):
+        found = token_agreement(*pair, most=3)
         strength, position = matrix.topk(3, dim=1)
         assert torch.equal(found, position.masked_fill(strength <= 0, -1))
         assert (found >= 0).any()
@@ -88,3 +88,18 @@ def test_ranks_share_the_work_and_their_scores_are_those_of_one_process() -> Non
         for one, other in zip(joined, alone, strict=True):
             assert one[:4] == other[:4]
             assert torch.equal(one.scores, other.scores) and torch.equal(one.agrees, other.agrees)
+
+
+@pytest.mark.parametrize(
+    ("layer", "chosen", "depth", "expected"),
+    [
+        (None, [5, 12], 12, 5),
+        (None, [12, 5], 12, 6),  # the first chosen one is the last layer: the middle
+        (None, [7], 7, 3),
+        (None, [1], 1, 1),
+        (-1, [5], 12, 12),
+        (9, [12], 12, 9),
+    ],
+)
+def test_the_layer_of_token_scores(layer: int | None, chosen: list[int], depth: int, expected: int) -> None:
+    assert choose_layer(layer, chosen, depth) == expected
