@@ -109,7 +109,10 @@ def _check_data(trace: Trace, run_data: AttributionDataModule, data: Attribution
     except UsageError as error:
         raise UsageError(f"The recipe's training data cannot be read: {error} {remedy}") from None
     if stored is not None and run_data.digest("train") != stored:
-        raise UsageError(f"The training data have changed since {run} was made: restore them, or run it again.")
+        raise UsageError(
+            f"The training data have another fingerprint than when {run} was made: restore them, or run attribute.py "
+            "again with another out=."
+        )
     one, other = run_data.source("train"), data.source("train")
     if len(one) != len(other):
         raise UsageError(f"The recipe's training data have {len(other):,} rows, those of {run} {len(one):,}. {remedy}")

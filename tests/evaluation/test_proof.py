@@ -180,7 +180,7 @@ def _cannot_leave_rows_out(folder: Path) -> None:
     ("change", "message"),
     [
         (_no_recipe, "has no training.yaml, so train.py did not make this model: give its recipe .* by recipe="),
-        (_other_data, "The training data have changed since .*run was made: restore them"),
+        (_other_data, "have another fingerprint than when .*run was made: restore them"),
         (_no_data, "The recipe's training data cannot be read: .*train.jsonl.* give recipe=, a copy of training.yaml"),
         (_no_base, "The recipe's base model cannot be loaded: .*base.* give recipe=, a copy of training.yaml"),
         (_other_base, "base is not the base model that .*model was trained from"),
