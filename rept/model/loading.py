@@ -100,14 +100,13 @@ def load_tokenizer(
     Raises:
         UsageError: there is no tokenizer.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+    from transformers import AutoTokenizer
 
     path, adapter = _base_of(path, adapter)
     if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file():
         path = adapter
     with silence("transformers"), _reported(path, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     return tokenizer
 
 
