@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from datamodules.instructions import InstructionData
 from extractors.gradients.virtual_linear import VirtualLinear
 from extractors.sites.contrastive import Contrastive
 from extractors.sites.reader import SITES, SingleSite
@@ -16,7 +17,7 @@ from extractors.sites.residual_stream import ResidualStream
 from extractors.sites.several_sites import SeveralSites
 from rept.__main__ import dispatch
 from rept.errors import UsageError
-from rept.evaluation.verify import checks, template_checks
+from rept.evaluation.verify import TOLERANCE, checks, template_checks
 from rept.model.architecture import Architecture
 from rept.model.hooks import Response, sample_losses
 from rept.model.loading import freeze, load_model, load_tokenizer
@@ -29,21 +30,23 @@ ORACLE, SINGLE = "batched path against the one-sample oracle", "batch against si
 PADDING, WIDER = "more padding on the right", "float32 against float64"
 
 
-@pytest.fixture
-def parts(material):
-    from datamodules.instructions import InstructionData
-
+def parts_of(material):
     module = InstructionData(str(material.train), str(material.queries), max_length=64, tokens_per_batch=256)
     module.attach(load_tokenizer(str(material.model)))
     return load_model(str(material.model)), ResidualStream(), module, [1, 2, 3], [0, 1, 2, 3, 4, 6]
 
 
 @pytest.fixture
-def certain(parts):
+def parts(material):
+    return parts_of(material)
+
+
+@pytest.fixture(scope="module")
+def trained(material):
     """The parts with a model that was trained until it predicts each of the rows with a loss below 0.002."""
-    model, read, module, layers, rows = parts
-    model = deepcopy(model).requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+    torch.set_num_threads(1)
+    model, read, module, layers, rows = parts_of(material)
+    optimizer = torch.optim.AdamW(model.requires_grad_(True).parameters(), lr=1e-2, weight_decay=0)
     (batch,) = module.batches("train", rows)
     losses = torch.ones(1)
     for _ in range(500):
@@ -54,6 +57,12 @@ def certain(parts):
         losses.mean().backward()
         optimizer.step()
     pytest.fail("the model does not learn its rows")
+
+
+@pytest.fixture
+def certain(trained):
+    """`trained`, with a model of which each test can change its own copy."""
+    return deepcopy(trained[0]), *trained[1:]
 
 
 def failed(found) -> list[str]:
@@ -128,6 +137,25 @@ def test_a_fault_of_float32_alone_is_caught(certain):
 
     certain[0].model.layers[0].register_forward_hook(coarse)
     assert failed(checks(*certain)) == [WIDER]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_wrong_extractor_is_caught_in_every_dtype(parts, dtype):
+    model = parts[0].to(dtype)
+    assert failed(checks(model, *parts[1:])) == []
+    wrong = Scaled(ResidualStream(), "gradient", 1 + 2 * TOLERANCE[dtype])
+    assert failed(checks(model, wrong, *parts[2:])) == [ORACLE]
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 3e-4), (torch.bfloat16, 0.6), (torch.float16, 0.15)])
+def test_a_fault_of_one_dtype_is_caught(parts, dtype, share):
+    def fault(module, args, output):
+        return output + share * output.flip(-1) if output.dtype == dtype else output
+
+    model = parts[0].to(dtype)
+    model.model.layers[0].register_forward_hook(fault)
+    (found,) = failed(checks(model, *parts[1:]))
+    assert found.startswith(str(dtype).removeprefix("torch."))
 
 
 def test_a_model_in_float64_passes_without_a_wider_dtype(parts):
