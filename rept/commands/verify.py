@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> None:
     from rept.run.prepare import prepare
     from rept.utils.console import console, say
 
-    job = prepare(compose("attribute", arguments), make_model=False, sides=["train"])
+    job = prepare(compose("attribute", arguments), missing_model="refuse", sides=["train"])
     if job.trainer.world_size > 1:
         raise UsageError("Expected one process to verify in: leave out trainer.devices, num_nodes and strategy.")
     place(job.model, job.trainer)

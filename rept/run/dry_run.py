@@ -46,12 +46,13 @@ def estimate(config: AttributeConfig) -> dict[str, float]:
     Seconds per token, padding included, come from a timed pass over evenly spaced rows on the trainer's device; the
     number of tokens comes from the lengths of evenly spaced rows, batched as the plan does it. The number of ranks
     divides the time. An extractor that learns is fitted here too, and its seconds count as extraction. Not included:
-    answers that the model generates, and loading the libraries and the model.
+    answers that the model generates, loading the libraries and the model, and training the model of the embedded data,
+    which is used untrained if it does not exist yet.
 
     Raises:
         UsageError: whatever the run itself would raise it for.
     """
-    job = prepare(config, make_model=False)
+    job = prepare(config, missing_model="untrained")
     if job.in_step:
         set_up(job)
     else:
@@ -133,7 +134,7 @@ def _shards(job: Job, rows: int, padded: float, cost: Cost) -> int:
 
 
 def _peak(job: Job, cost: Cost, rows: int) -> float:
-    """On a GPU the peak of the timed rows; on a CPU also a shard while it is written: its parts, joined, and as a file."""
+    """On a GPU the peak of the timed rows; on a CPU also a shard in writing: its parts, joined, and as a file."""
     if torch.cuda.is_available():
         return peak_memory()
     shard = SHARD_BYTES if job.config.store.shard_rows is None else job.config.store.shard_rows * cost.row_bytes

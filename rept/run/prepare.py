@@ -7,18 +7,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lightning import Trainer, seed_everything
 
 from rept.calibration.references import check_calibration
 from rept.config.compose import compose
 from rept.config.plug_ins import build
-from rept.config.schema import AttributeConfig
+from rept.config.schema import AttributeConfig, TrainConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.model.architecture import NAMES, Architecture
-from rept.model.loading import load_model, load_tokenizer
+from rept.model.loading import freeze, load_model, load_tokenizer
 from rept.model.placement import check_placement, claim_device, keep_batches
 from rept.ranking.scorer import Scorer
 from rept.ranking.token_influence import check_form, check_layer
@@ -28,6 +28,7 @@ from rept.signatures.extractor import Extractor, ReadsAllPositions
 from rept.signatures.layer_strategy import LabelledLayerStrategy, LayerStrategy
 from rept.store.writer import check_shards
 from rept.training.finetune import train_model
+from rept.training.initial_model import initial_model
 from rept.training.model_folder import ModelFolder
 from rept.training.trainer import build_trainer
 from rept.types import Side
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+MissingModel = Literal["train", "untrained", "refuse"]
 
 
 def prepare(
@@ -48,7 +51,7 @@ def prepare(
     extractor: Extractor | None = None,
     strategy: LayerStrategy | LabelledLayerStrategy | None = None,
     scorer: Scorer | None = None,
-    make_model: bool = True,
+    missing_model: MissingModel = "train",
     sides: Sequence[Side] = ("train", "query"),
 ) -> Job:
     """Returns everything that a run works with.
@@ -57,7 +60,8 @@ def prepare(
         config: of the run.
         trainer, datamodule, extractor, strategy, scorer: used instead of what ``config`` names.
         loaded: model and tokenizer, likewise.
-        make_model: trains the model of embedded data if it does not exist yet.
+        missing_model: what to do if the model of embedded data does not exist yet: train it, use it untrained, for
+            estimates, or refuse.
         sides: whose rows are needed.
 
     Raises:
@@ -78,7 +82,12 @@ def prepare(
             raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
     if loaded is None:
         claim_device(trainer)
-        loaded = load_configured(config, ensure_model(config, datamodule, make_model))
+        if missing_model == "untrained" and (path := missing_path(config, datamodule)):
+            say(f"There is no model in {path} yet: an untrained one is used, and its training is not included.")
+            loaded = initial_model(_training(datamodule, path).model, datamodule)
+            freeze(loaded[0])
+        else:
+            loaded = load_configured(config, ensure_model(config, datamodule, missing_model == "train"))
     model, tokenizer = loaded
     if config.tokens.hits and isinstance(extractor, ReadsAllPositions):
         check_layer(config.tokens.layer, len(Architecture.of(model)))
@@ -139,18 +148,29 @@ def ensure_model(config: AttributeConfig, datamodule: AttributionDataModule, mak
     path = datamodule.default_model
     if path is None:
         raise UsageError("Expected model.path to name the model's folder or hub id, but it is not set.")
-    if not (Path(path) / "config.json").is_file():
+    if missing_path(config, datamodule):
         if not make:
             raise UsageError(f"There is no model in {path} yet: a run of attribute.py with these settings makes it.")
         say(f"There is no model in {path} yet: it is trained on the embedded data first.")
-        settings = [f"datamodule.{name}={json.dumps(value)}" for name, value in datamodule.trained_on.items()]
-        train_model(compose("train", [*settings, f"out={path}"]))
+        train_model(_training(datamodule, path))
     elif different := ModelFolder(path).other_data(datamodule.trained_on):
         raise UsageError(
             f"{path} was trained on other data: {different}. Name the model of this run's data by model.path=, or "
             "delete that folder to have it trained again."
         )
     return path
+
+
+def missing_path(config: AttributeConfig, datamodule: AttributionDataModule) -> str | None:
+    """Returns the path of the embedded data's model if it is to be used but does not exist yet."""
+    path = None if config.model.path else datamodule.default_model
+    return None if path is None or (Path(path) / "config.json").is_file() else path
+
+
+def _training(datamodule: AttributionDataModule, path: str) -> TrainConfig:
+    """The training of the embedded data's model."""
+    settings = [f"datamodule.{name}={json.dumps(value)}" for name, value in datamodule.trained_on.items()]
+    return compose("train", [*settings, f"out={path}"])
 
 
 def load_configured(config: AttributeConfig, path: str) -> ModelAndTokenizer:
