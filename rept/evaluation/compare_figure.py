@@ -28,8 +28,8 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
         quality.barh(names, values, color=colours)
         quality.set(xlabel="average precision, whole ranking", xlim=(0, 1.12))
         for i, outcome in enumerate(outcomes):
-            told = f"{values[i]:.3f}" if outcome.measures else "did not run" if outcome.reason else ""
-            quality.annotate(told, (values[i], i), (3, 0), textcoords="offset points", va="center", fontsize=7)
+            note = f"{values[i]:.3f}" if outcome.measures else "did not run" if outcome.reason else ""
+            quality.annotate(note, (values[i], i), (3, 0), textcoords="offset points", va="center", fontsize=7)
         ran = [(name, outcome.seconds) for name, outcome in zip(names, outcomes, strict=True) if outcome.seconds]
         if ran:
             cost.plot([seconds for _, seconds in ran], [name for name, _ in ran], "o", color=INK, markersize=4)

@@ -108,18 +108,18 @@ def test_base_is_kept_and_overlaid():
         ("experiment=nothing-like-it", ["experiment=nothing-like-it"]),
     ],
 )
-def test_faults_are_told_in_words(argument, words):
+def test_faults_are_reported_in_words(argument, words):
     said = fault(argument)
     assert "\n" not in said
     for word in words:
         assert word in said
 
 
-def test_a_wrong_word_is_told_once():
+def test_a_wrong_word_is_reported_once():
     assert len(fault("datamodule=instruction", "datamodule.train=a", "datamodule.window=4").splitlines()) == 1
 
 
-def test_all_faults_are_told_together():
+def test_all_faults_are_reported_together():
     assert len(fault("topk=3", "scorer=cosin", "store.dtpe=1").splitlines()) == 3
 
 

@@ -131,7 +131,7 @@ def test_the_tables_mark_best_and_fastest(capsys):
 
 
 @pytest.mark.parametrize("wish", [[], ["experiments=rept"], ["experiments=[]"]])
-def test_a_wish_without_experiments_is_told(wish):
+def test_a_wish_without_experiments_is_reported(wish):
     with pytest.raises(UsageError, match="experiments="):
         run(wish)
 
@@ -144,7 +144,7 @@ def test_what_no_method_could_run_with_stops_before_any_has_run(material, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_picture_that_cannot_be_drawn_is_told_before_anything_runs(monkeypatch, tmp_path):
+def test_a_picture_that_cannot_be_drawn_is_reported_before_anything_runs(monkeypatch, tmp_path):
     monkeypatch.setattr("rept.report.paper_style.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"needs matplotlib: pip install -e '\.\[figures\]'"):
         run(["experiments=[rept]", f"out={tmp_path / 'compared'}"])

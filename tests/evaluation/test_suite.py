@@ -108,7 +108,7 @@ def test_the_base_is_trained_once_and_everything_is_reused(done):
     assert again == cases
 
 
-def test_a_suite_goes_on_where_it_was_moved_to(done, tmp_path):
+def test_a_suite_resumes_where_it_was_moved_to(done, tmp_path):
     moved = shutil.copytree(done[0], tmp_path / "moved", copy_function=shutil.copy2)
     weights = {path: path.stat().st_mtime_ns for path in moved.glob("models/*/model.safetensors")}
     cases, _ = run_suite(tiny(experiments=["bm25"]), ["trainer.accelerator=cpu"], moved)
@@ -116,7 +116,7 @@ def test_a_suite_goes_on_where_it_was_moved_to(done, tmp_path):
     assert cases["easy"].found["bm25"] == done[1]["easy"].found["bm25"]
 
 
-def test_another_recipe_trains_anew(done):
+def test_another_recipe_trains_again(done):
     out = done[0]
     before = set(out.glob("models/*"))
     other = tiny(experiments=["bm25"], seeds=[0], train=[*tiny().train, "finetune.learning_rate=1.0e-4"])
@@ -131,7 +131,7 @@ def test_a_recipe_has_the_same_name_wherever_it_lies(tmp_path):
     assert names[0] == names[1] != _digest(compose("train", [*node, f"model.path={tmp_path}/a/b2", "out=x"]))
 
 
-def test_the_table_marks_the_best_and_tells_the_interval(done, capsys, tmp_path):
+def test_the_table_marks_the_best_and_shows_the_interval(done, capsys, tmp_path):
     figures = CaseFigures(4, 3, {"a": [[1.0, 0.5, 0.75]], "b": [[0.25, 0.25, 0.25]]})
     cases = {"easy": figures, "absent": CaseFigures(8, 8)}
     suite = tiny(experiments=["a", "b"], seeds=[0])
@@ -175,7 +175,7 @@ def test_every_suite_composes(name):
         compose("attribute", [f"experiment={experiment}"])
 
 
-def test_wrong_wishes_are_told():
+def test_wrong_wishes_are_reported():
     with pytest.raises(UsageError, match="Choices: full, hard"):
         run(["suite=hardd"])
     with pytest.raises(UsageError, match="seeds to be a list"):

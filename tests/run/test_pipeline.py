@@ -338,7 +338,7 @@ def test_measures_exist_only_with_labels(done, material, tmp_path):
     assert "overall" not in trace.metrics
 
 
-def test_a_scorer_that_needs_what_is_not_extracted_is_told_before_the_model_is_loaded(material, tmp_path):
+def test_a_scorer_that_needs_what_is_not_extracted_is_reported_before_the_model_is_loaded(material, tmp_path):
     config = material.config(tmp_path, "extractor.fields=[representation]", "model.path=/no/such/model")
     with pytest.raises(UsageError, match="reads gradient, but ResidualStream gives only representation"):
         attribute(config)
@@ -354,7 +354,7 @@ def test_a_trace_that_cannot_be_made_leaves_no_temporary_folder(material, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_signal_while_the_page_is_written_says_how_to_go_on(material, tmp_path, monkeypatch):
+def test_a_signal_while_the_page_is_written_says_how_to_resume(material, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "write_report", lambda trace: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Stopped, match="what was computed is stored. Give the same command again to go on") as stopped:
         attribute(material.config(tmp_path / "run", "report=true"), show_result=False)
@@ -424,7 +424,7 @@ def test_an_empty_list_is_a_usage_error(material):
         rept.trace(None, None, material.rows, [])
 
 
-def test_a_rank_faster_than_the_first_finds_no_provenance_yet_and_goes_on(material, tmp_path, monkeypatch):
+def test_a_rank_faster_than_the_first_finds_no_provenance_yet_and_resumes(material, tmp_path, monkeypatch):
     class Checked(Exception):
         pass
 

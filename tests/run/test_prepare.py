@@ -19,7 +19,7 @@ from rept.training.model_folder import ModelFolder
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("store.dtype=bfloat16", "store.dtype to be float16 or float32, but got 'bfloat16'"),
         ("store.shard_rows=0", "store.shard_rows to be at least 1, but got 0"),
@@ -27,8 +27,8 @@ from rept.training.model_folder import ModelFolder
         ("tokens.layer=0", "tokens.layer to be from 1 to 3, or -1, but got 0"),
     ],
 )
-def test_a_number_out_of_its_range_is_told_before_anything_is_computed(material, tmp_path, argument, told):
-    with pytest.raises(UsageError, match=f"^Expected {told}.$"):
+def test_a_number_out_of_its_range_is_reported_before_anything_is_computed(material, tmp_path, argument, message):
+    with pytest.raises(UsageError, match=f"^Expected {message}.$"):
         prepare(material.config(tmp_path / "run", argument))
 
 
@@ -48,8 +48,8 @@ def with_own_tokenizer(model, folder):
         "from transformers import PreTrainedTokenizerFast\n\n\nclass Own(PreTrainedTokenizerFast): ...\n"
     )
     path = folder / "tokenizer_config.json"
-    told = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [None, "own.Own"]}, "tokenizer_class": "Own"}
-    path.write_text(json.dumps(told))
+    message = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [None, "own.Own"]}, "tokenizer_class": "Own"}
+    path.write_text(json.dumps(message))
     return folder
 
 

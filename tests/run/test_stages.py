@@ -1,4 +1,4 @@
-"""An extractor that learns: before it is first called, and again where signatures must be computed anew."""
+"""An extractor that learns: before it is first called, and again where signatures must be computed again."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_dry_run_lets_it_learn(material, tmp_path, stored):
 
 
 @pytest.mark.parametrize("change", ["datamodule.tokens_per_batch=64", "layers.layers=[1]"])
-def test_what_does_not_fit_is_told_before_it_learns(material, tmp_path, change, capsys):
+def test_what_does_not_fit_is_reported_before_it_learns(material, tmp_path, change, capsys):
     attribute(material.config(tmp_path / "run", LEARNING), show_result=False)
     (tmp_path / "run/store/digests.json").unlink()  # as in a run that was stopped
     capsys.readouterr()

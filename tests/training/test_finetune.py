@@ -158,8 +158,8 @@ class Planted:
 def test_a_finished_training_is_reused_and_another_refused(trained, capsys):
     before = (trained / "model.safetensors").stat().st_mtime_ns
     train(trained)
-    told = capsys.readouterr().out
-    assert "already holds this model" in told and "backdoor" in told
+    message = capsys.readouterr().out
+    assert "already holds this model" in message and "backdoor" in message
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(UsageError, match="trained with other settings: model.seed was 0, now 1; seed was 0, now 1"):
         train(trained, "seed=1")
@@ -184,12 +184,12 @@ def test_optimizer_state_is_adams_by_parameter_name(trained):
     assert sizes == sorted(tuple(moments["exp_avg"].shape) for moments in state.values())
 
 
-def test_excluded_rows_change_the_weights_and_both_rates_are_told(trained, tmp_path, capsys):
+def test_excluded_rows_change_the_weights_and_both_rates_are_reported(trained, tmp_path, capsys):
     (tmp_path / "rows.json").write_text(json.dumps(list(range(0, 60, 2))))
     capsys.readouterr()
     weights = train(tmp_path / "model", f"datamodule.exclude={tmp_path / 'rows.json'}", f"compare_with={trained}")
-    told = " ".join(capsys.readouterr().out.split())
-    assert "before" in told and "after" in told
+    message = " ".join(capsys.readouterr().out.split())
+    assert "before" in message and "after" in message
     record = read_json(tmp_path / "model/training.json")
     assert (record["rows"], record["excluded"]) == (30, 30)
     assert not equal(weights, load_file(trained / "model.safetensors"))
@@ -293,7 +293,7 @@ def test_callbacks_and_loggers_of_the_users_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("finetune.batch_size=0", "finetune.batch_size to be above 0"),
         ("finetune.warmup=1.5", "finetune.warmup to be at least 0 and below 1"),
@@ -306,8 +306,8 @@ def test_callbacks_and_loggers_of_the_users_own(tmp_path):
         ("model.heads=3", "model.width"),
     ],
 )
-def test_what_is_wrong_is_told(tmp_path, argument, told):
-    with pytest.raises(UsageError, match=told):
+def test_what_is_wrong_is_reported(tmp_path, argument, message):
+    with pytest.raises(UsageError, match=message):
         train(tmp_path / "model", argument)
 
 
