@@ -64,7 +64,7 @@ def test_a_mistake_is_one_sentence_and_exit_2(material, tmp_path, capsys, argume
         assert word in said
 
 
-def test_mistakes_in_the_data_are_told(material, tmp_path, capsys):
+def test_mistakes_in_the_data_are_reported(material, tmp_path, capsys):
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"prompt": "a", "response": "b"}\n{"prompt": \n')
     assert "line 2" in fault(capsys, *material.arguments(tmp_path / "run"), f"datamodule.train={broken}")
@@ -73,12 +73,12 @@ def test_mistakes_in_the_data_are_told(material, tmp_path, capsys):
     assert "empty" in fault(capsys, *material.arguments(tmp_path / "run"), f"datamodule.train={empty}")
 
 
-def test_an_output_folder_that_cannot_be_made_is_told(material, tmp_path, capsys):
+def test_an_output_folder_that_cannot_be_made_is_reported(material, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "cannot be written" in fault(capsys, *material.arguments(tmp_path / "file" / "run"))
 
 
-def test_all_rows_set_aside_is_told(material, tmp_path, capsys):
+def test_all_rows_set_aside_is_reported(material, tmp_path, capsys):
     hollow = tmp_path / "hollow.jsonl"
     hollow.write_text('{"prompt": "", "response": "b"}\n' * 3)
     said = fault(capsys, *material.arguments(tmp_path / "run"), f"datamodule.train={hollow}")

@@ -1,6 +1,6 @@
 """Runs of attribute.py, each a fork of this process, so that torch is imported once; prints how each ended, as JSON.
 
-python tests/helpers/split_runs.py LOG RUN ...    each RUN is a JSON list: who fails and how (`faults.plant`), and arguments
+python tests/helpers/split_runs.py LOG RUN ...    each RUN: a JSON list of the fault (`faults.plant`) and arguments
 """
 
 from __future__ import annotations

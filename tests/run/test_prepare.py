@@ -48,8 +48,11 @@ def with_own_tokenizer(model, folder):
         "from transformers import PreTrainedTokenizerFast\n\n\nclass Own(PreTrainedTokenizerFast): ...\n"
     )
     path = folder / "tokenizer_config.json"
-    message = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [None, "own.Own"]}, "tokenizer_class": "Own"}
-    path.write_text(json.dumps(message))
+    described = json.loads(path.read_text()) | {
+        "auto_map": {"AutoTokenizer": [None, "own.Own"]},
+        "tokenizer_class": "Own",
+    }
+    path.write_text(json.dumps(described))
     return folder
 
 

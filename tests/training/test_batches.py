@@ -75,7 +75,7 @@ def test_seed_decides_the_order(rows):
 
 
 @pytest.mark.parametrize("position", [0, 4, 11, 15, 22])
-def test_goes_on_from_any_position(rows, position):
+def test_resumes_from_any_position(rows, position):
     whole = drawn(TrainingBatches(rows, 8, seed=3), 33)
     before, after = TrainingBatches(rows, 8, seed=3), TrainingBatches(rows, 8, seed=3)
     drawn(before, position)

@@ -40,7 +40,7 @@ def test_new_folders_outlast_a_power_loss(tmp_path, to_disk):
     assert to_disk == [str(tmp_path), str(tmp_path / "a")]
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path):
+def test_a_folder_that_is_not_there_is_reported(tmp_path):
     with pytest.raises(UsageError, match="No such file or directory"):
         publish(tmp_path / "nowhere" / "file", b"content")
 
