@@ -37,8 +37,7 @@ def samples(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
 
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean cross-entropy over the response, from logits (T V) and labels (T)."""
-    if logits.dtype != torch.float64:
-        logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.stack([-logits[t - 1].log_softmax(-1)[labels[t]] for t in _response(labels)]).mean()
 
 

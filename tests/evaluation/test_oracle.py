@@ -91,6 +91,8 @@ def test_the_loss_is_torch_s_and_the_target_logit_one_of_its_two_terms() -> None
     assert oracle.mean_loss(logits, labels) == pytest.approx(float(cross_entropy(logits[1:3], labels[2:4])))
     term = logits[1:3].logsumexp(1).mean() - oracle.mean_target_logit(logits, labels)
     assert oracle.mean_loss(logits, labels) == pytest.approx(float(term))
+    kinds = {torch.float64: torch.float64, torch.float32: torch.float32, torch.bfloat16: torch.float32}
+    assert {kind: oracle.mean_loss(logits.to(kind), labels).dtype for kind in kinds} == kinds
 
 
 def test_scores_are_the_formulas_of_torch() -> None:

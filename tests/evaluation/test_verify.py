@@ -22,7 +22,7 @@ from rept.model.architecture import Architecture
 from rept.model.hooks import Response, sample_losses
 from rept.model.loading import freeze, load_model, load_tokenizer
 from rept.signatures.extractor import POSITIONS, Position
-from rept.types import FIELDS
+from rept.types import FIELDS, Status
 from tests.helpers import templates
 from tests.helpers.tiny import ARCHITECTURES
 
@@ -233,7 +233,12 @@ def test_a_response_that_the_template_rewrites_is_caught(parts):
     module = parts[2]
     kind = templates.KINDS["llama_3"]
     module.attach(templates.build(kind, kind.template.replace("message.content | trim", "message.content | upper")))
-    assert "rows whose response mask misses the response" in failed(template_checks(module, parts[4]))
+    for rows in (parts[4], [29]):
+        assert "rows whose response mask misses the response" in failed(template_checks(module, rows))
+
+
+def test_a_response_that_was_cut_is_not_missed(parts):
+    assert parts[2].status("train", 29) == Status.CUT and failed(template_checks(parts[2], [29])) == []
 
 
 @pytest.mark.parametrize("extractor", [VirtualLinear(), Contrastive(None, ResidualStream())])
