@@ -90,7 +90,8 @@ class ApproximateIndex:
         self._note.unlink(missing_ok=True)  # first: a killed build leaves no index rather than a damaged one
         rows, k = len(self.store.attributed), self._most(k)
         lists = max(1, int(math.sqrt(rows)))
-        sample = self._sample(lists * PER_LIST / rows)
+        step = max(1, rows // (lists * PER_LIST))  # rows spread over the whole store
+        sample = np.concatenate([self.vectors(block.fields)[::step] for block in self.store.blocks(self.keys)])
         quantizer = self._faiss.IndexFlatIP(sample.shape[1])
         kind, metric = self._faiss.ScalarQuantizer.QT_fp16, self._faiss.METRIC_INNER_PRODUCT
         # Without residuals: differences to a centre would be rounded again, and scores would differ from the store's.
@@ -106,16 +107,8 @@ class ApproximateIndex:
             self._faiss.write_index(index, self._faiss.PyCallbackIOWriter(stream.write))
         written = self.path.stat()
         index.nprobe, found = self._tune(index, queries, k, recall)
-        made = Description(
-            made_of=self._made_of,
-            digest=file_digest(self.path),
-            bytes=written.st_size,
-            changed_ns=written.st_mtime_ns,
-            lists=lists,
-            searched_lists=index.nprobe,
-            recall=found,
-            k=k,
-        )
+        file = (file_digest(self.path), written.st_size, written.st_mtime_ns)
+        made = Description(self._made_of, *file, lists, index.nprobe, found, k)
         write_json(self._note, asdict(made))
         return made
 
@@ -160,11 +153,6 @@ class ApproximateIndex:
             return Description(**read_json(self._note))
         except TypeError:
             return None
-
-    def _sample(self, share: float) -> np.ndarray:
-        """Vectors of rows spread over the whole store."""
-        step = max(1, int(1 / share))
-        return np.concatenate([self.vectors(block.fields)[::step] for block in self.store.blocks(self.keys)])
 
     def _most(self, k: int) -> int:
         return min(k, len(self.store.attributed))

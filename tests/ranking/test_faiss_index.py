@@ -18,11 +18,12 @@ from rept.report.page import write_report
 from rept.results.run_folder import RunFolder
 from rept.results.trace import Trace
 from rept.run.pipeline import attribute
+from rept.types import Key
 from rept.utils.digests import file_digest
 from scorers.centred import Centred
 from scorers.cosine import Cosine
 from scorers.inner_product import InnerProduct
-from tests.helpers.stores import G, H, make
+from tests.helpers.stores import G, H, make, signatures
 
 pytest.importorskip("faiss", reason="the extra faiss is not installed")
 ROWS, K = 3000, 20
@@ -55,6 +56,15 @@ def test_the_index_finds_most_of_the_exact_hits(store, tmp_path, scorer):
     found = hits.row[:, 0] == exact.row[:, 0]
     assert found.sum() >= 27
     torch.testing.assert_close(hits.score[found, 0], exact.score[found, 0], rtol=2e-3, atol=1e-3)
+
+
+def test_the_index_averages_over_sites(tmp_path):
+    keys = [H, G, Key("mlp_output", 3, "representation"), Key("mlp_output", 3, "gradient")]
+    store, queries = make(tmp_path / "store", signatures(400, keys)), signatures(9, keys, seed=1)
+    index = ApproximateIndex(tmp_path / "a.faiss", store, Cosine(), keys)
+    index.build(queries, 400)
+    hits, exact = index.search(queries, 400), rank(store, queries, Cosine(), top_k=400).best
+    torch.testing.assert_close(hits.score, exact.score, rtol=2e-3, atol=1e-3)
 
 
 def test_an_index_of_another_store_or_scorer_is_not_used(store, tmp_path):

@@ -69,9 +69,10 @@ class Keeping(Scorer):
 
     def fit(self, train):
         self.rows = torch.cat([block["representation"] for block in train])
+        self.first = H._replace(layer=int(self.rows[0, 0]))  # any object
 
     def __call__(self, train, query):
-        return Cosine(self.needs)(train, query)
+        return Cosine(self.needs)(train, query) * self.first.layer
 
 
 @pytest.mark.parametrize("fit_rows", [None, 20, 1000])
@@ -137,7 +138,7 @@ def in_processes(count, work, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: type(scorer).__name__)
+@pytest.mark.parametrize("scorer", [*SCORERS, Keeping(None)], ids=lambda scorer: type(scorer).__name__)
 def test_processes_share_the_reading_and_fit_as_one(tmp_path, scorer, count, monkeypatch):
     store = make(tmp_path, signatures(ROWS, KEYS), world=2, lost={5, 41})
     queries = signatures(6, KEYS, seed=1)

@@ -43,5 +43,10 @@ def test_one_value_of_any_size_is_one_bin(value: float) -> None:
     assert found["low"] <= np.float32(value) <= found["low"] + found["width"]
 
 
+def test_parts_of_129_bins_together_are_merged_in_pairs() -> None:
+    found = Histogram.merged([_of([0.0, 127 / 128]), _of([1.0])]).as_dict()
+    assert found["width"] == 1 / 64 and len(found["counts"]) == 65 and sum(found["counts"]) == 3
+
+
 def test_without_values_there_are_no_bins() -> None:
     assert Histogram.merged([]).as_dict()["counts"] == []

@@ -57,6 +57,13 @@ def test_pooled_average_precision_is_that_of_one_list_of_all_hits(k):
     assert got[f"pooled_average_precision@{k}"] != pytest.approx(got["average_precision"], abs=1e-3)
 
 
+def test_equal_scores_are_pooled_by_rank_and_then_by_query():
+    scores = np.array([[3.0, 1.0, 2.0], [3.0, 2.0, 2.0]], np.float32)
+    got = measures(reader(scores), ["a", "b"], ["b", "a", "b"])["overall"]
+    # In the pool: no, yes (3, both at the first rank); no, no (2, at the second), yes (2, at the third); yes (1).
+    assert got["pooled_average_precision@10"] == pytest.approx(np.mean([1 / 2, 2 / 5, 3 / 6]))
+
+
 def test_each_label_is_measured_over_its_own_queries():
     scores, query_labels, train_labels = world()
     both = measures(reader(scores), query_labels, train_labels)

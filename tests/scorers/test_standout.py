@@ -52,7 +52,9 @@ def test_blocks_of_rows_and_new_queries_are_scored_alike():
     scorer = Standout()
     scorer.fit([train])
     whole = scorer(train, query)
-    scorer(train, other)
+    fresh = Standout()
+    fresh.fit([train])
+    assert torch.equal(scorer(train, other), fresh(train, other))
     torch.testing.assert_close(torch.cat([scorer(part, query) for part in blocks(train, 6)]), whole)
 
 

@@ -88,6 +88,16 @@ def test_leftovers_of_killed_runs_are_removed_at_the_end(tmp_path):
     assert not leftover.exists()
 
 
+def test_each_rank_scans_the_shards_that_it_wrote(folder, monkeypatch):
+    monkeypatch.setattr(scan, "gathered", lambda own: [own])
+    names = []
+    for rank in range(2):
+        monkeypatch.setattr(scan, "process", lambda rank=rank: (rank, 2))
+        names.append([shard.name for shard in scan.scan(folder, "train", together=True)])
+        assert {name.rank for name in names[-1]} == {rank}
+    assert sum(names, []) == [shard.name for shard in scan.scan(folder, "train")]
+
+
 def test_a_shard_that_another_rank_replaces_meanwhile_is_not_damage(tmp_path, monkeypatch):
     write(tmp_path, signatures(4))
     real = scan.read_shard

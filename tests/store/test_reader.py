@@ -225,6 +225,13 @@ DAMAGES = [
 ]  # fmt: skip
 
 
+def test_a_shard_of_another_size_is_reported_when_the_store_is_opened(folder):
+    shard = first_shard(folder)
+    shard.write_bytes(shard.read_bytes() + b"?")
+    with pytest.raises(DamagedStore, match=f"{shard.name} is damaged .* bytes instead of"):
+        AttributionStore(folder, "train")
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_reported_in_one_sentence_and_repaired(made, folder, damage):
     message, do_damage = damages(folder)[damage]
