@@ -15,6 +15,7 @@ from rept.errors import UsageError
 from rept.ranking.token_influence import choose_layer
 from rept.run.prepare import ensure_model, prepare
 from rept.training import finetune
+from rept.training.behaviour_rates import rates_before
 from rept.training.model_folder import ModelFolder
 
 
@@ -87,6 +88,7 @@ def made(tmp_path, monkeypatch):
         (Path(config.out) / "config.json").write_text("{}")
 
     monkeypatch.setattr("rept.run.prepare.train_model", train)
+    monkeypatch.setattr(finetune, "train_model", train)
     monkeypatch.chdir(tmp_path)
     return asked
 
@@ -118,7 +120,7 @@ def test_a_model_of_other_embedded_data_is_refused(made, change):
 def test_a_training_without_some_rows_stands_beside_that_of_the_same_data_alone(made):
     def earlier(*arguments: str):
         config = compose("train", ["datamodule.exclude=[3]", *arguments])
-        return finetune._earlier_rates(config, build(config.datamodule, AttributionDataModule))
+        return rates_before(config, build(config.datamodule, AttributionDataModule))
 
     for folder in ("runs/demo/model", "runs/demo/model-seed-1"):
         finetune.train_model(compose("train", [f"out={folder}", "datamodule.seed=1"]))
