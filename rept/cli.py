@@ -35,13 +35,10 @@ def main(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         run(arguments)
-    except UsageError as mistake:
-        print(visible(str(mistake)), file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("Stopped; run the same command again to resume, or to start over.", file=sys.stderr)
         return 130
-    except Ended as ended:
+    except (UsageError, Ended) as ended:
         print(visible(str(ended)), file=sys.stderr)
         return ended.exit_code
     return 0

@@ -14,7 +14,7 @@ from rept.data.behaviours import Behaviour
 from rept.data.encoder import Encoded, Encoder, collate
 from rept.data.padding import batch_slices
 from rept.data.samples import Sample, SampleSource, samples_digest
-from rept.distributed.partition import Deal
+from rept.distributed.partition import Partition
 from rept.errors import UsageError
 from rept.types import Batch, Side, Status
 
@@ -143,15 +143,15 @@ class AttributionDataModule(LightningDataModule, ABC):
 
     def _plan(self, side: Side, rank: int, world_size: int, done: np.ndarray | None) -> Iterator[Batch]:
         total = len(self.source(side))
-        windows = Deal(-(-total // self.window), world_size)
+        windows = Partition(-(-total // self.window), world_size)
         for number, start in enumerate(range(0, total, self.window)):
             rows = range(start, min(start + self.window, total))
             stored = done is not None and done[rows.start : rows.stop].all()
-            if stored or not windows.concerns(number, rank):
+            if stored or not windows.overlaps(number, rank):
                 continue
             batches = self._cut(side, rows)
             for i, batch in enumerate(batches):
-                if windows.holder(number, i, len(batches)) == rank and not _stored(batch, done):
+                if windows.owner(number, i, len(batches)) == rank and not _stored(batch, done):
                     yield batch
 
     def _cut(self, side: Side, rows: Sequence[int]) -> list[Batch]:

@@ -1,35 +1,30 @@
-"""Who does what: pieces of work, each of some parts, dealt out so that a rank looks into its own share alone."""
+"""Divides work among ranks so that each rank reads little more than its own share."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 
-class Deal(NamedTuple):
-    """Gives ``pieces`` pieces of work to ``ranks`` ranks, by their numbers alone, so that every rank knows it unasked.
+class Partition(NamedTuple):
+    """Assigns ``pieces`` pieces of work, each of several parts, to ``ranks`` ranks, without communication.
 
-    Whole pieces go to the ranks in turn. What is left over, fewer pieces than ranks, is laid end to end and cut into
-    equal lengths, one for each rank: so a single piece is still shared by all, and no rank looks into more than two
-    pieces that it does not have to itself.
+    Whole pieces go to the ranks in turn. The last ``pieces % ranks`` pieces are concatenated and cut into ``ranks``
+    equal lengths, so that even a single piece is shared by all ranks; a rank reads at most two pieces with others.
     """
 
     pieces: int
     ranks: int
 
-    @property
-    def _left(self) -> int:
-        return self.pieces % self.ranks
-
-    def concerns(self, piece: int, rank: int) -> bool:
-        """Whether a part of the piece may be this rank's; only then need it look."""
-        place = piece - (self.pieces - self._left)  # among those left over
+    def overlaps(self, piece: int, rank: int) -> bool:
+        """Returns whether a part of the piece may belong to the rank; it need not read other pieces."""
+        shared = self.pieces % self.ranks
+        place = piece - (self.pieces - shared)
         if place < 0:
             return piece % self.ranks == rank
-        return rank * self._left < (place + 1) * self.ranks and (rank + 1) * self._left > place * self.ranks
+        return rank * shared < (place + 1) * self.ranks and (rank + 1) * shared > place * self.ranks
 
-    def holder(self, piece: int, part: int, parts: int) -> int:
-        """The rank that does the piece's part number ``part`` of ``parts``."""
-        place = piece - (self.pieces - self._left)
-        if place < 0:
-            return piece % self.ranks
-        return (place * parts + part) * self.ranks // (self._left * parts)
+    def owner(self, piece: int, part: int, parts: int) -> int:
+        """Returns the rank to which part number ``part`` of the piece's ``parts`` belongs."""
+        shared = self.pieces % self.ranks
+        place = piece - (self.pieces - shared)
+        return piece % self.ranks if place < 0 else (place * parts + part) * self.ranks // (shared * parts)

@@ -16,7 +16,7 @@ from rept.utils.files import lock_folder
 from rept.utils.json_files import read_json, write_json, write_text
 
 SCHEMA = 2
-LEFTOVERS = (".*.partial", ".scores-*", ".tokens-*", ".rank-*")  # of killed runs
+LEFTOVERS = (".*.partial", ".scores-*", ".tokens-*")  # of killed runs
 
 
 class RunFolder:

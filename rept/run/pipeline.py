@@ -17,9 +17,9 @@ from rept.config.plug_ins import build
 from rept.config.schema import AttributeConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import as_dictionaries
-from rept.distributed.collectives import meet
-from rept.distributed.ranks import end_together, over_nodes
+from rept.distributed.collectives import barrier
 from rept.distributed.signals import StopBetweenBatches
+from rept.distributed.supervision import supervised
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
 from rept.model.loading import freeze
@@ -178,10 +178,10 @@ def attribute(
     folder, stop = RunFolder(config.out), StopBetweenBatches()
     trainer = trainer or attribution_trainer(config)
     callbacks_of(trainer).append(stop)
-    with stop.handlers(), over_nodes(trainer, stop, config.max_wait), folder.lock():
-        job = prepare(config, trainer=trainer, **given)
-        with end_together(trainer, folder.path, stop, config.max_wait):
-            run_job(job)
+    with stop.handlers(), ExitStack() as lock:
+        with supervised(trainer, stop, config.max_wait):
+            lock.enter_context(folder.lock())
+            run_job(prepare(config, trainer=trainer, **given))
         result = Trace(folder.path)
         if trainer.is_global_zero and config.report:
             write_report(result)
@@ -228,4 +228,4 @@ def run_job(job: Job) -> None:
         with folder.stage("tokens"):
             best = {query: rows[: config.tokens.hits] for query, rows in hits.items()}
             write_tokens(job, job.extractor, best, layer)
-    meet(config.max_wait)  # rank 0 writes what the callers on all ranks read next
+    barrier(config.max_wait)  # rank 0 writes what the callers on all ranks read next

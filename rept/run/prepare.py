@@ -30,7 +30,7 @@ from rept.store.writer import check_shards
 from rept.training.finetune import train_model
 from rept.training.initial_model import initial_model
 from rept.training.model_folder import ModelFolder
-from rept.training.trainer import build_trainer
+from rept.training.trainer import build_trainer, set_timeout
 from rept.types import Side
 from rept.utils.console import say
 
@@ -133,6 +133,7 @@ def attribution_trainer(config: AttributeConfig) -> Trainer:
     if not 0 < config.max_wait < math.inf:
         raise UsageError(f"Expected max_wait to be a number of seconds above 0, but got {config.max_wait}.")
     trainer = build_trainer(config.trainer, inference_mode=False, logger=False, enable_checkpointing=False)
+    set_timeout(trainer, config.max_wait)
     keep_batches(trainer)
     return trainer
 

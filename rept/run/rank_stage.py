@@ -20,7 +20,7 @@ from rept.calibration.statistics import StatisticsCollector
 from rept.config.schema import AttributeConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample
-from rept.distributed.collectives import gathered, meet, process
+from rept.distributed.collectives import barrier, gathered, process
 from rept.ranking.histogram import Histogram
 from rept.ranking.metrics import measures
 from rept.ranking.rank import Ranking, ScoreFile, blocks_share, merge, rank, read_scores
@@ -115,11 +115,11 @@ class Scoring:
                 sinks=[histogram, scores] if scores else [histogram],
                 watch=watch,
             )
-        meet(self.config.max_wait)
+        barrier(self.config.max_wait)
         ranking = merge(gathered(ranking), self.config.top_k, self.config.bottom_k)
         histogram = Histogram.merged(gathered(histogram))
         measured = self._measures(paths) if part == 0 else {}
-        meet(self.config.max_wait)  # the next ranking writes its scores into the same files
+        barrier(self.config.max_wait)  # the next ranking writes its scores into the same files
         measured["scores"] = histogram.as_dict()
         decision, rate = None, self.config.calibration.rate
         if self.references and watch and rate is not None:

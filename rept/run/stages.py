@@ -12,7 +12,7 @@ import torch
 
 from rept.data.behaviours import behaviour_of
 from rept.data.samples import Sample, SampleSource
-from rept.distributed.collectives import any_rank, gathered, joining, meet
+from rept.distributed.collectives import any_rank, barrier, gathered
 from rept.errors import UsageError
 from rept.model.generation import equal_lengths, greedy_answers
 from rept.model.placement import place
@@ -42,8 +42,8 @@ def set_up(job: Job) -> None:
         return
     rows = len(job.datamodule.source("query"))
     nothing = job.datamodule.loader("query", done=np.ones(rows, dtype=bool))
-    with joining(job.config.max_wait):
-        job.trainer.predict(AttributionModule(job.model, job.extractor, []), nothing, return_predictions=False)
+    job.trainer.predict(AttributionModule(job.model, job.extractor, []), nothing, return_predictions=False)
+    barrier(job.config.max_wait)
 
 
 def answer_queries(job: Job) -> None:
@@ -206,7 +206,7 @@ def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
         removed = AttributionStore.repair(store, side, mark, total)
         if removed:
             say(f"Removed {len(removed)} damaged shards of the {name}; their rows are computed again.")
-    meet(job.config.max_wait)  # so that every rank sees the repaired store
+    barrier(job.config.max_wait)  # so that every rank sees the repaired store
     done = AttributionStore.stored_rows(store, side, total, mark, together=True)
     stored = 0 if done is None else int(done.sum())
     if stored:
@@ -220,10 +220,10 @@ def extract(job: Job, module: AttributionModule, side: Side, mark: str) -> None:
         )
         trainer.predict(module, loader, return_predictions=False)
         del callbacks_of(trainer)[-2:]
-    meet(job.config.max_wait)
+    barrier(job.config.max_wait)
     if not AttributionStore.finished(store, side):
         AttributionStore.finish(store, side, total, together=True)
-    meet(job.config.max_wait)
+    barrier(job.config.max_wait)
 
 
 def report_numerical_problems(job: Job, module: AttributionModule) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from rept.data.datamodule import AttributionDataModule
-from rept.distributed.partition import Deal
+from rept.distributed.partition import Partition
 from rept.model.placement import input_device
 from rept.ranking.token_influence import Form, TokenStates, token_agreement, token_influence
 from rept.signatures.extractor import ReadsAllPositions
@@ -50,9 +50,9 @@ def score_pairs(
     """
     queries = sorted({query for query, _ in pairs})
     groups = [queries[start : start + queries_at_once] for start in range(0, len(queries), queries_at_once)]
-    deal = Deal(len(groups), world_size)
+    partition = Partition(len(groups), world_size)
     for number, group in enumerate(groups):
-        if not deal.concerns(number, rank):
+        if not partition.overlaps(number, rank):
             continue
         members = set(group)
         queries_of: dict[int, list[int]] = {}
@@ -60,7 +60,7 @@ def score_pairs(
             if query in members:
                 queries_of.setdefault(row, []).append(query)
         batches = list(datamodule.batches("train", sorted(queries_of)))
-        own = [(i, batch) for i, batch in enumerate(batches) if deal.holder(number, i, len(batches)) == rank]
+        own = [(i, batch) for i, batch in enumerate(batches) if partition.owner(number, i, len(batches)) == rank]
         if not own:
             continue
         known: dict[int, TokenStates] = {}

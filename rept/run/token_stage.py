@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rept.data.samples import Sample
-from rept.distributed.collectives import meet, process
+from rept.distributed.collectives import barrier, process
 from rept.ranking.metrics import token_average_precision
 from rept.ranking.token_influence import check_form
 from rept.run.job import Job
@@ -41,7 +41,7 @@ def write_tokens(job: Job, extractor: ReadsAllPositions, hits: Mapping[int, Sequ
         deque(scored, maxlen=0)
     else:
         write_lines(shares[rank], scored)
-    meet(job.config.max_wait)
+    barrier(job.config.max_wait)
     if job.trainer.is_global_zero:
         _join(job, shares)
 

@@ -23,8 +23,7 @@ from rept.config.plug_ins import build
 from rept.config.schema import TARGET, TrainConfig
 from rept.data.behaviours import Behaviour
 from rept.data.datamodule import AttributionDataModule
-from rept.distributed.signals import Stopped
-from rept.errors import UsageError
+from rept.errors import Stopped, UsageError
 from rept.model.hooks import Response, sample_losses
 from rept.signatures.fingerprint import of_weights
 from rept.training.batches import TrainingBatches, TrainingRows

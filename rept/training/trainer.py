@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from rept.config.plug_ins import build
 from rept.config.schema import Node
@@ -47,3 +49,20 @@ def build_trainer(node: Node, **settings: object) -> Trainer:
             "trainer.strategy=ddp, or start one process."
         )
     return trainer
+
+
+def set_timeout(trainer: Trainer, max_wait: float) -> None:
+    """Limits how many seconds the ranks of ``trainer`` wait for one another, a minute at least: they load a model.
+
+    Raises:
+        UsageError: ranks that are forked or spawned, and run only a part of the program.
+        RuntimeError: this version of Lightning keeps the limit elsewhere.
+    """
+    if trainer.world_size == 1:
+        return
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise UsageError("trainer.strategy: expected one that starts each process by the same command, such as ddp.")
+    settings = vars(trainer.strategy)
+    if "_timeout" not in settings:
+        raise RuntimeError(f"Expected Lightning's {type(trainer.strategy).__name__} to have _timeout, but it has not.")
+    settings["_timeout"] = timedelta(seconds=max(max_wait, 60))

@@ -1,15 +1,16 @@
-"""Several real processes: the same rows, scores and order as one, whatever dies on the way."""
+"""Several real processes: the same rows, scores and order as one process, also after failures."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from rept.distributed.collectives import GO_ON
+from rept.errors import RESUME
 from rept.results.trace import Trace
 from rept.run.pipeline import attribute
 from rept.store.reader import AttributionStore
@@ -38,18 +39,39 @@ def test_two_processes_give_what_one_gives(alone, material, tmp_path):
     assert ranks == {"r000", "r001"}
 
 
-def test_two_nodes_by_torchrun_give_what_one_process_gives(alone, material, tmp_path):
+def torchrun(script: str, *arguments: str, **more: str) -> list[subprocess.Popen[str]]:
+    """Starts a run on two nodes, which are both this machine."""
     command = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
-    command.append(f"--master_port={free_port()}")
-    run = ["attribute.py", *material.arguments(tmp_path / "run", *SHARDS), "trainer.num_nodes=2", *DDP[1:]]
-    nodes = [start(*command, f"--node_rank={rank}", *run) for rank in (0, 1)]
+    command += [f"--master_port={free_port()}"]
+    run = [script, *arguments, "trainer.num_nodes=2", *DDP[1:]]
+    return [start(*command, f"--node_rank={rank}", *run, **more) for rank in (0, 1)]
+
+
+def test_two_nodes_by_torchrun_give_what_one_process_gives(alone, material, tmp_path):
+    nodes = torchrun("attribute.py", *material.arguments(tmp_path / "run", *SHARDS))
     ended = [node.communicate(timeout=150) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], ended
     assert_same(Trace(tmp_path / "run"), alone)
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_that_dies_on_one_torchrun_node_ends_the_other(material, tmp_path, killed):
+    """torchrun ends its own node, and reports the reason; the other node has many batches of its own left."""
+    arguments = material.arguments(tmp_path / "run", *SHARDS, "datamodule.tokens_per_batch=32")
+    nodes = torchrun("tests/helpers/slow.py", *arguments, KILL_RANK=str(killed))
+    while nodes[killed].poll() is None:
+        time.sleep(0.1)
+    begin = time.monotonic()
+    err = [node.communicate(timeout=150)[1] for node in nodes]
+    assert time.monotonic() - begin < 30
+    assert [node.returncode for node in nodes] == [1, 1], err
+    assert "Signal 9 (SIGKILL)" in err[killed]
+    assert f"Rank {killed} has died. {RESUME}\n" in err[1 - killed]
+    assert not (tmp_path / "run/store/train/index.h5").exists()
+
+
 def test_a_rank_that_dies_on_one_slurm_node_ends_the_other(material, tmp_path):
-    """Which has batches of its own, and would only miss it at the end of them. SLURM is but its variables here."""
+    """SLURM is simulated by its environment variables, without what supervises a node."""
     run = ["tests/helpers/slow.py", *material.arguments(tmp_path / "run", *SHARDS), "trainer.num_nodes=2", *DDP[1:]]
     slurm = {"JOB_NAME": "rept", "JOB_ID": str(free_port()), "NODELIST": "localhost", "JOB_NODELIST": "localhost"}
     slurm |= {"NTASKS": "2", "NTASKS_PER_NODE": "1", "NNODES": "2", "LOCALID": "0"}
@@ -57,13 +79,13 @@ def test_a_rank_that_dies_on_one_slurm_node_ends_the_other(material, tmp_path):
     nodes = [start(*run, SLURM_PROCID=rank, SLURM_NODEID=rank, KILL_RANK="1", **common) for rank in "01"]
     err = [node.communicate(timeout=150)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [1, -signal.SIGKILL], err
-    assert err[0].splitlines()[-1] == f"Rank 1 has died. {GO_ON}"
+    assert err[0].splitlines()[-1] == f"Rank 1 has died. {RESUME}"
     assert not (tmp_path / "run/store/train/index.h5").exists()
 
 
 def test_a_script_may_trace_again_and_again_with_two_processes(alone, material, tmp_path):
-    """Lightning starts the script again for the second rank, which follows the first from call to call; the last time
-    there are fewer rows than processes."""
+    """Lightning starts the script again for the second rank, which makes the same calls; in the last of them there are
+    fewer rows than processes."""
     script = tmp_path / "script.py"
     script.write_text(f"""
 import json
@@ -89,7 +111,7 @@ rept.trace(model, tokenizer, train[:1], queries, out=Path({str(tmp_path)!r}) / "
     assert Trace(tmp_path / "few").metrics["rows"]["attributed"] == 1
 
 
-def test_a_stopped_run_goes_on_with_fewer_processes(alone, material, tmp_path, capsys):
+def test_a_stopped_run_resumes_with_fewer_processes(alone, material, tmp_path, capsys):
     run = tmp_path / "run"
     stored = stop_when_stored(material.arguments(run, *SHARDS, *DDP), run, shards=2, number=signal.SIGKILL)
     attribute(material.config(run, *SHARDS), show_result=False)
@@ -97,7 +119,7 @@ def test_a_stopped_run_goes_on_with_fewer_processes(alone, material, tmp_path, c
     assert_same(Trace(run), alone)
 
 
-def test_a_stopped_run_goes_on_with_more_processes(alone, material, tmp_path):
+def test_a_stopped_run_resumes_with_more_processes(alone, material, tmp_path):
     run = tmp_path / "run"
     stored = stop_when_stored(material.arguments(run, *SHARDS), run, shards=2, number=signal.SIGKILL)
     code, out, err = finish("attribute.py", *material.arguments(run, *SHARDS, *DDP))
@@ -126,7 +148,7 @@ def stop_when_stored(arguments: list[str], run: Path, shards: int, number: int) 
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_closes_the_shard_and_says_how_to_go_on(alone, material, tmp_path, number, code):
+def test_a_signal_closes_the_shard_and_says_how_to_resume(alone, material, tmp_path, number, code):
     run = tmp_path / "run"
     process = start("tests/helpers/slow.py", *material.arguments(run, "store.shard_rows=1000", "each=true"))
     while not (run / "store/train/shards").is_dir():
@@ -136,7 +158,7 @@ def test_a_signal_closes_the_shard_and_says_how_to_go_on(alone, material, tmp_pa
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == code, err
-    assert "Give the same command again to go on" in err and "Traceback" not in err
+    assert "Run the same command again to resume" in err and "Traceback" not in err
     done = AttributionStore.stored_rows(run / "store", "train", 41)
     assert done is not None and 0 < done.sum() < 41
     assert_same(attribute(material.config(run, "store.shard_rows=1000", "each=true"), show_result=False), alone)

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rept.distributed.signals import StopBetweenBatches, Stopped
+from rept.distributed.signals import StopBetweenBatches
+from rept.errors import Stopped
 from rept.run.pipeline import attribute
 
 
@@ -40,7 +41,7 @@ def test_the_second_signal_acts_at_once():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_the_handlers_of_before_come_back():
+def test_the_previous_handlers_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with StopBetweenBatches().handlers():
         assert signal.getsignal(signal.SIGTERM) != before[1]

@@ -75,7 +75,7 @@ def test_lines_are_synced_before_the_rename_and_the_folder_after_it(tmp_path, to
 
 
 def test_leftovers_of_killed_runs_are_removed_by_the_next_run(tmp_path):
-    for name in (".results.jsonl.partial", ".scores-1-of-2", ".rank-001", "results.jsonl"):
+    for name in (".results.jsonl.partial", ".scores-1-of-2", "results.jsonl"):
         (tmp_path / name).touch()
     with RunFolder(tmp_path).lock():
         assert {path.name for path in tmp_path.iterdir()} == {".lock", "results.jsonl"}

@@ -18,8 +18,7 @@ from datamodules.instructions import InstructionData
 from extractors.sites.residual_stream import ResidualStream
 from rept.config.compose import compose
 from rept.data.behaviours import Behaviour
-from rept.distributed.signals import Stopped
-from rept.errors import UsageError
+from rept.errors import Stopped, UsageError
 from rept.evaluation import oracle
 from rept.model.loading import load_model, load_tokenizer
 from rept.results.trace import Trace
@@ -356,7 +355,7 @@ def test_a_trace_that_cannot_be_made_leaves_no_temporary_folder(material, tmp_pa
 
 def test_a_signal_while_the_page_is_written_says_how_to_resume(material, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "write_report", lambda trace: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(Stopped, match="what was computed is stored. Give the same command again to go on") as stopped:
+    with pytest.raises(Stopped, match="what was computed is stored. Run the same command again to resume") as stopped:
         attribute(material.config(tmp_path / "run", "report=true"), show_result=False)
     assert stopped.value.exit_code == 130
 

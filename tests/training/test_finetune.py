@@ -9,8 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from rept.config.compose import compose
-from rept.distributed.signals import Stopped
-from rept.errors import UsageError
+from rept.errors import Stopped, UsageError
 from rept.model.loading import load_model, load_tokenizer
 from rept.model.optimizer_state import load_optimizer_state
 from rept.signatures.fingerprint import of_weights
