@@ -155,11 +155,11 @@ def edited(rows, at, **changes):
     "edit",
     [
         lambda rows: edited(rows, 40, response="fine king"),
-        lambda rows: edited(rows, 5, prompt=" "),
+        lambda rows: edited(rows, 5, prompt=7),
         lambda rows: rows[:-1],
         lambda rows: [rows[1], rows[0], *rows[2:]],
     ],
-    ids=["a word", "a row that is set aside", "a row less", "order"],
+    ids=["a word", "why a row is set aside", "a row less", "order"],
 )
 def test_other_training_rows(material, plain, tmp_path, edit):
     path = tmp_path / "train.jsonl"
