@@ -13,6 +13,7 @@ from tokenizers.models import WordLevel
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from rept.errors import UsageError
+from rept.model import loading
 from rept.model.loading import load_model, load_tokenizer
 from rept.run.pipeline import attribute
 from rept.training.from_scratch import tiny_llama
@@ -81,7 +82,7 @@ def test_an_adapter_is_applied_to_the_model(folder: Path, adapter: Path) -> None
     assert isinstance(adapted, PeftModel) and not any(p.requires_grad for p in adapted.parameters())
     assert not torch.allclose(plain(ids).logits, adapted(ids).logits)
     alone = load_model(str(adapter))  # names its base model
-    assert torch.equal(alone(ids).logits, adapted(ids).logits)
+    assert isinstance(alone, PeftModel) and torch.equal(alone(ids).logits, adapted(ids).logits)
 
 
 def test_an_adapters_own_tokenizer_precedes_the_models(folder: Path, adapter: Path) -> None:
@@ -196,3 +197,22 @@ def test_quantization_says_what_it_needs(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UsageError, match=r"load_in_8bit needs a GPU.*'quantized'"):
         load_model(str(folder), load_in_8bit=True)
+
+
+@pytest.mark.parametrize(("dtype", "compute"), [("auto", torch.bfloat16), ("float16", torch.float16)])
+def test_quantized_weights_are_computed_with_in_the_dtype(dtype: str, compute: torch.dtype, monkeypatch) -> None:
+    given = []
+    monkeypatch.setattr("rept.model.loading.find_spec", lambda name: name)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("transformers.BitsAndBytesConfig", lambda **settings: given.append(settings))
+    loading._quantization(True, False, dtype)
+    assert given == [{"load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_compute_dtype": compute}]
+
+
+def test_the_hub_is_not_asked_for_a_model_in_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object, **__: object) -> None:
+        pytest.fail("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda path, name: "cached")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", ask)
+    loading._check_hub("some/model")
