@@ -47,5 +47,5 @@ class RankFailed(Ended):
 class RankMissing(Ended):
     """Another rank did not arrive in time, or the connection to it broke."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, 2)
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message, exit_code)

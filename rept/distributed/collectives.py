@@ -43,11 +43,11 @@ def any_rank(own: bool, seconds: float) -> bool:
         distributed.monitored_barrier(group, timedelta(seconds=limit), wait_all_ranks=True)
         distributed.all_reduce(flag, distributed.ReduceOp.MAX, group)
     except RuntimeError as error:
-        reason = f"Rank {rank} lost its connection to another rank."
-        if time.monotonic() - start >= limit:
-            missing = re.search("Ranks (.*) failed", str(error))  # "Ranks 1, 3 failed to pass monitoredBarrier in ..."
-            name = "0, or one that it waits for," if rank else missing[1] if missing else "other than 0"
-            reason = f"Rank {name} hangs: rank {rank} waited {limit:,g} s (max_wait; raise it if it was only slow)."
+        if time.monotonic() - start < limit:
+            raise RankMissing(f"Rank {rank} lost its connection to another rank. {RESUME}", exit_code=1) from error
+        missing = re.search("Ranks (.*) failed", str(error))  # "Ranks 1, 3 failed to pass monitoredBarrier in ..."
+        name = "0, or one that it waits for," if rank else missing[1] if missing else "other than 0"
+        reason = f"Rank {name} hangs: rank {rank} waited {limit:,g} s (max_wait; raise it if it was only slow)."
         raise RankMissing(f"{reason} {RESUME}") from error
     return bool(flag)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,9 +80,11 @@ class _TrainingRows:
 
 def _exchange(fitted: dict[SiteLayer, Scorer], own: Sequence[SiteLayer], device: torch.device | str) -> None:
     """Gives each copy the attributes of the one that its rank has fitted, with tensors on ``device``."""
-    image = io.BytesIO()
-    torch.save({place: vars(fitted[place]) for place in own}, image)
-    for content in gathered(image.getvalue()):
-        states = torch.load(io.BytesIO(content), map_location=device, weights_only=False)  # the run's own objects
+    share = {place: _moved(vars(fitted[place]), "cpu") for place in own}
+    for states in gathered(share):
         for place, state in states.items():
-            vars(fitted[place]).update(state)
+            vars(fitted[place]).update(_moved(state, device))
+
+
+def _moved(state: Mapping[str, object], device: torch.device | str) -> dict[str, object]:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()}

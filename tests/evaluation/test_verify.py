@@ -85,13 +85,13 @@ def gate():
     class Gate(SingleSite):
         """The site that the README defines."""
 
-        name = "gate"
+        name = "gate_projection"
 
         def site(self, model: PreTrainedModel, layer: int) -> nn.Module:
             return Architecture.of(model).blocks[layer - 1].mlp.gate_proj
 
     yield Gate
-    del SITES["gate"]
+    del SITES["gate_projection"]
 
 
 def test_a_custom_site_is_verified(parts, gate):
