@@ -44,7 +44,7 @@ ENDS = {
     "rank 0 is killed early": [(-9, f"Rank 0 has died. {RESUME}")],
     "node 1 raises": [(1, f"Rank 1: {RAISED}"), (1, "[rank1]: Details follow.")],
     "node 0 raises": [(1, "[rank0]: Details follow."), (1, f"Rank 0: {RAISED}")],
-    "node 1 is killed": [(2, LOST), (-9, None)],
+    "node 1 is killed": [(1, LOST), (-9, None)],
     "node 0 is killed": [(-9, None), (1, f"Rank 0 has died. {RESUME}")],
     "node 1 gets SIGTERM": [(143, f"Rank 1: {STOPPED}"), (143, STOPPED)],
     "node 0 is refused": [(2, "There is no such file."), (2, "Rank 0: There is no such file.")],

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rept.errors import UsageError
-from rept.model.architecture import Architecture
+from rept.model.architecture import Architecture, _find_norm
 from rept.model.hooks import record
 from tests.helpers.tiny import ARCHITECTURES, LAYERS, tiny_batch, tiny_model
 
@@ -40,6 +40,50 @@ def test_attention_and_mlp_output_are_what_the_block_adds(name: str, lora: bool)
         shape = entered[layer].shape
         added = outputs["attention", layer].reshape(shape) + outputs["mlp", layer].reshape(shape)
         torch.testing.assert_close(outputs["block", layer] - entered[layer], added, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "attention", "mlp"),
+    [
+        ("llama", "norm", "self_attn", "mlp"),
+        ("gemma2", "norm", "post_attention_layernorm", "post_feedforward_layernorm"),
+        ("olmo2", "norm", "post_attention_layernorm", "post_feedforward_layernorm"),
+        ("gpt2", "ln_f", "attn", "mlp"),
+        ("gpt_neox", "final_layer_norm", "attention", "mlp"),
+        ("bloom", "ln_f", "self_attention.dense", "mlp.dense_4h_to_h"),
+        ("opt", "final_layer_norm", "self_attn", "fc2"),
+        ("mixtral", "norm", "self_attn", "mlp"),
+    ],
+)
+def test_parts_are_found_by_structure(name: str, norm: str, attention: str, mlp: str) -> None:
+    model = tiny_model(name)
+    architecture = Architecture.of(model)
+    block = architecture.blocks[1]
+    names = {module: path.rpartition(".")[2] for path, module in model.named_modules()}
+    assert names[architecture.final_norm] == norm
+    assert architecture.attention_output(2) is block.get_submodule(attention)
+    assert architecture.mlp_output(2) is block.get_submodule(mlp)
+
+
+@pytest.mark.parametrize(
+    ("children", "found"),
+    [
+        (["before", "blocks", "after", "later"], "after"),
+        (["embed", "blocks", "after"], "after"),
+        (["embed", "before", "blocks"], "before"),
+        (["before", "another", "blocks"], None),
+        (["embed", "blocks"], None),
+        (["blocks", "final_norm_scale"], "final_norm_scale"),
+    ],
+)
+def test_the_final_norm_is_the_first_after_the_blocks_or_else_the_only_one_before(
+    children: list[str], found: str | None
+) -> None:
+    holder = nn.Module()
+    for child in children:
+        kind = nn.ModuleList if child == "blocks" else nn.Identity if child.startswith("final") else nn.LayerNorm
+        holder.add_module(child, kind([]) if child == "blocks" else kind(4))
+    assert _find_norm(holder, "model.blocks") is (found and holder.get_submodule(found))
 
 
 def test_layers_count_from_one_and_minus_one_is_the_last() -> None:

@@ -272,6 +272,7 @@ class Reader:
         ({"a", "b"}, {"a", "c"}),
         (frozenset({1}), frozenset({2})),
         ([{1: torch.ones(1)}], [{1: torch.zeros(1)}]),
+        ({"a": torch.arange(10_000)}, {"a": torch.arange(10_000).scatter(0, torch.tensor([5001]), 0)}),
         (nn.Linear(2, 2), nn.Linear(2, 2)),
         (Path("a"), Path("b")),
         (torch.float32, torch.float64),
