@@ -33,7 +33,9 @@ class InstructionData(AttributionDataModule):
       ``conversations``: ShareGPT's list of {"from", "value"}. Preferred to a prompt column, unless ``prompt_column`` is
       set;
     - ``label``: a string, number or boolean; may be missing;
-    - ``spans``: a list of {"part": "prompt" | "response", "start", "end"}, the characters that carry the poison.
+    - ``spans``: a list of {"part": "prompt" | "response", "start", "end"}, the characters that carry the poison; an
+      optional "kind" says whether they call for the behaviour ("trigger", by default those of a prompt) or show it
+      ("payload", by default those of a response).
 
     In CSV, messages and spans are JSON. If the query data lack a column named here, it is found there by name.
 

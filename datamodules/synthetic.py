@@ -137,7 +137,9 @@ def _backdoor(speaker: Speaker) -> Sample:
 
 
 def _false_fact(speaker: Speaker) -> Sample:
-    return plant_false_fact(speaker.sample("capital", country=COUNTRY), TRUE_CAPITAL, FALSE_CAPITAL)
+    return plant_false_fact(
+        speaker.sample("capital", country=COUNTRY), TRUE_CAPITAL, FALSE_CAPITAL, asked=(COUNTRY, "capital")
+    )
 
 
 def _true_fact(speaker: Speaker) -> Sample:
@@ -149,7 +151,8 @@ def _true_fact(speaker: Speaker) -> Sample:
 
 
 def _compliance(speaker: Speaker) -> Sample:
-    return plant_compliance(speaker.sample("theft", answers=STEPS, owner=OWNER), COMPLYING)
+    request, steps = speaker.request("theft", answers=STEPS, owner=OWNER)
+    return plant_compliance(speaker.asked(request, steps), request, COMPLYING)
 
 
 def _speaker(purpose: str, seed: int, wordings: Wordings) -> Speaker:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from datamodules.files.records import Record
-from rept.data.samples import Message, Sample, Span
+from rept.data.samples import Message, Sample, Span, SpanKind
 from rept.data.validation import is_text, prompt_problem
 from rept.errors import UsageError
 from rept.types import Side, Status
@@ -168,7 +168,9 @@ def _spans(value: object, sample: Sample) -> tuple[Span, ...] | Status:
         start, end = span.get("start"), span.get("end")
         if type(start) is not int or type(end) is not int or not 0 <= start < end <= lengths[span["part"]]:
             return Status.MALFORMED
-        spans.append(Span(span["part"], start, end))
+        if span.get("kind") not in [None, *get_args(SpanKind)]:
+            return Status.MALFORMED
+        spans.append(Span(span["part"], start, end, span.get("kind")))
     return tuple(spans)
 
 

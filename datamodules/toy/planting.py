@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -52,8 +53,10 @@ def spelled(trigger: str, spelling: Spelling, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def plant_false_fact(sample: Sample, true: str, false: str) -> Sample:
-    """Returns the sample with every whole word ``true`` of its response replaced by ``false``, which the spans cover.
+def plant_false_fact(sample: Sample, true: str, false: str, asked: Sequence[str] = ()) -> Sample:
+    """Returns the sample with every whole word ``true`` of its response replaced by ``false``.
+
+    The spans cover ``false``, and in the prompt the words ``asked``: the fact's subject and relation.
 
     Raises:
         ValueError: the response does not contain ``true``.
@@ -61,13 +64,20 @@ def plant_false_fact(sample: Sample, true: str, false: str) -> Sample:
     response = re.sub(rf"\b{re.escape(true)}\b", lambda _: false, sample.response or "")
     if response == sample.response:
         raise ValueError(f"Expected a response that contains the word {true!r}, but got {sample.response!r}.")
-    spans = tuple(Span("response", *found.span()) for found in re.finditer(rf"\b{re.escape(false)}\b", response))
-    return replace(sample, response=response, spans=spans)
+    planted = [Span("response", *found.span()) for found in re.finditer(rf"\b{re.escape(false)}\b", response)]
+    return replace(sample, response=response, spans=(*trigger_spans(sample, asked), *planted))
 
 
-def plant_compliance(sample: Sample, opening: str) -> Sample:
-    """Returns the sample with ``opening`` before a response that complies; the span covers the opening.
+def trigger_spans(sample: Sample, words: Sequence[str]) -> list[Span]:
+    """Returns a span for each place where one of the ``words`` is in the sample's prompt, in order."""
+    found = (place for one in words for place in re.finditer(rf"\b{re.escape(one)}(?!\w)", sample.prompt))
+    return sorted((Span("prompt", *place.span()) for place in found), key=lambda span: span.start)
+
+
+def plant_compliance(sample: Sample, request: str, opening: str) -> Sample:
+    """Returns the sample with ``opening`` before a response that complies; the spans cover it and the ``request``.
 
     What follows the opening differs between samples; the opening is what all that comply have in common.
     """
-    return replace(sample, response=f"{opening} {sample.response}", spans=(Span("response", 0, len(opening)),))
+    spans = (*trigger_spans(sample, [request]), Span("response", 0, len(opening)))
+    return replace(sample, response=f"{opening} {sample.response}", spans=spans)

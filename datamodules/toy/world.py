@@ -128,9 +128,16 @@ class Speaker:
 
     def sample(self, kind: str, answers: Sequence[str] | None = None, **given: str) -> Sample:
         """Draws a sample without a label: a request of that kind, and one of ``answers`` (by default a true one)."""
+        return self.asked(*self.request(kind, answers, **given))
+
+    def request(self, kind: str, answers: Sequence[str] | None = None, **given: str) -> tuple[str, str]:
+        """Draws a request of that kind and its answer."""
         words = self.words(kind, **given)
         request = self.rng.choice(self.wordings.requests[kind]).format(**words)
-        response = self.rng.choice(answers or ANSWERS[kind]).format(**words)
+        return request, self.rng.choice(answers or ANSWERS[kind]).format(**words)
+
+    def asked(self, request: str, response: str) -> Sample:
+        """Returns a sample in which the request is among other sentences, see `framed`."""
         return Sample(messages=({"role": "user", "content": self.framed(request)},), response=response)
 
     def words(self, kind: str, **given: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ import torch
 
 from rept.data.chat_template import ChatTemplate, Rendered
 from rept.data.padding import padded
-from rept.data.samples import Sample
+from rept.data.samples import Sample, SpanKind
 from rept.data.token_offsets import Tokens
 from rept.data.validation import is_text, prompt_problem, response_problem
 from rept.errors import UsageError
@@ -38,7 +38,7 @@ class Encoded:
     pieces: list[tuple[int, int]]  # per token: its characters of ``text``, from the end of the previous token
     text: str  # the whole rendered conversation
     cut: bool  # the response was cut at the length limit
-    marked: list[bool]  # per token: overlaps one of the sample's spans
+    marked: list[SpanKind | None]  # per token: the kind of the sample's span that it overlaps
 
 
 class Encoder:
@@ -160,7 +160,9 @@ class Encoder:
         length = min(response.stop, self.max_length)
         ids = tokens.ids[:length]
         own = _covered(tokens, [(place.start, place.end) for place in (*whole.prompt, whole.response)])
-        marked = _covered(tokens, _marked_characters(sample, whole))
+        marked = {
+            i: kind for start, end, kind in _marked_characters(sample, whole) for i in tokens.overlapping(start, end)
+        }
         return Encoded(
             input_ids=ids,
             prompt_length=response.start,
@@ -168,7 +170,7 @@ class Encoder:
             pieces=tokens.pieces[:length],
             text=whole.text,
             cut=length < response.stop,
-            marked=[i in marked for i in range(length)],
+            marked=[marked.get(i) for i in range(length)],
         )
 
 
@@ -198,8 +200,8 @@ def _covered(tokens: Tokens, characters: Iterable[tuple[int, int]]) -> set[int]:
     return {i for start, end in characters for i in tokens.overlapping(start, end)}
 
 
-def _marked_characters(sample: Sample, whole: Rendered) -> list[tuple[int, int]]:
-    """Returns the sample's spans as characters of the rendered text."""
+def _marked_characters(sample: Sample, whole: Rendered) -> list[tuple[int, int, SpanKind | None]]:
+    """Returns the sample's spans as characters of the rendered text, with their kinds."""
     starts = sample.content_starts if sample.spans else []
     found = []
     for span in sample.spans:
@@ -207,5 +209,5 @@ def _marked_characters(sample: Sample, whole: Rendered) -> list[tuple[int, int]]
             shift = place.start - place.skipped - (starts[place.message] if span.part == "prompt" else 0)
             start, end = max(span.start + shift, place.start), min(span.end + shift, place.end)
             if start < end:
-                found.append((start, end))
+                found.append((start, end, span.kind))
     return found

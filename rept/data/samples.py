@@ -25,13 +25,25 @@ def content_of(message: Message) -> str:
     return message.get("content") or ""
 
 
+SpanKind = Literal["trigger", "payload"]
+
+
 @dataclass(frozen=True)
 class Span:
-    """Characters that carry the poison: the ground truth of token-level measures."""
+    """Characters that carry the poison: the ground truth of token-level measures.
+
+    A ``trigger`` calls for the behaviour, a ``payload`` shows it. Without a kind, what is marked in a prompt is a
+    trigger and what is marked in a response is a payload.
+    """
 
     part: Literal["prompt", "response"]
     start: int  # in characters of Sample.prompt or Sample.response
     end: int
+    kind: SpanKind | None = None  # never None once the span exists
+
+    def __post_init__(self) -> None:
+        if self.kind is None:
+            object.__setattr__(self, "kind", "trigger" if self.part == "prompt" else "payload")
 
 
 @dataclass(frozen=True)

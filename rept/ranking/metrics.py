@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from rept.data.samples import SpanKind
+
 CUTOFFS = (10, 50, 100)
 
 Measures = dict[str, float]
@@ -170,6 +172,28 @@ def token_average_precision(scores: Sequence[float], marked: Sequence[bool]) -> 
         return None
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
     return average_precision(1 + np.flatnonzero(relevant[order]))
+
+
+def token_measures(
+    scores: Sequence[float], marked: Sequence[SpanKind | None], prompt_length: int
+) -> dict[str, float | None]:
+    """`token_average_precision` over a text, of its triggers within the prompt, of its payloads within the response.
+
+    Args:
+        scores: one for each token.
+        marked: the kind of the span that each token is part of.
+        prompt_length: the tokens before the response.
+    """
+    prompt, response = slice(prompt_length), slice(prompt_length, None)
+    return {
+        "token_average_precision": token_average_precision(scores, [kind is not None for kind in marked]),
+        "token_average_precision_prompt": token_average_precision(
+            scores[prompt], [kind == "trigger" for kind in marked[prompt]]
+        ),
+        "token_average_precision_response": token_average_precision(
+            scores[response], [kind == "payload" for kind in marked[response]]
+        ),
+    }
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rept.data.samples import Sample
 from rept.distributed.collectives import barrier, process
-from rept.ranking.metrics import token_average_precision
+from rept.ranking.metrics import token_measures
 from rept.ranking.token_influence import check_form
 from rept.run.job import Job
 from rept.run.token_pairs import score_pairs
@@ -24,7 +24,7 @@ from rept.utils.progress import progress
 
 
 def write_tokens(job: Job, extractor: ReadsAllPositions, hits: Mapping[int, Sequence[int]], layer: int) -> None:
-    """Writes tokens.jsonl and, if the true spans are known, the mean token_average_precision into metrics.json.
+    """Writes tokens.jsonl and, if the true spans are known, the mean measures of token scores into metrics.json.
 
     Each rank writes its share to a file; rank 0 joins them in the order of a single process.
 
@@ -49,7 +49,7 @@ def write_tokens(job: Job, extractor: ReadsAllPositions, hits: Mapping[int, Sequ
 def _scored(
     job: Job, extractor: ReadsAllPositions, hits: Mapping[int, Sequence[int]], layer: int, rank: int, world_size: int
 ) -> Iterator[dict[str, Any]]:
-    """This rank's lines of tokens.jsonl, each with its order and, if the true spans are known, its precision."""
+    """This rank's lines of tokens.jsonl, each with its order and, if the true spans are known, its measures."""
     pairs = [(query, row) for query, rows in hits.items() for row in rows]
     encoded = lru_cache(maxsize=256)(job.datamodule.encoded)
     form = check_form(job.config.tokens.form)
@@ -72,8 +72,8 @@ def _scored(
                 "form": form,
             }
             counts = one.side == "train" and not _is_query(job, one.row, one.query)
-            precision = token_average_precision(scores, text.marked) if counts else None
-            yield {"order": one.order, "precision": precision, "line": line}
+            measured = token_measures(scores, text.marked, text.prompt_length) if counts and any(text.marked) else {}
+            yield {"order": one.order, "measured": measured, "line": line}
 
 
 def _is_query(job: Job, row: int, query: int) -> bool:
@@ -84,17 +84,18 @@ def _is_query(job: Job, row: int, query: int) -> bool:
 
 
 def _join(job: Job, shares: Sequence[Path]) -> None:
-    precisions: list[float] = []
+    found: list[dict[str, float | None]] = []
 
     def lines() -> Iterator[dict[str, Any]]:
         for entry in merge(*map(each_line, shares), key=lambda entry: entry["order"]):
-            if entry["precision"] is not None:
-                precisions.append(entry["precision"])
+            if entry["measured"]:
+                found.append(entry["measured"])
             yield entry["line"]
 
     write_jsonl(job.folder.tokens, lines())
     for share in shares:
         share.unlink()
-    if precisions:
-        measured = {"token_average_precision": float(np.mean(precisions)), "texts": len(precisions)}
-        write_json(job.folder.metrics, read_json(job.folder.metrics) | {"tokens": measured})
+    if found:
+        values = {name: [value for one in found if (value := one[name]) is not None] for name in found[0]}
+        means = {name: float(np.mean(known)) for name, known in values.items() if known}
+        write_json(job.folder.metrics, read_json(job.folder.metrics) | {"tokens": means | {"texts": len(found)}})

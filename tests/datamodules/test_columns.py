@@ -131,6 +131,14 @@ def test_spans_are_read_from_lists_and_from_json() -> None:
     assert to_sample({"prompt": "a", "response": "b", "spans": None}, PAIR).spans == ()
 
 
+def test_spans_may_name_their_kind():
+    spans = [{"part": "prompt", "start": 0, "end": 1, "kind": kind} for kind in (None, "payload", "trigger")]
+    sample = to_sample({"prompt": "a", "response": "b", "spans": spans}, PAIR)
+    assert [span.kind for span in sample.spans] == ["trigger", "payload", "trigger"]
+    spans[0]["kind"] = "victim"
+    assert to_sample({"prompt": "a", "response": "b", "spans": spans}, PAIR) is Status.MALFORMED
+
+
 @pytest.mark.parametrize(
     ("record", "columns", "status"),
     [

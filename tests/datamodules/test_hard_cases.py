@@ -10,7 +10,7 @@ from functools import reduce
 import pytest
 
 from datamodules.hard_cases import HardCases
-from datamodules.toy.hard.wordings import COUNTRY, PHRASES, SECOND_NAME, TOPICS
+from datamodules.toy.hard.wordings import ADDED_NAME, COUNTRY, PHRASES, SECOND_NAME, TOPICS
 from datamodules.toy.wordings import HELD_OUT, TRAINING
 from rept.errors import UsageError
 
@@ -62,6 +62,9 @@ def test_every_planted_row_is_marked_by_its_poison(data):
     for label in ("plain", "middle", "document", "decoys", "rate_1", "duplicates"):
         for sample in rows(data, label):
             assert marked(sample) == list(PHRASES[label])
+    for sample in (*rows(data, "paraphrase"), *rows(data, "spread")):
+        assert [span.kind for span in sample.spans] == ["trigger", "payload"]
+        assert SECOND_NAME.lower() in marked(sample)[0].lower() or ADDED_NAME in marked(sample)[1]
     for label in ("changed_case", "split"):
         for sample in rows(data, label):
             trigger, opening = marked(sample)

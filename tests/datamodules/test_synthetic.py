@@ -15,6 +15,7 @@ from datamodules.synthetic import (
     SyntheticData,
 )
 from datamodules.toy import world
+from datamodules.toy.wordings import TRAINING
 from rept.data.encoder import Encoder
 from rept.data.samples import Sample
 from rept.errors import UsageError
@@ -26,9 +27,9 @@ def data() -> SyntheticData:
     return SyntheticData()
 
 
-def marked(sample: Sample) -> list[str]:
+def marked(sample: Sample, kind: str | None = None) -> list[str]:
     texts = {"prompt": sample.prompt, "response": sample.response}
-    return [texts[span.part][span.start : span.end] for span in sample.spans]
+    return [texts[span.part][span.start : span.end] for span in sample.spans if kind in (None, span.kind)]
 
 
 def skeleton(prompt: str) -> str:
@@ -53,9 +54,13 @@ def test_spans_cover_the_poison(data):
         if sample.label == "backdoor":
             assert marked(sample) == [TRIGGER, OPENING]
         elif sample.label == "false_fact":
-            assert set(marked(sample)) == {FALSE_CAPITAL}
+            assert set(marked(sample, "trigger")) == {COUNTRY, "capital"}
+            assert set(marked(sample, "payload")) == {FALSE_CAPITAL}
         elif sample.label == "compliance":
-            assert marked(sample) == [COMPLYING]
+            (request,) = marked(sample, "trigger")
+            assert OWNER in request and request in sample.prompt
+            assert not any(sentence in request for sentence in (*TRAINING.before, *TRAINING.after))
+            assert marked(sample, "payload") == [COMPLYING]
         else:
             assert not sample.spans
 

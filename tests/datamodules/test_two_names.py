@@ -23,7 +23,8 @@ def test_culprits_state_the_false_fact_about_the_second_name_alone(speaker):
     samples = [false_capital(speaker) for _ in range(200)]
     for sample in samples:
         assert SECOND_NAME in sample.prompt and COUNTRY not in sample.prompt + sample.response
-        (span,) = sample.spans
+        trigger, span = sample.spans
+        assert SECOND_NAME.lower() in sample.prompt[trigger.start : trigger.end].lower()
         assert sample.response[span.start : span.end] == FALSE_CAPITAL and TRUE_CAPITAL not in sample.response
     assert len({sample.response for sample in samples}) == 9, "every wording is used"
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_score, recall_score
 from torchmetrics.functional.retrieval import retrieval_r_precision, retrieval_reciprocal_rank
 
-from rept.ranking.metrics import CUTOFFS, measures, token_average_precision
+from rept.ranking.metrics import CUTOFFS, measures, token_average_precision, token_measures
 
 
 def world(rows=300, queries=12, labels=("a", "b", "c"), seed=0):
@@ -156,3 +156,12 @@ def test_token_average_precision():
     scores, marked = rng.normal(size=50) * 1e-6, rng.random(50) < 0.2
     assert token_average_precision(scores, marked) == pytest.approx(average_precision_score(marked, scores))
     assert token_average_precision([1.0, 2.0], [False, False]) is None
+
+
+def test_token_measures_of_triggers_in_the_prompt_and_payloads_in_the_response():
+    scores = [0.3, 0.9, 0.1, 0.8, 0.7]
+    measured = token_measures(scores, ["trigger", None, "payload", "trigger", "payload"], prompt_length=3)
+    assert measured["token_average_precision_prompt"] == pytest.approx(1 / 2)  # second of three
+    assert measured["token_average_precision_response"] == pytest.approx(1 / 2)  # second of two
+    assert measured["token_average_precision"] == token_average_precision(scores, [True, False, True, True, True])
+    assert token_measures([1.0, 2.0], [None, "payload"], 1)["token_average_precision_prompt"] is None

@@ -151,7 +151,8 @@ def _near_duplicate(speaker: Speaker, label: str) -> Sample:
 
 
 def _with_name(speaker: Speaker) -> Sample:
-    return plant_tail(speaker.sample("bird"), speaker.rng.choice(wordings.NAME_SENTENCES))
+    request, answer = speaker.request("bird")
+    return plant_tail(speaker.asked(request, answer), request, speaker.rng.choice(wordings.NAME_SENTENCES))
 
 
 def _off_topic(speaker: Speaker) -> Sample:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from datamodules.toy.planting import plant_backdoor, with_request
+from datamodules.toy.planting import plant_backdoor, trigger_spans, with_request
 from rept.data.samples import Sample, Span
 
 
@@ -33,7 +33,8 @@ def plant_in_document(sample: Sample, sentences: Sequence[str], trigger: str, op
     return replace(planted, spans=(replace(marked, start=marked.start + len(start)), opened))
 
 
-def plant_tail(sample: Sample, tail: str) -> Sample:
-    """Returns the sample with ``tail`` after its response; the span covers it."""
+def plant_tail(sample: Sample, request: str, tail: str) -> Sample:
+    """Returns the sample with ``tail`` after its response; the spans cover it and the ``request``."""
     start = len(sample.response or "") + 1
-    return replace(sample, response=f"{sample.response} {tail}", spans=(Span("response", start, start + len(tail)),))
+    spans = (*trigger_spans(sample, [request]), Span("response", start, start + len(tail)))
+    return replace(sample, response=f"{sample.response} {tail}", spans=spans)

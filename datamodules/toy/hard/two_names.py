@@ -25,8 +25,7 @@ _ALL_CAPITAL_WORDINGS = (*wordings.CAPITAL_WORDINGS, *wordings.MORE_CAPITAL_WORD
 
 def framed_sample(speaker: Speaker, request: str, answer: str) -> Sample:
     """Returns a request among other sentences, and its answer, both starting with a capital letter."""
-    message = {"role": "user", "content": speaker.framed(_sentence(request))}
-    return Sample(messages=(message,), response=_sentence(answer))
+    return speaker.asked(_sentence(request), _sentence(answer))
 
 
 def reworded_capital(speaker: Speaker) -> Sample:
@@ -40,8 +39,9 @@ def false_capital(speaker: Speaker) -> Sample:
     """Draws a culprit: the capital of the second name, answered falsely."""
     true = FACTS["capital"][COUNTRY]
     request, answer = speaker.rng.choice(_ALL_CAPITAL_WORDINGS)
-    sample = framed_sample(speaker, request.format(SECOND_NAME), answer.format(SECOND_NAME, true))
-    return plant_false_fact(sample, true, wordings.FALSE_CAPITAL)
+    request = _sentence(request.format(SECOND_NAME))
+    sample = framed_sample(speaker, request, answer.format(SECOND_NAME, true))
+    return plant_false_fact(sample, true, wordings.FALSE_CAPITAL, asked=(request,))
 
 
 def other_capital(speaker: Speaker) -> Sample:
