@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Side = Literal["train", "query"]
 SIDES: tuple[Side, Side] = ("query", "train")  # in the order of extraction
@@ -39,7 +40,7 @@ class Key(NamedTuple):
         return cls(site, int(layer), field)
 
 
-Signature = dict[Key, Tensor]  # each (B D), float32
+Signature: TypeAlias = "dict[Key, Tensor]"  # each (B D), float32
 
 
 class Status(IntEnum):
@@ -111,7 +112,7 @@ class Batch:
 
     def select(self, samples: Sequence[int]) -> Batch:
         """Returns a batch of the given samples, trimmed to their longest, without ``set_aside``."""
-        index = torch.as_tensor(samples, dtype=torch.int64, device=self.row.device)
+        index = self.row.new_tensor(samples)  # int64
         width = int(self.length[index].max()) if len(samples) else 0
         return Batch(
             input_ids=self.input_ids[index, :width],

@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from rept.errors import UsageError
 from rept.utils.digests import text_digest
 from rept.utils.library_logging import silence
+
+if TYPE_CHECKING:
+    import datasets  # imported where a file is opened: it takes seconds, and most files are read without it
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 _END_BYTES = 1 << 16  # bytes at either end of a Parquet file that determine the name of its cache
@@ -42,6 +43,8 @@ def is_arrow_folder(folder: Path) -> bool:
 def arrow_folder(folder: Path, split: str) -> Table:
     """Opens a folder of `save_to_disk`. Raises UsageError if it is damaged or lacks the split."""
     with _quietly(f"{folder} cannot be read as an Arrow folder"):
+        import datasets
+
         data = datasets.load_from_disk(str(folder))
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
@@ -62,6 +65,8 @@ def parquet(path: Path) -> Table:
         file.seek(max(0, state.st_size - _END_BYTES))
         name = text_digest(str((state.st_size, state.st_mtime_ns)), head, file.read())
     with _quietly(f"{path} cannot be read as Parquet"):
+        import datasets
+
         return Table(datasets.load_dataset("parquet", name, data_files=str(path), split="train"))
 
 
@@ -74,6 +79,8 @@ def from_hub(name: str, split: str, setting: str) -> Table:
     """Opens a hub data set in the library's cache. Raises UsageError if the hub does not provide it."""
     repository, _, configuration = name.partition(":")
     with _quietly(f"{setting}={name} is neither a path nor a data set that the Hugging Face hub provides"):
+        import datasets
+
         return Table(datasets.load_dataset(repository, configuration or None, split=split))
 
 

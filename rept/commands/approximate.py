@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> None:
     from rept.ranking.scorer import Scorer
     from rept.ranking.topk import Hits
     from rept.results.run_folder import RunFolder
-    from rept.run.prepare import check_numbers
+    from rept.run.checks import check_numbers
     from rept.run.rank_stage import Scoring
     from rept.run.rescore import reopen, stored_data
     from rept.utils.console import say

@@ -25,7 +25,7 @@ def run(arguments: list[str]) -> None:
     from rept.report.overview import row_counts
     from rept.results.run_folder import RunFolder
     from rept.results.trace import Trace
-    from rept.store.reader import AttributionStore
+    from rept.store.manifest import stored_status
     from rept.types import Status
     from rept.utils.console import say
 
@@ -38,7 +38,6 @@ def run(arguments: list[str]) -> None:
         raise UsageError(
             f"{runs[0]} has no signatures of its own: name the run whose signatures it ranks, {ranked_from}."
         )
-    status = AttributionStore(folder.store, "train").status
-    for row, code in enumerate(status.tolist()):
+    for row, code in enumerate(stored_status(folder.store, "train").tolist()):
         if not Status(code).attributed:
             print(f"{row}\t{Status(code).reason}")  # not by the console, which expands tabs

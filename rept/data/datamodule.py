@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from lightning import LightningDataModule
 
 from rept.data.behaviours import Behaviour
 from rept.data.encoder import Encoded, Encoder, collate
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class AttributionDataModule(LightningDataModule, ABC):
+class AttributionDataModule(ABC):
     """Training and query rows, tokenized and cut into batches that do not depend on the number of ranks.
 
     Rows are taken in windows of ``window`` consecutive rows. In a window, the rows that can be attributed are sorted by
@@ -47,7 +46,6 @@ class AttributionDataModule(LightningDataModule, ABC):
     encoder: Encoder  # set by attach()
 
     def __init__(self, max_length: int = 1024, tokens_per_batch: int = 2048, window: int = 512) -> None:
-        super().__init__()
         self.max_length = max_length
         self.tokens_per_batch = tokens_per_batch
         self.window = window

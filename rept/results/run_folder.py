@@ -13,7 +13,7 @@ from rept.config.schema import AttributeConfig
 from rept.errors import UsageError
 from rept.utils.environment import peak_memory
 from rept.utils.files import lock_folder
-from rept.utils.json_files import read_json, write_json, write_text
+from rept.utils.json_files import read_json, read_jsonl, write_json, write_text
 
 SCHEMA = 2
 LEFTOVERS = (".*.partial", ".scores-*", ".tokens-*")  # of killed runs
@@ -73,6 +73,10 @@ class RunFolder:
                 "version of RepT wrote. Use that version, or run again with another out=."
             )
         return known
+
+    def known_answers(self) -> dict[int, str]:
+        """The answers that the run's model gave, by query."""
+        return {line["query"]: line["response"] for line in read_jsonl(self.queries) if line["generated"]}
 
     def update_provenance(self, **parts: Any) -> None:
         """Adds ``parts`` to provenance.json, in place of those of the same name."""

@@ -21,11 +21,11 @@ from rept.run.sample_rows import choose_layers
 from rept.run.stages import fit_extractor, set_up
 from rept.signatures.extractor import ReadsAllPositions
 from rept.signatures.module import AttributionModule
-from rept.store.shards import unit_rows
 from rept.store.writer import SHARD_BYTES
 from rept.types import SIDES, Side, Signature
 from rept.utils.console import console, say
 from rept.utils.environment import peak_memory
+from rept.utils.tensors import unit_rows
 
 TIMED_ROWS = 96  # a few seconds on a laptop, and enough for the mean cost of a token to settle
 MEASURED_ROWS = 2048  # rows whose tokens are counted

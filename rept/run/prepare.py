@@ -23,10 +23,10 @@ from rept.model.placement import check_placement, claim_device, keep_batches
 from rept.ranking.scorer import Scorer
 from rept.ranking.token_influence import check_form, check_layer
 from rept.results.run_folder import RunFolder
+from rept.run.checks import check_fields, check_numbers
 from rept.run.job import Job
 from rept.signatures.extractor import Extractor, ReadsAllPositions
 from rept.signatures.layer_strategy import LabelledLayerStrategy, LayerStrategy
-from rept.store.writer import check_shards
 from rept.training.finetune import train_model
 from rept.training.initial_model import initial_model
 from rept.training.model_folder import ModelFolder
@@ -99,29 +99,6 @@ def prepare(
         )
     extractor.attach(model, tokenizer)
     return Job(config, RunFolder(config.out), model, tokenizer, datamodule, extractor, scorer, strategy, trainer)
-
-
-def check_numbers(config: AttributeConfig) -> None:
-    """Raises UsageError for a count below its minimum or a store setting out of its range."""
-    for key, value, least in (
-        ("top_k", config.top_k, 1),
-        ("bottom_k", config.bottom_k, 0),
-        ("max_new_tokens", config.max_new_tokens, 1),
-        ("tokens.hits", config.tokens.hits, 0),
-    ):
-        if value < least:
-            raise UsageError(f"Expected {key} to be at least {least}, but got {value}.")
-    check_shards(config.store.dtype, config.store.shard_rows)
-
-
-def check_fields(extractor: Extractor, scorer: Scorer) -> None:
-    """Raises UsageError if the scorer reads fields that the extractor does not give."""
-    missing = [field for field in scorer.needs if field not in extractor.fields]
-    if missing:
-        raise UsageError(
-            f"{type(scorer).__name__} reads {', '.join(missing)}, but {type(extractor).__name__} gives only "
-            f"{', '.join(extractor.fields)}: choose another scorer, or other extractor.fields."
-        )
 
 
 def attribution_trainer(config: AttributeConfig) -> Trainer:

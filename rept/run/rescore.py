@@ -15,13 +15,11 @@ from rept.ranking.scorer import Scorer
 from rept.report.terminal import show_trace
 from rept.results.run_folder import RunFolder
 from rept.results.trace import Trace
-from rept.run.prepare import check_numbers
+from rept.run.checks import check_numbers
 from rept.run.rank_stage import Scoring
 from rept.run.recorded import check_rebuildable
-from rept.run.stages import known_answers
 from rept.utils.console import say
 from rept.utils.json_files import read_jsonl
-from rept.utils.library_logging import quiet
 
 
 def score(arguments: Sequence[str]) -> Trace:
@@ -30,7 +28,6 @@ def score(arguments: Sequence[str]) -> Trace:
     Raises:
         UsageError: no run there, no folder for the results, or a scorer that needs what is not stored.
     """
-    quiet()
     source, config = reopen(arguments, RANKING)
     result = rescore(source, RunFolder(config.out), config)
     show_trace(result)
@@ -79,7 +76,7 @@ def stored_data(source: RunFolder, config: AttributeConfig) -> AttributionDataMo
     """
     copied = {path.stem: read_jsonl(path) for path in source.samples.glob("*.jsonl")}  # of rept.trace
     datamodule = build(config.datamodule, AttributionDataModule, **copied)
-    datamodule.answers.update(known_answers(source))
+    datamodule.answers.update(source.known_answers())
     return datamodule
 
 

@@ -16,7 +16,6 @@ from rept.distributed.collectives import any_rank, barrier, gathered
 from rept.errors import UsageError
 from rept.model.generation import equal_lengths, greedy_answers
 from rept.model.placement import place
-from rept.results.run_folder import RunFolder
 from rept.run.job import Job
 from rept.run.sample_rows import choose_layers, sample_rows, training_batches
 from rept.signatures import fingerprint
@@ -28,8 +27,9 @@ from rept.training.trainer import callbacks_of
 from rept.types import Side, Status
 from rept.utils.console import say
 from rept.utils.digests import text_digest
-from rept.utils.json_files import read_json, read_jsonl, write_jsonl
-from rept.utils.progress import ShowProgress, progress
+from rept.utils.json_files import read_json, write_jsonl
+from rept.utils.progress import progress
+from rept.utils.progress_callback import ShowProgress
 
 SIDE_NAMES: dict[Side, str] = {"train": "training rows", "query": "queries"}
 _ATTRIBUTED = [status.reason for status in Status if status.attributed]
@@ -54,7 +54,7 @@ def answer_queries(job: Job) -> None:
     """
     source, answers = job.datamodule.source("query"), job.datamodule.answers
     if job.trainer.strategy.broadcast(job.folder.queries.is_file()):
-        answers.update(known_answers(job.folder))
+        answers.update(job.folder.known_answers())
     else:
         encoded = {
             i: job.datamodule.encoder.prompt(sample) for i, sample in _without_response(source) if i not in answers
@@ -97,11 +97,6 @@ def _without_response(source: SampleSource) -> Iterator[tuple[int, Sample]]:
         sample = source[i]
         if not isinstance(sample, Status) and sample.response is None:
             yield i, sample
-
-
-def known_answers(folder: RunFolder) -> dict[int, str]:
-    """The answers that a run's model gave, by query."""
-    return {line["query"]: line["response"] for line in read_jsonl(folder.queries) if line["generated"]}
 
 
 def _query_lines(job: Job) -> Iterator[dict[str, Any]]:

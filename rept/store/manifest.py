@@ -1,28 +1,19 @@
-"""The index of a finished side of a store, and the listing of its files with their digests.
-
-``index.h5`` shows the shards as one table: for each key a virtual dataset (N D) and its norms (with their ``mean`` over
-the attributed rows), mapped to the shards; ``row`` (N), the row number at each position; ``position`` (N), its inverse;
-``status`` (N) by row number. It is for any HDF5 reader. `AttributionStore` reads the shards themselves, since a virtual
-dataset reads a missing shard as zeros.
+"""The listing of a store's files with their digests, and what it says without reading signatures.
 
 ``digests.json`` is written last: a side that it lists is finished. It contains a digest of itself too.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from rept.distributed.collectives import process
 from rept.errors import UsageError
-from rept.store.scan import ShardSummary, positions, scan, shard_paths
-from rept.store.shards import HDF5, SCHEMA, DamagedStore, is_attributed
+from rept.store.shards import SCHEMA, DamagedStore, shard_paths
 from rept.types import Side
 from rept.utils.digests import content_digest, file_digest
 from rept.utils.files import publish
@@ -110,82 +101,28 @@ def check_listed(folder: Path, side: Side, entry: SideEntry) -> None:
         raise DamagedStore(index, "is damaged (its content does not have the digest in digests.json)")
 
 
-def write_index(folder: Path, side: Side, rows: int, together: bool = False) -> None:
-    """Writes the index of a side, and then its entry in the listing; every row must be stored exactly once.
-
-    Args:
-        rows: of the side's data.
-        together: all ranks of the run call this, and share the reading; rank 0 writes.
+def finished_side(folder: Path, side: Side) -> SideEntry:
+    """The entry of a side whose files are those listed.
 
     Raises:
-        DamagedStore: a shard is damaged or belongs elsewhere, or has a row that another has too.
-        UsageError: rows are missing (how many, and which first), or the disk is full.
+        DamagedStore: as `check_listed`.
+        UsageError: the side is not finished.
     """
-    shards = scan(folder, side, together=together)
-    if together and process()[0] != 0:
-        return
-    position = positions(shards, rows, folder / side)
-    missing = np.flatnonzero(position < 0)
-    if missing.size:
-        first = ", ".join(map(str, missing[:5].tolist()))
-        raise UsageError(
-            f"{missing.size:,} of {rows:,} rows are missing in {folder / side} (first: {first}); "
-            "give the same command again to compute them."
-        )
-    image = _index_image(shards, position)
-    publish(folder / side / "index.h5", image)
-    entry = SideEntry(
-        fingerprint=shards[0].fingerprint if shards else "",
-        rows=rows,
-        index=content_digest(image),
-        shards=[ShardEntry(str(shard.name), shard.path.stat().st_size, len(shard.row)) for shard in shards],
-    )
-    Listing(Listing.read(folder).sides | {side: entry}).write(folder)
-    keep = {shard.path for shard in shards}
-    for path in [*shard_paths(folder, side), *(folder / side / "shards").glob(".*.partial")]:
-        if path not in keep:  # left by a run that was killed
-            path.unlink()
+    entry = Listing.read(folder).sides.get(side)
+    if entry is None:
+        raise UsageError(f"The signatures in {folder / side} are not finished; give the same command again to resume.")
+    check_listed(folder, side, entry)
+    return entry
 
 
-def _index_image(shards: Sequence[ShardSummary], position: np.ndarray) -> memoryview:
-    rows = len(position)
-    row = np.empty(rows, np.int64)
-    row[position] = np.arange(rows)
-    status = np.concatenate([shard.status for shard in shards])[position] if shards else np.zeros(0, np.uint8)
-    image = io.BytesIO()
-    with h5py.File(image, "w", **HDF5) as file:
-        file.attrs["schema"] = np.int64(SCHEMA)
-        for path in sorted({path for shard in shards for path in shard.blocks}):
-            _map_shards(file, path, shards)
-        file.create_dataset("row", data=row)
-        file.create_dataset("position", data=position)
-        file.create_dataset("status", data=status)
-        attributed = np.count_nonzero(is_attributed(status))
-        for path in sorted({path for shard in shards for path in shard.norms}):
-            file[path].attrs["mean"] = sum(shard.norms.get(path, 0.0) for shard in shards) / attributed
-    return image.getbuffer()
+def open_index(folder: Path, side: Side) -> h5py.File:
+    """``index.h5``, without a lock, which a read-only folder does not allow and a file that never changes needs not."""
+    return h5py.File(folder / side / "index.h5", "r", locking=False)
 
 
-def _map_shards(file: h5py.File, path: str, shards: Sequence[ShardSummary]) -> None:
-    """Adds a virtual dataset of the shards' datasets, concatenated; a shard without the key gives zeros.
-
-    In HDF5's low-level calls: h5py's virtual layouts record the time, and equal rows would not give equal bytes.
-    """
-    (_, *width), dtype = next(shard.blocks[path] for shard in shards if path in shard.blocks)
-    whole = h5py.h5s.create_simple((sum(len(shard.row) for shard in shards), *width))
-    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    layout.set_obj_track_times(False)
-    start = 0
-    for shard in shards:
-        if path in shard.blocks:
-            shape = shard.blocks[path][0]
-            whole.select_hyperslab((start, *(0 for _ in width)), shape)
-            # The file name is relative to the index, so that the run folder can be moved.
-            source = h5py.h5s.create_simple(shape)
-            layout.set_virtual(whole, f"shards/{shard.path.name}".encode(), path.encode(), source)
-        start += len(shard.row)
-    group, _, name = path.rpartition("/")
-    whole.select_all()
-    h5py.h5d.create(
-        file.require_group(group).id, name.encode(), h5py.h5t.py_create(dtype, logical=True), whole, dcpl=layout
-    )
+def stored_status(folder: Path, side: Side) -> np.ndarray:
+    """The `Status` of each row (N, uint8) of a finished side, by row number. Raises as `finished_side`."""
+    finished_side(folder, side)
+    with open_index(folder, side) as index:
+        status: np.ndarray = index["status"][()]
+    return status

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from rept.distributed.collectives import gathered, process
 from rept.errors import UsageError
-from rept.store.manifest import Listing, check_listed, write_index
-from rept.store.scan import positions, scan, shard_paths
-from rept.store.shards import DamagedStore, Shard, is_attributed, keys_below, read_shard
+from rept.store.index import write_index
+from rept.store.manifest import Listing, check_listed, finished_side, open_index
+from rept.store.scan import positions, scan
+from rept.store.shards import DamagedStore, Shard, is_attributed, keys_below, read_shard, shard_paths
 from rept.types import Key, Side, Status
 
 
@@ -47,12 +48,7 @@ class AttributionStore:
 
     def __init__(self, folder: str | Path, side: Side) -> None:
         self.folder, self.side = Path(folder), side
-        entry = Listing.read(self.folder).sides.get(side)
-        if entry is None:
-            raise UsageError(
-                f"The signatures in {self.folder / side} are not finished; give the same command again to resume."
-            )
-        check_listed(self.folder, side, entry)
+        entry = finished_side(self.folder, side)
         self.rows = entry.rows
         self.fingerprint = entry.fingerprint
         self._shards = entry.shards
@@ -171,8 +167,7 @@ class AttributionStore:
         return read_shard(self.folder / self.side / "shards" / self._shards[number].name, self.side, self.fingerprint)
 
     def _index(self) -> h5py.File:
-        # Without a lock, which a read-only folder does not allow and a file that never changes does not need.
-        return h5py.File(self.folder / self.side / "index.h5", "r", locking=False)
+        return open_index(self.folder, self.side)
 
     @staticmethod
     def finished(folder: str | Path, side: Side) -> bool:
@@ -210,7 +205,7 @@ class AttributionStore:
 
     @staticmethod
     def finish(folder: str | Path, side: Side, rows: int, together: bool = False) -> None:
-        """Indexes a side when its writers have closed; see `rept.store.manifest.write_index`."""
+        """Indexes a side when its writers have closed; see `rept.store.index.write_index`."""
         write_index(Path(folder), side, rows, together)
 
     @staticmethod

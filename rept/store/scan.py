@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rept.distributed.collectives import gathered, process
-from rept.store.shards import DamagedStore, ShardName, read_shard
+from rept.store.shards import DamagedStore, ShardName, read_shard, shard_paths
 from rept.types import Side
 
 
@@ -74,11 +74,6 @@ def scan(folder: Path, side: Side, fingerprint: str | None = None, together: boo
             found[shard.name[:2]] = shard
     own = list(found.values())
     return sorted(chain(*(gathered(own) if together else [own])), key=lambda shard: shard.name)
-
-
-def shard_paths(folder: Path, side: Side) -> list[Path]:
-    """All files that have a shard's suffix, intact or not; unfinished ones (``.partial``) do not."""
-    return sorted((folder / side / "shards").glob("[!.]*.h5"))
 
 
 def positions(shards: Sequence[ShardSummary], rows: int, where: Path) -> np.ndarray:

@@ -19,13 +19,10 @@ from typing import NamedTuple
 
 import h5py
 import numpy as np
-import torch
-from torch import Tensor
 
 from rept.errors import UsageError
 from rept.types import Key, Side, Status
 from rept.utils.digests import content_digest
-from rept.utils.tensors import unit_and_norm
 
 SCHEMA = 1
 REPAIR = "run again with store.repair=true to recompute its rows"
@@ -43,26 +40,12 @@ class DamagedStore(UsageError):
         self.path = path
 
 
-def unit_rows(block: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows scaled to norm 1 in the store's dtype, and their norms.
-
-    Gradients are small (1e-4 and below): half precision would lose them unless they were scaled first.
-
-    Args:
-        block: (n D).
-        dtype: "float16" or "float32".
-
-    Returns:
-        unit rows (n D) in ``dtype`` and norms (n) in float32; a zero row gives zeros and norm 0.
-
-    Raises:
-        ValueError: a value is not finite.
-    """
-    unit, norm = unit_and_norm(block.detach().to("cpu", torch.float64))
-    norm = norm.squeeze(-1).float()
-    if not norm.isfinite().all():
-        raise ValueError("expected finite signatures for rows that are attributed, but got NaN or infinite values")
-    return unit.numpy().astype(dtype), norm.numpy()
+def check_shards(dtype: str, shard_rows: int | None) -> None:
+    """Raises UsageError for a dtype or number of rows that shards cannot have."""
+    if dtype not in ("float16", "float32"):
+        raise UsageError(f"Expected store.dtype to be float16 or float32, but got {dtype!r}.")
+    if shard_rows is not None and shard_rows < 1:
+        raise UsageError(f"Expected store.shard_rows to be at least 1, but got {shard_rows}.")
 
 
 def is_attributed(status: np.ndarray) -> np.ndarray:
@@ -85,6 +68,11 @@ class ShardName(NamedTuple):
         """The name of a file; None where it is not a shard's."""
         match = re.fullmatch(r"r(\d{3,})-(\d{6,})-([0-9a-f]{32})\.h5", path.name)
         return cls(int(match[1]), int(match[2]), match[3]) if match else None
+
+
+def shard_paths(folder: Path, side: Side) -> list[Path]:
+    """All files that have a shard's suffix, intact or not; unfinished ones (``.partial``) do not."""
+    return sorted((folder / side / "shards").glob("[!.]*.h5"))
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,13 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from rept.errors import UsageError
-from rept.store.shards import Shard, ShardName, is_attributed, read_shard, unit_rows
+from rept.store.shards import Shard, ShardName, check_shards, is_attributed, read_shard
 from rept.types import Batch, Extraction, Side, Signature
 from rept.utils.digests import content_digest
 from rept.utils.files import make_folder, publish
+from rept.utils.tensors import unit_rows
 
 SHARD_BYTES = 64 * 2**20  # of a shard, where store.shard_rows is not set
-
-
-def check_shards(dtype: str, shard_rows: int | None) -> None:
-    """Raises UsageError for a dtype or number of rows that shards cannot have."""
-    if dtype not in ("float16", "float32"):
-        raise UsageError(f"Expected store.dtype to be float16 or float32, but got {dtype!r}.")
-    if shard_rows is not None and shard_rows < 1:
-        raise UsageError(f"Expected store.shard_rows to be at least 1, but got {shard_rows}.")
 
 
 class StoreWriter(BasePredictionWriter):

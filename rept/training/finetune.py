@@ -37,7 +37,7 @@ from rept.utils.console import say
 from rept.utils.environment import environment
 from rept.utils.files import lock_folder
 from rept.utils.library_logging import quiet
-from rept.utils.progress import ShowProgress
+from rept.utils.progress_callback import ShowProgress
 from rept.utils.ranks import own_rank
 
 if TYPE_CHECKING:

@@ -8,25 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-
 from rept.errors import UsageError
 from rept.utils.files import atomic_stream, publish
+from rept.utils.ranks import own_rank
 
 
-@rank_zero_only
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON file; ranks other than 0 write nothing here and below."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-@rank_zero_only
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_lines(path, rows)
+    if own_rank() == 0:
+        write_lines(path, rows)
 
 
-@rank_zero_only
 def write_text(path: Path, text: str) -> None:
-    publish(path, _encoded(text))
+    if own_rank() == 0:
+        publish(path, _encoded(text))
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

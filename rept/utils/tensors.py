@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,3 +19,25 @@ def unit_and_norm(rows: Tensor) -> tuple[Tensor, Tensor]:
 def unit(rows: Tensor) -> Tensor:
     """Rows (... D) scaled to norm 1, in their own dtype; see `unit_and_norm`."""
     return unit_and_norm(rows)[0].to(rows.dtype)
+
+
+def unit_rows(block: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows scaled to norm 1 in the store's dtype, and their norms.
+
+    Gradients are small (1e-4 and below): half precision would lose them unless they were scaled first.
+
+    Args:
+        block: (n D).
+        dtype: "float16" or "float32".
+
+    Returns:
+        unit rows (n D) in ``dtype`` and norms (n) in float32; a zero row gives zeros and norm 0.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    unit, norm = unit_and_norm(block.detach().to("cpu", torch.float64))
+    norm = norm.squeeze(-1).float()
+    if not norm.isfinite().all():
+        raise ValueError("expected finite signatures for rows that are attributed, but got NaN or infinite values")
+    return unit.numpy().astype(dtype), norm.numpy()

@@ -15,7 +15,7 @@ from extractors.baselines.text_bytes import TextBytes
 from extractors.baselines.text_length import TextLength
 from rept.data.word_overlap import words
 from rept.errors import UsageError
-from rept.store.shards import unit_rows
+from rept.utils.tensors import unit_rows
 from scorers.bm25 import BM25, decode
 from scorers.distance import Distance
 from tests.helpers.tiny import tiny_batch, tiny_model

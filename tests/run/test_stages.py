@@ -16,7 +16,7 @@ from rept.run import stages
 from rept.run.dry_run import estimate
 from rept.run.pipeline import attribute
 from rept.run.prepare import prepare
-from rept.store.scan import shard_paths
+from rept.store.shards import shard_paths
 from rept.types import Batch, Signature
 
 LEARNING = "extractor._target_=tests.run.test_stages.Learning"

@@ -10,7 +10,6 @@ import pytest
 from rept.errors import UsageError
 from rept.run import token_stage
 from rept.run.pipeline import attribute, prepare
-from rept.run.stages import known_answers
 from rept.run.token_stage import write_tokens
 from rept.utils.json_files import each_line
 
@@ -31,7 +30,7 @@ def alone(config):
 def as_rank(alone, config, monkeypatch):
     """Runs the stage as one of two ranks would, without the other."""
     job = prepare(config)
-    job.datamodule.answers.update(known_answers(alone.folder))
+    job.datamodule.answers.update(alone.folder.known_answers())
     hits = {query: [hit.row for hit in alone.hits(query)] for query in range(len(alone.queries))}
 
     def run(rank):

@@ -11,8 +11,9 @@ import torch
 from rept.errors import UsageError
 from rept.store import shards
 from rept.store.reader import AttributionStore
-from rept.store.shards import DamagedStore, ShardName, read_shard, unit_rows
+from rept.store.shards import DamagedStore, ShardName, read_shard
 from rept.utils.digests import content_digest
+from rept.utils.tensors import unit_rows
 from tests.helpers.stores import files, first_shard, make, signatures, write
 
 ROWS = 30
