@@ -27,6 +27,7 @@ ORDER = (
     "results",
     "ranking",
     "store",
+    "correction",
     "signatures",
     "model",
     "data",
@@ -36,7 +37,7 @@ ORDER = (
     "types",
     "errors",
 )
-PLUG_INS = ("extractors", "scorers", "datamodules")
+PLUG_INS = ("extractors", "scorers", "datamodules", "repairs")
 PLUG_INS_MAY_IMPORT = ORDER[ORDER.index("ranking") :]
 SCRIPTS = ("attribute.py", "train.py")
 MOST_LEVELS = 9

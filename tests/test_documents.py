@@ -15,7 +15,7 @@ from tests.test_architecture import ORDER, PLUG_INS, parts
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 FOUNDATION = ("utils", "types", "errors")  # one node of the diagram
-FOLDERS = "rept|extractors|scorers|datamodules|configs|tests|benchmarks|docs"
+FOLDERS = "rept|extractors|scorers|datamodules|repairs|configs|tests|benchmarks|docs"
 
 
 def test_the_readme_lists_the_packages_in_their_order():

@@ -15,7 +15,7 @@ from rept.errors import UsageError
 from rept.model.loading import load_model, load_tokenizer
 from tests.helpers.commands import ROOT
 
-FOLDERS = ("rept", "extractors", "scorers", "datamodules")
+FOLDERS = ("rept", "extractors", "scorers", "datamodules", "repairs")
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 UNPICKLERS = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 

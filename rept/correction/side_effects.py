@@ -1,0 +1,61 @@
+"""What a correction does to the predictions of a model: to chosen tokens, and to the next token in general."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rept.correction.evidence import Rows
+from rept.model.hooks import Response
+from rept.model.lm_head import logits_at
+from rept.model.placement import input_device
+from rept.types import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def response_log_probabilities(
+    model: PreTrainedModel, batches: Sequence[Batch], most: int | None = None
+) -> list[Tensor]:
+    """Returns the log-probabilities of the next token (n V) at the positions that predict each batch's responses.
+
+    Args:
+        most: positions in all, the first of them.
+    """
+    found, left = [], most
+    for batch in batches:
+        positions = Response.of(batch.labels).position[:left]
+        found.append(log_probabilities(model, batch.input_ids, positions))
+        if left is not None and not (left := left - len(positions)):
+            break
+    return found
+
+
+def log_probabilities(model: PreTrainedModel, input_ids: Tensor, positions: Tensor) -> Tensor:
+    """Returns the next token's log-probabilities (n V), on the CPU, at ``positions`` (n) of B * T, right padded."""
+    device = input_device(model)
+    with torch.no_grad():
+        logits = logits_at(model, input_ids.to(device), positions.to(device))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).cpu()
+
+
+def divergence(base: Tensor, other: Tensor) -> Tensor:
+    """Returns KL(base || other) in nats (n), from log-probabilities (n V); never below 0."""
+    return (base.exp() * (base - other)).sum(-1).clamp_min(0.0)
+
+
+def culprit_probabilities(model: PreTrainedModel, rows: Rows) -> Tensor:
+    """Returns the log-probability (N) of each row's culprit words together, given all that stands before each."""
+    found = []
+    for batch in rows.batches:
+        width = batch.input_ids.shape[1]
+        columns = [(i, column) for i, of_row in enumerate(rows.targets(batch)) for column in of_row]
+        sample, column = torch.tensor(columns).T
+        every = log_probabilities(model, batch.input_ids, sample * width + column - 1)
+        of_token = every.gather(1, batch.input_ids[sample, column][:, None]).squeeze(1)
+        found.append(of_token.new_zeros(len(batch)).index_add(0, sample, of_token))
+    return torch.cat(found)
