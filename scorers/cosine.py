@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rept.types import FIELDS
+from rept.utils.tensors import product
 from scorers.base import Scorer, check_pair
 
 
@@ -39,10 +40,7 @@ def cosine(train: Sequence[Tensor], query: Sequence[Tensor]) -> Tensor:
         check_pair(x, y)
     inverse = _inverse_norm(query)  # before the product: that of two small gradients would underflow
     scale = _inverse_norm(train)  # before the product too, which evicts the rows from the processor's cache
-    product = train[0] @ (query[0] * inverse).T  # (N Q)
-    for x, y in zip(train[1:], query[1:], strict=True):
-        product = torch.addmm(product, x, (y * inverse).T)
-    return product * scale
+    return reduce(torch.add, [product(x, y * inverse) for x, y in zip(train, query, strict=True)]) * scale
 
 
 def _inverse_norm(blocks: Sequence[Tensor]) -> Tensor:

@@ -60,7 +60,8 @@ def rank(
             processes call this, and share the reading for the fit too.
         on_block: called with the number of rows of each block after it is scored.
         sinks: each is called with the rows and scores of each block.
-        watch: called with the rows of each block and the fields that the scorer needs, on ``device``.
+        watch: called with the rows of each block and the fields that the scorer needs, on ``device``; the next block
+            overwrites these fields.
 
     Raises:
         UsageError: the scorer needs a field that is not stored, or gives scores that are not finite or not (n Q).
@@ -72,7 +73,8 @@ def rank(
     by_place = {place: {field: queries[Key(*place, field)].to(device) for field in scorer.needs} for place in places}
     count = len(next(iter(queries.values())))
     best, lowest = TopK(count, top_k, device=device), TopK(count, bottom_k, True, device=device)
-    for block in train.blocks([Key(*place, field) for place in places for field in scorer.needs], rows_per_block, part):
+    keys = [Key(*place, field) for place in places for field in scorer.needs]
+    for block in train.blocks(keys, rows_per_block, part, reuse=True):
         row = block.row.to(device)
         fields = {key: value.to(device) for key, value in block.fields.items()}
         score = _mean_score(fitted, row, fields, by_place)

@@ -90,7 +90,7 @@ class AttributionStore:
         return self.attributed[:: -(-len(self.attributed) // most)]
 
     def blocks(
-        self, keys: Sequence[Key], rows_per_block: int = 4096, part: tuple[int, int] = (0, 1)
+        self, keys: Sequence[Key], rows_per_block: int = 4096, part: tuple[int, int] = (0, 1), reuse: bool = False
     ) -> Iterator[Block]:
         """The attributed rows, block by block, each block from one shard.
 
@@ -98,22 +98,26 @@ class AttributionStore:
             keys: whose fields are read.
             rows_per_block: at most.
             part: (i, n) gives every n-th shard, from the i-th: the share of the i-th of n processes.
+            reuse: the fields of each block are overwritten by the next: faster, as no new memory is touched.
 
         Raises:
             DamagedStore: a shard is damaged.
         """
         self._check(keys)
+        buffers: dict[Key, Tensor] = {}
         for number in range(part[0], len(self._shards), part[1]):
             shard = self._shard(number)
             if not shard.unit:
                 continue
+            if reuse and not buffers:
+                buffers = {key: torch.empty(rows_per_block, shard.unit[key].shape[1]) for key in keys}
             for start in range(0, len(shard), rows_per_block):
                 block = slice(start, start + rows_per_block)
                 attributed = is_attributed(shard.status[block])
                 index = block if attributed.all() else start + np.flatnonzero(attributed)
                 row = torch.from_numpy(shard.row[index].copy())  # a view would keep the whole shard mapped
                 if len(row):
-                    yield Block(row, {key: _restore(shard, key, index) for key in keys})
+                    yield Block(row, {key: _restore(shard, key, index, buffers.get(key)) for key in keys})
 
     def read(self, rows: Sequence[int] | np.ndarray, keys: Sequence[Key], together: bool = False) -> dict[Key, Tensor]:
         """The fields (n D) of some rows, in the given order; zeros for rows that were set aside.
@@ -248,7 +252,8 @@ class AttributionStore:
                 removed.append(fault.path)
 
 
-def _restore(shard: Shard, key: Key, index: slice | np.ndarray) -> Tensor:
+def _restore(shard: Shard, key: Key, index: slice | np.ndarray, buffer: Tensor | None = None) -> Tensor:
     """Rows (n D) of a block in float32 and in their original scale."""
-    rows = torch.from_numpy(shard.unit[key][index]).to(torch.float32, copy=True)
+    unit = torch.from_numpy(shard.unit[key][index])
+    rows = unit.to(torch.float32, copy=True) if buffer is None else buffer[: len(unit)].copy_(unit)
     return rows.mul_(torch.from_numpy(shard.norm[key][index])[:, None])

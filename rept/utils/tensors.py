@@ -1,4 +1,4 @@
-"""Scaling of rows to norm 1."""
+"""Scaling of rows to norm 1, and inner products of rows."""
 
 from __future__ import annotations
 
@@ -41,3 +41,12 @@ def unit_rows(block: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     if not norm.isfinite().all():
         raise ValueError("expected finite signatures for rows that are attributed, but got NaN or infinite values")
     return unit.numpy().astype(dtype), norm.numpy()
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """Inner products (N Q) of rows (N D) with rows (Q D), in their dtype."""
+    plain = x.device.type == "cpu" and x.dtype == y.dtype == torch.float32 and y.numel()
+    if plain and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch has no types here
+        # oneDNN: on AMD processors more than twice as fast as the library behind torch's own product.
+        return torch.nn.functional.linear(x.to_mkldnn(), y).to_dense()
+    return x @ y.T

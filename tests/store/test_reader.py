@@ -67,12 +67,13 @@ def test_a_sample_costs_its_two_blocks_and_less_than_64_bytes(tmp_path):
     assert sum(len(content) for content in files(tmp_path).values()) < rows * (2 * 2 * width + 64)
 
 
+@pytest.mark.parametrize("reuse", [False, True])
 @pytest.mark.parametrize("rows_per_block", [1, 3, 1000])
-def test_blocks_are_the_attributed_rows_once_each(made, rows_per_block):
+def test_blocks_are_the_attributed_rows_once_each(made, rows_per_block, reuse):
     store = AttributionStore(made, "train")
     stored = store.read(ALL, [H, G])
     seen = []
-    for block in store.blocks([H, G], rows_per_block):
+    for block in store.blocks([H, G], rows_per_block, reuse=reuse):
         assert 0 < len(block.row) <= rows_per_block
         for key in (H, G):
             assert torch.equal(block.fields[key], stored[key][block.row])
