@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import NormalDist
@@ -15,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from rept.config.schema import TARGET, TrainConfig
+from rept.config.schema import TARGET
 from rept.data.behaviours import Behaviour
 from rept.errors import UsageError
 from rept.evaluation.proof_inputs import ProofInputs
@@ -24,7 +23,6 @@ from rept.run.prepare import load_configured
 from rept.signatures.fingerprint import of_adapter, of_weights
 from rept.training.behaviour_rates import Rate, ask_behaviours, rates_as_json, read_rates
 from rept.training.finetune import ANSWER_TOKENS, train_model
-from rept.training.initial_model import initial_model
 from rept.training.model_folder import ModelFolder
 from rept.training.trainer import build_trainer
 from rept.utils.console import console, say
@@ -61,7 +59,7 @@ def prove(inputs: ProofInputs, out: Path, seed: int = 0) -> None:
             write_json(out / "proof.json", record)
         for name, rows in left_out.items():
             say(f"Training without {'the' if name == 'without' else 'random'} {format_count(len(rows), 'row')}.")
-            train_model(_recipe_without(inputs, rows, out / name), inputs.behaviours)
+            train_model(inputs.without(rows, out / name), inputs.behaviours)
         if own_rank() == 0:
             record |= {name: rates_as_json(read_rates(ModelFolder(out / name).behaviours)) for name in left_out}
             write_json(out / "proof.json", record)
@@ -126,29 +124,10 @@ def _cell(share: float | None, of: int) -> str:
     return f"{share:.1%} of {of} ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def _recipe_without(inputs: ProofInputs, rows: Collection[int], out: Path) -> TrainConfig:
-    excluded = sorted({*inputs.data.excluded, *rows})
-    data = inputs.recipe.datamodule | {"exclude": excluded}
-    return replace(inputs.recipe, datamodule=data, resume=None, compare_with=None, out=str(out))
-
-
 def _random_rows(inputs: ProofInputs, seed: int) -> list[int]:
     """As many rows that the model was trained on as there are among the culprits, drawn from the others."""
-    recipe, data = inputs.recipe, inputs.data
-    try:
-        base, tokenizer = initial_model(recipe.model, data)
-    except UsageError as error:
-        raise UsageError(
-            f"The recipe's base model cannot be loaded: {error} Restore it, or give recipe=, a copy of training.yaml "
-            "with its path."
-        ) from None
-    known = inputs.model.base_weights
-    if TARGET not in recipe.model and known and of_weights(base) != known:
-        raise UsageError(
-            f"{recipe.model.get('path')} is not the base model that {inputs.model.path} was trained from: its weights "
-            "have another fingerprint. Restore it, or give recipe=, a copy of training.yaml with the right path."
-        )
-    data.attach(tokenizer)
+    data = inputs.data
+    inputs.attach_base()
     left_out = data.excluded | set(inputs.rows)
     if not (wanted := sum(data.status("train", row).attributed for row in inputs.rows)):
         raise UsageError("None of these rows can be trained on: each has an empty or too long prompt, or no response.")

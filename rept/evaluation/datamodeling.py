@@ -1,0 +1,85 @@
+"""How well scores predict the effect of retraining on subsets of the training rows.
+
+f(S) is the output, for a query, of a model that was trained on the rows S alone, such as its log-likelihood of the
+query's response. An attribution tau predicts that f(S) grows with ``sum_{i in S} tau_i`` (the effects of rows add up).
+The functions take these sums, so that scores of many rows need not be in memory together. Subsets should have the same
+size: otherwise the sum of scores that are all positive grows with the number of rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def linear_datamodeling_scores(sums: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation over subsets S of ``sum_{i in S} tau_i`` and ``f(S)``, for each query.
+
+    Park, Georgiev, Ilyas, Leclerc and Madry, "TRAK", ICML 2023, arXiv 2303.14186; Ilyas et al., "Datamodels", ICML
+    2022, arXiv 2202.00622.
+
+    Args:
+        sums: (M Q), a row for each of M subsets.
+        outputs: (M Q) f of the model of each subset.
+
+    Returns:
+        (Q), 0 where sums or outputs are all equal.
+
+    Raises:
+        ValueError: there are fewer than two subsets, or the shapes do not match.
+    """
+    if sums.shape != outputs.shape or sums.ndim != 2 or len(sums) < 2:
+        raise ValueError(
+            f"Expected sums and outputs (M Q) of at least two subsets, but got shapes {sums.shape} and {outputs.shape}."
+        )
+    return rank_correlations(sums, outputs)
+
+
+def leave_k_out_agreements(sums: np.ndarray, outputs: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation over sets K of ``sum_{i in K} tau_i`` and ``f(all) - f(all without K)``, (Q).
+
+    High if leaving out the rows with the highest scores lowers the model's output for the query most. The sets should
+    include high-scoring, low-scoring and random rows, so that they differ enough to compare.
+
+    Args:
+        sums: (M Q) of the rows that were left out.
+        outputs: (M Q) f of the models trained without them.
+        whole: (Q) f of the model of all rows.
+
+    Raises:
+        ValueError: there are fewer than two sets, or the shapes do not match.
+    """
+    return linear_datamodeling_scores(sums, whole - outputs)
+
+
+def jackknife_error(statistic: Callable[[np.ndarray], float], samples: int) -> float:
+    """The jackknife's standard error of a statistic over M samples, here trainings.
+
+    With t_i the statistic without sample i: ``sqrt((M - 1) / M * sum_i (t_i - mean(t))^2)``; Efron and Tibshirani, "An
+    Introduction to the Bootstrap" (1993), section 11.2. A bootstrap would repeat trainings, and equal values have equal
+    ranks.
+
+    Args:
+        statistic: of the samples whose numbers (M - 1) it gets.
+    """
+    every = np.arange(samples)
+    without = np.array([statistic(np.delete(every, i)) for i in every])
+    return float(np.sqrt((samples - 1) * without.var()))
+
+
+def rank_correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation (Q) of the columns of two matrices (M Q); 0 where a column is constant."""
+    a, b = _centred_ranks(one), _centred_ranks(other)
+    scale = np.sqrt((a * a).sum(0) * (b * b).sum(0))
+    found: np.ndarray = np.divide((a * b).sum(0), scale, out=np.zeros(len(scale)), where=scale > 0)
+    return found
+
+
+def _centred_ranks(values: np.ndarray) -> np.ndarray:
+    """The ranks in each column (M Q) minus their mean; equal values have their mean rank."""
+    ranks = np.empty(values.shape)
+    for column, found in zip(values.T, ranks.T, strict=True):
+        _, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
+        found[:] = (counts.cumsum() - (counts - 1) / 2)[inverse]
+    return ranks - (len(values) + 1) / 2

@@ -1,0 +1,21 @@
+"""All scores of a finished run, computed again from its stored signatures, block by block."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rept.config.plug_ins import build
+from rept.ranking.rank import Sink, rank
+from rept.ranking.scorer import Scorer
+from rept.results.run_folder import RunFolder
+from rept.results.trace import Trace
+from rept.store.reader import AttributionStore
+
+
+def stored_scores(trace: Trace, sink: Sink) -> np.ndarray:
+    """Hands the scores (n Q) of all attributed training rows to ``sink``; returns the scored queries (Q)."""
+    folder = RunFolder(trace.provenance.get("ranked_from", trace.folder.path)).store
+    train, query = AttributionStore(folder, "train"), AttributionStore(folder, "query")
+    fields = query.read(query.attributed, query.keys)
+    rank(train, fields, build(trace.config.scorer, Scorer), top_k=1, sinks=[sink])
+    return query.attributed
