@@ -26,16 +26,18 @@ class Whitened(Scorer):
         fields: the blocks that are whitened and concatenated.
         shrinkage: share of the mean variance in the covariance, above 0 and up to 1; at 1 it is `Centred` with fields
             of one mean norm.
+        centre: false takes 0 for m, and so the second moment of the rows for C, as TrackStar (arXiv 2410.17413) does.
 
     Raises:
         UsageError: shrinkage is out of its range.
     """
 
-    def __init__(self, fields: Sequence[str] = FIELDS, shrinkage: float = 0.1) -> None:
+    def __init__(self, fields: Sequence[str] = FIELDS, shrinkage: float = 0.1, centre: bool = True) -> None:
         if not 0 < shrinkage <= 1:
             raise UsageError(f"Expected scorer.shrinkage to be above 0 and at most 1, but got {shrinkage}.")
         self.needs = tuple(fields)
         self.shrinkage = shrinkage
+        self.centre = centre
         self.mean: dict[str, Tensor] = {}
         self.factor: dict[str, Tensor] = {}  # lower triangular (D D), C = factor factor^T
 
@@ -45,8 +47,9 @@ class Whitened(Scorer):
             for field in self.needs:
                 moments[field].add(block[field])
         for field, seen in moments.items():
-            self.mean[field] = seen.mean
-            covariance = shrunk(seen.covariance, self.shrinkage)
+            self.mean[field] = seen.mean if self.centre else torch.zeros_like(seen.mean)
+            around = seen.mean - self.mean[field]
+            covariance = shrunk(seen.covariance + torch.outer(around, around), self.shrinkage)
             if not covariance.any():  # all rows are equal: there is nothing to whiten
                 covariance = torch.eye(len(covariance)).to(covariance)
             self.factor[field] = torch.linalg.cholesky(covariance / covariance.diagonal().mean())

@@ -15,7 +15,7 @@ import pytest
 
 import rept
 from rept.__main__ import COMMANDS
-from rept.commands import compare
+from rept.commands import bank, compare
 from rept.config.compose import compose
 from rept.config.messages import CONFIGS
 from rept.evaluation.suite import Suite
@@ -43,8 +43,9 @@ def test_every_command_exists_and_composes(command):
     if words[1] == "-m":
         assert words[2] == "rept" and words[3] in COMMANDS
         arguments = [word for word in words[4:] if "=" in word]
-        if words[3] == "compare":  # has its own keys, among them the names of experiments
-            own = dict(word.split("=") for word in arguments if word.split("=")[0] in compare.OWN)
+        if words[3] in ("compare", "bank"):  # have their own keys, among them the names of experiments
+            keys = (*compare.OWN, *bank.OWN)
+            own = dict(word.split("=") for word in arguments if word.split("=")[0] in keys)
             named = re.findall(r"[\w-]+", own.get("experiments", "")) or Suite.named(own["suite"]).experiments
             assert all((CONFIGS / "experiment" / f"{name}.yaml").is_file() for name in named)
             arguments = [word for word in arguments if word.split("=")[0] not in own] + [f"experiment={named[0]}"]
@@ -65,7 +66,7 @@ def outputs(command: str) -> list[str]:
 def test_every_command_has_an_out_that_no_other_has():
     folders = [folder for command in commands() for folder in outputs(command)]
     assert len(folders) >= 12 and len(set(folders)) == len(folders)
-    writes = {"score", "approximate", "compare"}
+    writes = {"score", "approximate", "compare", "bank"}
     assert all(outputs(command) for command in commands() if shlex.split(command)[3:4] and command.split()[3] in writes)
 
 

@@ -162,18 +162,20 @@ def _check(source: Retraining, subsets: Subsets, out: Path) -> None:
 
 
 def _outputs(source: Retraining, folder: Path) -> np.ndarray:
-    """The log-likelihood (Q) of the run's responses under a finished model; computed once for the same responses."""
+    """The log-likelihoods (Q) of a finished model, which are computed once for the same responses."""
     asked = text_digest(*(f"{line['prompt']}\n{line['response']}" for line in source.trace.queries))
     file = folder / "outputs.json"
-    if not file.is_file() or (known := read_json(file))["queries"] != asked:
-        known = {"queries": asked, "log_likelihood": _log_likelihoods(source, folder)}
+    known = read_json(file) if file.is_file() else {}
+    if known.get("queries") != asked:
+        found = log_likelihoods(source, folder).tolist()
+        known = {"queries": asked, "log_likelihood": [None if np.isnan(value) else value for value in found]}
         write_json(file, known)
     return np.array(known["log_likelihood"], dtype=np.float64)  # None becomes NaN
 
 
 @torch.no_grad()
-def _log_likelihoods(source: Retraining, folder: Path) -> list[float | None]:
-    """By query; None where the model's tokenizer makes too many tokens of it.
+def log_likelihoods(source: Retraining, folder: Path) -> np.ndarray:
+    """Returns those (Q) of the run's responses under a model; NaN where its tokenizer makes too many tokens of one.
 
     Sums over tokens, not means: tokenizers that were trained on different rows cut a response differently.
     """
@@ -181,10 +183,8 @@ def _log_likelihoods(source: Retraining, folder: Path) -> list[float | None]:
     config = replace(settings, model=replace(settings.model, path=str(folder), adapter=None))
     model, tokenizer = load_configured(config, str(folder))
     data.attach(tokenizer)
-    found: list[float | None] = [None] * len(source.trace.queries)
+    found = np.full(len(source.trace.queries), np.nan)
     for batch in filter(len, data.batches("query", range(len(found)))):
         response = Response.of(batch.labels)
-        losses = sample_losses(model, batch.input_ids, response)
-        for row, value in zip(batch.row.tolist(), (-losses * response.count).tolist(), strict=True):
-            found[row] = value
+        found[batch.row] = (-sample_losses(model, batch.input_ids, response) * response.count).numpy()
     return found
