@@ -21,11 +21,11 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies.launchers import subprocess_script
 
-import attribute
 from datamodules import instructions
 from extractors.layers import phase_transition
 from extractors.sites import residual_stream
 from rept.cli import main
+from rept.commands import attribute
 from rept.run import pipeline
 from scorers import cosine
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-import attribute
 from rept.cli import main
+from rept.commands import attribute
 from tests.helpers.commands import finish
 
 

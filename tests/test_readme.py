@@ -17,7 +17,7 @@ import rept
 from rept.__main__ import COMMANDS
 from rept.commands import bank, compare
 from rept.config.compose import compose
-from rept.config.messages import CONFIGS
+from rept.config.words import CONFIGS
 from rept.evaluation.suite import Suite
 from rept.model.loading import load_model, load_tokenizer
 from rept.results.run_folder import RunFolder

@@ -1,7 +1,8 @@
 """Composes the configuration of a command from its YAML files and the command line, with OmegaConf.
 
-A command line is a list of ``key=value``. ``word=name`` loads ``configs/word/name.yaml``, a dotted key sets one value.
-The order does not matter, except that a later value replaces an earlier one; a dotted key takes precedence over a word.
+A command line is a list of ``key=value``. ``word=name`` loads ``configs/word/name.yaml`` (or a file of the user's own,
+see `rept.config.words`), a dotted key sets one value. The order does not matter, except that a later value replaces an
+earlier one; a dotted key takes precedence over a word.
 Nothing heavy is imported here: `--help` must be fast.
 """
 
@@ -15,8 +16,9 @@ from typing import Any, Literal, TypeVar, overload
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rept.config.messages import CONFIGS, misplaced, unknown
+from rept.config.messages import misplaced, unknown
 from rept.config.schema import SCHEMAS, TARGET, AttributeConfig, Config, TrainConfig
+from rept.config.words import CONFIGS, words_of
 from rept.errors import UsageError
 
 C = TypeVar("C", bound=Config)
@@ -164,9 +166,9 @@ def _load(path: Path) -> DictConfig:
 
 def _word(group: str, word: str, faults: list[str]) -> DictConfig:
     """``configs/GROUP/WORD.yaml``, or an empty node and a fault."""
-    choices = sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
+    choices = words_of(group)
     if word in choices:
-        return _load(CONFIGS / group / f"{word}.yaml")
+        return _load(choices[word])
     faults.append(unknown(f"{group}={word}", choices, "There is no such word", prefix=f"{group}="))
     return OmegaConf.create({})
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from rept.config.messages import CONFIGS
 from rept.config.schema import TARGET
+from rept.config.words import CONFIGS, words_of
 
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w_]+):(?: +(?P<value>[^#]*?))?(?:\s+# (?P<comment>.*))?$")
 
@@ -40,18 +40,18 @@ def describe(name: str, usage: str, keys: Collection[str] | None = None) -> str:
     lines = [usage.strip(), "", "Keys (key=default: meaning):"]
     lines += [_entry(*entry) for entry in entries if entry[0] != "defaults" and _taken(entry[0], keys)]
     for group in filter(partial(_taken, keys=keys), [*defaults, "experiment"]):
-        words = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+        words = words_of(group)
         if not words:
             continue
         lines += ["", f"{group}=WORD (default: {defaults.get(group, 'none')}; one of {', '.join(words)}):"]
-        for word in words:
-            for key, value, comment in documented(CONFIGS / group / f"{word}.yaml"):
+        for word, path in words.items():
+            for key, value, comment in documented(path):
                 if key == TARGET:
                     lines.append(f"  {group}={word:<28} {comment}")
                 elif group != "experiment":
                     lines.append("  " + _entry(f"{group}.{key}", value, comment))
             if group == "experiment":
-                lines.append(f"  {group}={word:<28} {_first_sentence(CONFIGS / group / f'{word}.yaml')}")
+                lines.append(f"  {group}={word:<28} {_first_sentence(path)}")
     lines += ["", f"{TARGET}: any plug-in group takes {TARGET}=your.module.Class and that class's own arguments."]
     return "\n".join(lines)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from rept.config.schema import TARGET
-
-CONFIGS = Path(__file__).parents[2] / "configs"
+from rept.config.words import words_of
 
 
 def misplaced(
@@ -35,9 +33,9 @@ def misplaced(
         )
     if group == "trainer" or name == TARGET or f"{group}.{TARGET}" in values or name in config.get(group, {}):
         return None
-    if group in words and not (CONFIGS / group / f"{words[group]}.yaml").is_file():
+    if group in words and words[group] not in words_of(group):
         return None  # the word itself is wrong, which is reported already
-    known = {path.stem: OmegaConf.load(path) for path in sorted((CONFIGS / group).glob("*.yaml"))}
+    known = {name: OmegaConf.load(path) for name, path in words_of(group).items()}
     others = sorted((word for word in known if name in known[word]), key=lambda word: -len(known[word]))
     if others:
         given = f", but {group}={words[group]} was chosen" if group in words else ""

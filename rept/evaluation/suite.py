@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from rept.config.compose import compose, read_yaml
-from rept.config.messages import CONFIGS
 from rept.config.plug_ins import build
 from rept.config.schema import TrainConfig
+from rept.config.words import words_of
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.evaluation.compare import Outcome, compare
@@ -46,11 +46,10 @@ class Suite:
         Raises:
             UsageError: there is no such suite.
         """
-        path = CONFIGS / "suite" / f"{name}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(found.stem for found in path.parent.glob("*.yaml")))
-            raise UsageError(f"There is no suite {name!r}. Choices: {known}.")
-        given = read_yaml(path) | {k: v for k, v in changed.items() if v is not None}
+        suites = words_of("suite")
+        if name not in suites:
+            raise UsageError(f"There is no suite {name!r}. Choices: {', '.join(suites)}.")
+        given = read_yaml(suites[name]) | {k: v for k, v in changed.items() if v is not None}
         like = given.pop("like", None)
         return replace(cls.named(like), **given) if like else cls(**given)
 

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 
 from rept.config.compose import compose
 from rept.config.help import describe, documented
-from rept.config.messages import CONFIGS
 from rept.config.plug_ins import build, locate
 from rept.config.schema import TARGET, AttributeConfig
+from rept.config.words import CONFIGS, OWN
 from rept.errors import UsageError
 
 GROUPS = ("model", "datamodule", "extractor", "layers", "scorer", "trainer")
@@ -68,6 +68,21 @@ def test_yaml_and_schema_name_the_same_keys():
             value = getattr(AttributeConfig(), one.name)
             expected |= {f"{one.name}.{sub.name}" for sub in fields(value)} if is_dataclass(value) else {one.name}
     assert {key for key, _, _ in documented(CONFIGS / "attribute.yaml")} - {"defaults"} == expected
+
+
+def test_a_folder_of_the_user_has_words_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "scorer").mkdir()
+    (tmp_path / "scorer" / "far.yaml").write_text(
+        "_target_: scorers.distance.Distance   # mine\nfields: [length]   # x\n"
+    )
+    monkeypatch.setenv(OWN, str(tmp_path))
+    assert compose("attribute", ["scorer=far"]).scorer == {TARGET: "scorers.distance.Distance", "fields": ["length"]}
+    assert "scorer=far " in describe("attribute", "usage")
+    assert compose("attribute", ["scorer=distance"]).scorer[TARGET] == "scorers.distance.Distance"
+    (tmp_path / "scorer" / "cosine.yaml").write_text("_target_: mylab.Mine   # mine\n")
+    assert fault("scorer=far").startswith("RepT itself has a word scorer=cosine: rename")
+    monkeypatch.setenv(OWN, "/no/such/folder")
+    assert "Expected REPT_CONFIGS to name a folder" in fault("scorer=cosine")
 
 
 def test_words_and_dotted_keys_in_any_order():

@@ -12,7 +12,7 @@ import pytest
 
 from rept.commands.compare import run
 from rept.config.compose import compose
-from rept.config.messages import CONFIGS
+from rept.config.words import CONFIGS
 from rept.data.behaviours import Behaviour
 from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import attribute
 from rept.cli import main
+from rept.commands import attribute
 from rept.signatures.module import AttributionModule
 
 extract = AttributionModule.predict_step
