@@ -7,16 +7,18 @@ github.com/DataAttributionEval/DATE-LM. The columns distinguish two layouts:
 * factual attribution (Counterfact): ``prompt, response, true_entity, counterfactual_entity``. For each reference, the
   rows with the same two entities should be found.
 
-A data set has a split ``train``, which is attributed to, and ``ref``, the queries. The measures are those of every run,
-by these labels: ``average_precision`` over the whole ranking, ``recall@50`` and ``reciprocal_rank`` (whose mean over
-queries is the MRR), in metrics.json under ``with_same``: like the benchmark, over all rows, also those that are the
-reference itself.
+A data set has a split ``train``, which is attributed to, and ``ref``, the queries. Beside the measures of every run
+(metrics.json; under ``with_same``, like the benchmark, over all rows, also those that are the reference itself), there
+are those of the benchmark's evaluator (``evaluation/evaluate_application.py`` there):
+
+* ``date_lm_auprc`` for toxicity and bias: `trapezoid_auprc` of one score for each training row. The evaluator is given
+  these; here a row's is its mean over all references.
+* ``date_lm_recall@50`` and ``date_lm_mrr`` for factual attribution: means over references of `recall_and_rank`.
 
 Differences from the benchmark, and limits:
 
-* The benchmark's toxicity score is one number a training row for all references together, and its AUPRC is the area
-  under the precision-recall curve by trapezoids (``sklearn.metrics.auc``). Here each reference has its own ranking, and
-  the mean of average precisions, without interpolation, is reported.
+* A training row that was set aside (no response, or too long a prompt) has no score, and ranks last. References to
+  which no row belongs are left out; the benchmark has none.
 * Samples are rendered in the benchmark's format (``TEMPLATE``, Tulu's: the role's marker, a line break, the trimmed
   content), whatever template the tokenizer has, as its checkpoints were trained in it. The newline after the response's
   EOS token counts as response there, and is left out here.
@@ -25,13 +27,17 @@ Differences from the benchmark, and limits:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from datamodules.files.records import Record, Records
 from datamodules.instructions import InstructionData
+from rept.data.samples import Sample
 from rept.errors import UsageError
+from rept.types import Status
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,9 +89,70 @@ class DateLM(InstructionData):
         tokenizer.chat_template = TEMPLATE
         super().attach(tokenizer)
 
+    def published_measures(
+        self, ranking: Callable[[int], tuple[np.ndarray, np.ndarray]], queries: Sequence[int]
+    ) -> Mapping[str, float]:
+        source, asked = self.source("train"), self.source("query")
+        labels = np.array([_label_of(source[row]) for row in range(len(source))], dtype=object)
+        known = set(labels)
+        scores = (_with_last(ranking(i), len(labels)) for i in range(len(queries)))
+        if UNSAFE in known:
+            mean = sum(scores, np.zeros(len(labels))) / len(queries)
+            return {"date_lm_auprc": trapezoid_auprc(mean, labels == UNSAFE)}
+        wanted = [_label_of(asked[query]) for query in queries]
+        found = [
+            recall_and_rank(score, labels == label)
+            for score, label in zip(scores, wanted, strict=True)
+            if label is not None and label in known
+        ]
+        recall, reciprocal = np.mean(found, axis=0).tolist() if found else (0.0, 0.0)
+        return {"date_lm_recall@50": recall, "date_lm_mrr": reciprocal} if found else {}
+
     def _records(self, path: str, split: str, setting: str) -> Records:
         records = super()._records(path, split, setting)
         return LabelledRecords(records, f"{setting}={path}", is_query=setting == "datamodule.queries")
+
+
+def trapezoid_auprc(scores: np.ndarray, relevant: np.ndarray) -> float:
+    """The area under the precision-recall curve by trapezoids, as scikit-learn's ``auc`` of that curve.
+
+    With t_1 > t_2 > ... the distinct scores, and P_k and R_k precision and recall of the rows with scores >= t_k
+    (P_0 = 1, R_0 = 0): ``sum_k (R_k - R_(k-1)) (P_k + P_(k-1)) / 2``.
+
+    Args:
+        scores: (N).
+        relevant: (N) bool, at least one of them true.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(scores) - 1)  # of each distinct score
+    hits = relevant[order].cumsum()[last]
+    precision, recall = np.append(1.0, hits / (last + 1)), np.append(0.0, hits / relevant.sum())
+    return float((np.diff(recall) * (precision[1:] + precision[:-1]) / 2).sum())
+
+
+def recall_and_rank(scores: np.ndarray, relevant: np.ndarray, k: int = 50) -> tuple[float, float]:
+    """Recall@k, the share of the relevant rows among the first k, and the reciprocal rank of the first relevant one.
+
+    Equal scores rank by row number; the benchmark's sort leaves their order open.
+
+    Args:
+        scores: (N).
+        relevant: (N) bool, at least one of them true.
+    """
+    ranks = 1 + np.flatnonzero(relevant[np.argsort(-scores, kind="stable")])
+    return float((ranks <= k).mean()), 1 / int(ranks[0])
+
+
+def _with_last(ranking: tuple[np.ndarray, np.ndarray], rows: int) -> np.ndarray:
+    """Scores (N) by row number; a row without a score is below all others."""
+    scores = np.full(rows, -np.inf)
+    scores[ranking[0]] = ranking[1]
+    return scores
+
+
+def _label_of(sample: Sample | Status) -> str | None:
+    return None if isinstance(sample, Status) else sample.label
 
 
 class LabelledRecords:

@@ -68,6 +68,17 @@ class AttributionDataModule(ABC):
         """Returns the behaviours that train.py tests a trained model for."""
         return ()
 
+    def published_measures(
+        self, ranking: Callable[[int], tuple[np.ndarray, np.ndarray]], queries: Sequence[int]
+    ) -> Mapping[str, float]:
+        """Returns the measures of the data's own benchmark by name, which are added to those of every run.
+
+        Args:
+            ranking: the row numbers (N) and scores (N) for a query by its position in ``queries``, in any order.
+            queries: the ranked queries, by their row in the query data.
+        """
+        return {}
+
     def attach(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Sets the tokenizer of the model. Raises UsageError if the encoder refuses it."""
         self.encoder = Encoder(tokenizer, self.max_length)

@@ -154,11 +154,13 @@ class Scoring:
             return {}
         train, query = self.known.labels
         measured = measures(lambda i: read_scores(paths, i), query, train, self.known.same)
-        for path in paths:
-            path.unlink()
         if measured:
+            published = self.datamodule.published_measures(lambda i: read_scores(paths, i), self.queries)
+            measured["overall"] |= published
             for part in (measured, measured["with_same"]):
                 part["queries"] = {"query": self.queries, **part["queries"]}
+        for path in paths:
+            path.unlink()
         return measured
 
     def write(self, ranking: Ranking, decision: Decision | None = None) -> None:
