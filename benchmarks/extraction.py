@@ -9,6 +9,7 @@ round of each are printed:
 * (b) a minimal hand-written loop over the same batches, which stores nothing
 * (c) a loop over single samples, as the paper describes the method
 * the forward pass alone, without the output layer: a bound for any method that reads every token
+* this project without gradients, which ends each pass at the layer it reads, and a bare forward pass to that layer
 * three sites at all layers in one pass, compared with the residual stream at layer 1
 """
 
@@ -38,6 +39,7 @@ from rept.results.run_folder import RunFolder
 from rept.run import stages
 from rept.run.job import Job
 from rept.run.prepare import prepare
+from rept.signatures.extractor import Extractor
 from rept.signatures.module import AttributionModule
 from rept.types import IGNORE, Batch
 
@@ -88,6 +90,17 @@ def forward_alone(model: nn.Module, batches: Sequence[Batch]) -> None:
             model.model(input_ids=batch.input_ids, use_cache=False)
 
 
+def forward_to(model: nn.Module, batches: Sequence[Batch], layer: int) -> None:
+    """The forward pass of the first layers alone, reading the last prompt token; for Llama-like models."""
+    blocks, model.model.layers = model.model.layers, model.model.layers[:layer]
+    norm, model.model.norm = model.model.norm, nn.Identity()
+    with torch.no_grad():
+        for batch in batches:
+            hidden = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+            hidden[torch.arange(len(batch)), batch.prompt_end].float()
+    model.model.layers, model.model.norm = blocks, norm
+
+
 def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory() as scratch:
@@ -98,17 +111,21 @@ def main() -> None:
         few = [batch.select(range(0, len(batch), FEWER)) for batch in batches]
         run = count()
 
-        def project() -> None:
+        def project(extractor: Extractor) -> None:
             job.folder = RunFolder(f"{scratch}/{next(run)}")
-            stages.extract(job, AttributionModule(model, job.extractor, [layer]), "train", mark="benchmark")
+            stages.extract(job, AttributionModule(model, extractor, [layer]), "train", mark="benchmark")
+
+        forward = ResidualStream(fields=["representation"])
 
         three, one = SeveralSites(), ResidualStream()
         _report(
             {
-                f"(a) the project, layer {layer}, into the store": (project, batches),
+                f"(a) the project, layer {layer}, into the store": (lambda: project(job.extractor), batches),
                 f"(b) minimal loop, layer {layer}": (lambda: minimal_loop(model, batches, layer), batches),
                 f"(c) one-sample loop, layer {layer}": (lambda: one_sample_loop(model, few, layer), few),
                 "forward alone, without output layer": (lambda: forward_alone(model, batches), batches),
+                f"(d) the project, layer {layer}, no gradients": (lambda: project(forward), batches),
+                f"(e) bare forward pass to layer {layer}": (lambda: forward_to(model, batches, layer), batches),
                 "one site, layer 1": (lambda: [one(model, batch, [1]) for batch in some], some),
                 f"three sites, layers 1 to {depth}": (
                     lambda: [three(model, batch, range(1, depth + 1)) for batch in some],

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
-from rept.model.hooks import Response, gradients_of, record, sample_losses
-from rept.model.lm_head import logits_at
+from rept.model.hooks import Response, gradients_of, outputs_of, record, sample_losses
 from rept.signatures.extractor import POSITIONS, Extractor, Position, Reading, Site
 from rept.types import FIELDS, Batch, Key, Signature
 
@@ -91,9 +90,7 @@ class SiteExtractor(Extractor):
                 gradients = gradients_of(losses, list(outputs.values()))
             found = {"representation": outputs, "gradient": dict(zip(outputs, gradients, strict=True))}
         else:
-            with torch.no_grad(), record(modules, gradients=False) as outputs:
-                logits_at(model, batch.input_ids, response.position[:1])
-            found = {"representation": outputs}
+            found = {"representation": outputs_of(model, batch.input_ids, modules)}
         shape = (*batch.input_ids.shape, -1)  # the MLPs of some models see all positions of a batch as one list (OPT)
         return {
             Key(site.name, site.layer, quantity): blocks[site].detach().reshape(shape)

@@ -7,7 +7,7 @@ and no parameter receives a gradient.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from rept.errors import UsageError
-from rept.model.lm_head import losses_at
+from rept.model.lm_head import logits_at, losses_at
+from rept.model.placement import is_split
 from rept.types import IGNORE
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ Name = TypeVar("Name", bound=Hashable)
 # Float16 represents nothing below 6e-8, and gradients of hidden states are often smaller, so the loss is scaled. Powers
 # of two scale without rounding; the second is for the rare sample whose gradients overflow under the first.
 _HALF_SCALES = (2.0**12, 1.0)
+
+
+class _AllRecorded(Exception):
+    """Ends a forward pass of which nothing more is needed."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,14 @@ class Response:
 
 
 @contextmanager
-def record(modules: Mapping[Name, nn.Module], gradients: bool = True) -> Iterator[dict[Name, Tensor]]:
+def record(
+    modules: Mapping[Name, nn.Module], gradients: bool = True, stop: bool = False
+) -> Iterator[dict[Name, Tensor]]:
     """Fills the yielded dictionary with each module's output, in the order in which they run.
 
     With ``gradients``, each output can be passed to :func:`gradients_of`: one that is in no graph yet becomes a leaf,
-    and later ones depend on it. If a module returns a tuple, element 0 is its output.
+    and later ones depend on it. If a module returns a tuple, element 0 is its output. With ``stop``, the ``with`` block
+    ends when all have run: nothing above the last of them is computed.
 
     Raises:
         UsageError: gradients in inference mode, where autograd records nothing.
@@ -72,6 +80,8 @@ def record(modules: Mapping[Name, nn.Module], gradients: bool = True) -> Iterato
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         if not gradients:
             outputs[name] = hidden.detach().clone()  # some blocks change a sublayer's output in place (Falcon)
+            if stop and len(outputs) == len(modules):
+                raise _AllRecorded
             return None
         outputs[name] = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
         passed_on = outputs[name].clone()
@@ -80,7 +90,8 @@ def record(modules: Mapping[Name, nn.Module], gradients: bool = True) -> Iterato
     with ExitStack() as hooks:
         for name, module in modules.items():
             hooks.enter_context(module.register_forward_hook(partial(hook, name)))
-        yield outputs
+        with suppress(_AllRecorded):
+            yield outputs
     missing = [str(name) for name in modules if name not in outputs]
     if missing:
         raise RuntimeError(f"These modules did not run in the forward pass: {', '.join(missing)}.")
@@ -93,6 +104,16 @@ def sample_losses(model: PreTrainedModel, input_ids: Tensor, response: Response)
     kernels can be used.
     """
     return response.mean(losses_at(model, input_ids, response.position, response.target))
+
+
+def outputs_of(model: PreTrainedModel, input_ids: Tensor, modules: Mapping[Name, nn.Module]) -> dict[Name, Tensor]:
+    """Returns each module's output for input (B T), in a forward pass that ends with the last of these modules.
+
+    A model that is split over devices runs to its end, as a part that is left out would keep the other ranks waiting.
+    """
+    with torch.no_grad(), record(modules, gradients=False, stop=not is_split(model)) as outputs:
+        logits_at(model, input_ids, torch.zeros(1, dtype=torch.int64, device=input_ids.device))
+    return outputs
 
 
 def gradients_of(losses: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
-from rept.model.hooks import Response, gradients_of, record, sample_losses
+from rept.model.hooks import Response, gradients_of, outputs_of, record, sample_losses
 from rept.types import IGNORE
 from tests.helpers.tiny import tiny_batch, tiny_model
 
@@ -103,3 +103,34 @@ def test_without_gradients_a_copy_of_the_output_is_recorded() -> None:
     with torch.no_grad(), record({"layer": layer}, gradients=False) as outputs:
         layer(torch.eye(2)).mul_(3)
     assert torch.equal(outputs["layer"], layer.weight.T) and not outputs["layer"].requires_grad
+
+
+def test_a_pass_without_gradients_ends_with_the_last_module_that_is_read() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    architecture = Architecture.of(model)
+    read = {"attention": architecture.attention_output(2), "block": architecture.blocks[0]}
+    with torch.no_grad(), record(read, gradients=False) as expected:
+        logits = model(input_ids=batch.input_ids).logits
+    ran: list[nn.Module] = []
+    modules = [architecture.mlp_output(1), architecture.mlp_output(2), model.get_output_embeddings()]
+    hooks = [module.register_forward_hook(lambda module, *_: ran.append(module)) for module in modules]
+    found = outputs_of(model, batch.input_ids, read)
+    for hook in hooks:
+        hook.remove()
+    assert ran == modules[:1]
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in read)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=batch.input_ids).logits, logits)
+
+
+def test_outputs_can_be_read_in_inference_mode() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    with torch.inference_mode():
+        found = outputs_of(model, batch.input_ids, {"block": Architecture.of(model).blocks[0]})
+    assert found["block"].shape[:2] == batch.input_ids.shape
+
+
+def test_a_module_that_fails_is_not_taken_for_the_end_of_the_pass() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    with pytest.raises(RuntimeError, match="did not run.*other"):
+        outputs_of(model, batch.input_ids, {"other": nn.Linear(2, 2)})
