@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from rept.config.help import describe
+from rept.config.words import CONFIGS
 from tests.helpers.commands import ROOT
 from tests.test_architecture import ORDER, PLUG_INS, parts
 
@@ -49,6 +51,15 @@ def test_files_named_in_the_documents_exist(path: Path):
     named += re.findall(r"\]\(([\w/.-]+\.\w+)\)", text)  # links
     named = [name for name in named if "NAME" not in name]
     assert not [name for name in named if not (ROOT / name).exists() and not (path.parent / name).exists()]
+
+
+def test_the_page_of_experiments_and_help_have_one_line_for_each_experiment():
+    files = sorted((CONFIGS / "experiment").glob("*.yaml"))
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    page = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", text, re.MULTILINE))
+    listed = dict(re.findall(r"^  experiment=([\w-]+) +(.*)$", describe("attribute", "usage"), re.MULTILINE))
+    assert page == listed and sorted(page) == [path.stem for path in files] and all(page.values())
+    assert "(docs/experiments.md)" in (ROOT / "README.md").read_text()
 
 
 def test_the_citation_has_the_keys_that_its_format_requires():

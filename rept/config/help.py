@@ -43,7 +43,8 @@ def describe(name: str, usage: str, keys: Collection[str] | None = None) -> str:
         words = words_of(group)
         if not words:
             continue
-        lines += ["", f"{group}=WORD (default: {defaults.get(group, 'none')}; one of {', '.join(words)}):"]
+        question = "Which experiment should I use? " if group == "experiment" else ""
+        lines += ["", f"{question}{group}=WORD (default: {defaults.get(group, 'none')}; one of {', '.join(words)}):"]
         for word, path in words.items():
             for key, value, comment in documented(path):
                 if key == TARGET:
