@@ -54,11 +54,11 @@ def test_files_named_in_the_documents_exist(path: Path):
 
 
 def test_the_page_of_experiments_and_help_have_one_line_for_each_experiment():
-    files = sorted((CONFIGS / "experiment").glob("*.yaml"))
+    files = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
     text = (ROOT / "docs" / "experiments.md").read_text()
     page = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", text, re.MULTILINE))
     listed = dict(re.findall(r"^  experiment=([\w-]+) +(.*)$", describe("attribute", "usage"), re.MULTILINE))
-    assert page == listed and sorted(page) == [path.stem for path in files] and all(page.values())
+    assert page == listed and sorted(page) == files and all(page.values())
     assert "(docs/experiments.md)" in (ROOT / "README.md").read_text()
 
 
