@@ -132,13 +132,17 @@ def test_keys_come_in_the_order_of_the_request() -> None:
     assert sites == [(site, layer) for site in ("residual_stream", "attention_output") for layer in (2, 1)]
 
 
-def test_representation_alone_needs_no_graph_and_one_position_of_logits() -> None:
+def test_representation_alone_needs_no_graph_and_no_logits() -> None:
     model, batch, seen = tiny_model(), tiny_batch(), []
-    head = model.get_output_embeddings()
-    handle = head.register_forward_hook(lambda _, args, out: seen.append((out.shape[:-1], out.requires_grad)))
+    last = Architecture.of(model).blocks[-1]
+    handles = [
+        module.register_forward_hook(lambda module, args, out: seen.append((module, out.requires_grad)))
+        for module in (last, model.get_output_embeddings())
+    ]
     signature = SeveralSites(fields=("representation",))(model, batch, ALL_LAYERS)
-    handle.remove()
-    assert seen == [((1, 1), False)]
+    for handle in handles:
+        handle.remove()
+    assert seen == [(last, False)]
     assert_same(signature, {k: v for k, v in SeveralSites()(model, batch, ALL_LAYERS).items() if k in signature})
 
 
