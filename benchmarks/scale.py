@@ -3,7 +3,8 @@
     python benchmarks/scale.py [--extraction N N ...] [--ranking N N ...] [--rounds N] [--width N]
 
 * extraction: a whole run of `attribute.py` on short rows with a tiny random model, so that memory per row would be
-  visible next to memory per batch
+  visible next to memory per batch; shards of the default size, of which 100,000 rows of 540 bytes fill most of one. The
+  peak that `--dry-run` predicts is compared with that of the run
 * ranking: `rank` on a store of random signatures (2 narrow blocks, so that a few gigabytes hold millions of rows)
 
 Each measurement is a separate process. Peak memory is the largest resident size of the process, including mapped pages
@@ -23,13 +24,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig
 from rept.ranking.rank import rank
+from rept.run.dry_run import estimate
 from rept.run.pipeline import attribute
 from rept.store.reader import AttributionStore
 from rept.store.writer import ShardWriter
@@ -57,19 +62,28 @@ def make_data(folder: Path, rows: int) -> Path:
 
 def make_model(folder: Path) -> Path:
     path = folder / "model"
-    model, tokenizer = FromScratch(vocab_size=512, width=32, layers=2, heads=2, max_length=128)([" ".join(WORDS)])
+    model, tokenizer = FromScratch(vocab_size=512, width=128, layers=2, heads=2, max_length=128)([" ".join(WORDS)])
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 
 
-def extraction(folder: Path, rows: int) -> dict[str, float]:
-    """Peak bytes and seconds of extracting the training side, and peak bytes of the whole run."""
+def configured(folder: Path, rows: int, out: str) -> AttributeConfig:
     words = ["datamodule=instructions", "layers=last", "report=false", "tokens.hits=0", "trainer.accelerator=cpu"]
     data = [f"datamodule.train={folder}/{rows}.jsonl", f"datamodule.queries={folder}/{QUERIES}.jsonl"]
+    return compose("attribute", [*words, *data, f"model.path={folder}/model", f"out={out}/run"])
+
+
+def prediction(folder: Path, rows: int) -> dict[str, float]:
+    """The peak bytes that --dry-run predicts."""
+    with redirect_stdout(StringIO()):  # the table
+        return {"predicted": estimate(configured(folder, rows, str(folder)))["peak memory in bytes"]}
+
+
+def extraction(folder: Path, rows: int) -> dict[str, float]:
+    """Peak bytes and seconds of extracting the training side, and peak bytes of the whole run."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        config = compose("attribute", [*words, *data, f"model.path={folder}/model", f"out={out}/run"])
-        stages = attribute(config, show_result=False).provenance["stages"]
+        stages = attribute(configured(folder, rows, out), show_result=False).provenance["stages"]
     train = stages["extract train"]
     peaks = {"peak": train["peak_memory_bytes"], "run": stages["rank"]["peak_memory_bytes"]}
     return peaks | {"seconds": train["cpu_seconds"]}
@@ -99,7 +113,7 @@ def ranking(folder: Path, rows: int) -> dict[str, float]:
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "seconds": seconds}
 
 
-MEASURES = {"extraction": extraction, "ranking": ranking}
+MEASURES = {"extraction": extraction, "prediction": prediction, "ranking": ranking}
 
 
 def apart(measure: str, folder: Path, rows: int) -> dict[str, float]:
@@ -126,7 +140,7 @@ def report(measure: str, folder: Path, sizes: list[int], rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--extraction", type=int, nargs="*", default=[2_000, 50_000], help="rows; none: skip")
+    parser.add_argument("--extraction", type=int, nargs="*", default=[4_000, 100_000], help="rows; none: skip")
     parser.add_argument("--ranking", type=int, nargs="*", default=[100_000, 2_000_000], help="rows; none: skip")
     parser.add_argument("--width", type=int, default=64, help="width of each of the two blocks in the ranking's store")
     parser.add_argument("--rounds", type=int, default=1, help="repetitions of all measurements")
@@ -144,6 +158,9 @@ def main() -> None:
             make_data(folder, rows)
         if options.extraction:
             report("extraction", folder, options.extraction, options.rounds)
+        for rows in options.extraction:
+            predicted = apart("prediction", folder, rows)["predicted"]
+            print(f"{'--dry-run':10s} {rows:>9,} rows   peak {predicted / 2**20:7.1f} MiB predicted", flush=True)
         for rows in options.ranking:
             make_store(folder, rows, options.width)
         if options.ranking:

@@ -134,11 +134,11 @@ def _shards(job: Job, rows: int, padded: float, cost: Cost) -> int:
 
 
 def _peak(job: Job, cost: Cost, rows: int) -> float:
-    """On a GPU the peak of the timed rows; on a CPU also a shard in writing: its parts, joined, and as a file."""
+    """On a GPU the peak of the timed rows; on a CPU also a shard in writing: its rows, and its file."""
     if torch.cuda.is_available():
         return peak_memory()
     shard = SHARD_BYTES if job.config.store.shard_rows is None else job.config.store.shard_rows * cost.row_bytes
-    return peak_memory() + 3 * min(shard, rows * cost.row_bytes)
+    return peak_memory() + 2 * min(shard, rows * cost.row_bytes)
 
 
 def _show(figures: dict[str, float], layers: list[int], job: Job) -> None:

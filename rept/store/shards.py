@@ -12,8 +12,7 @@ import io
 import math
 import mmap
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,27 +93,6 @@ class Shard:
         """Bytes of a row."""
         columns = (self.row, self.status, *self.unit.values(), *self.norm.values())
         return sum(values.itemsize * math.prod(values.shape[1:]) for values in columns)
-
-    @classmethod
-    def join(cls, parts: Sequence[Shard]) -> Shard:
-        """The parts' rows in order; parts without signatures get zeros where others have some."""
-        full = next((part for part in parts if part.unit), parts[0])
-        filled = [part if part.unit else part._with_zeros(full) for part in parts]
-        shapes = [{key: (block.shape[1], block.dtype) for key, block in part.unit.items()} for part in filled]
-        for got in shapes:
-            if got != shapes[0]:
-                raise ValueError(f"expected all signatures to have the blocks {shapes[0]}, but got {got}")
-        return replace(
-            full,
-            row=np.concatenate([part.row for part in filled]),
-            status=np.concatenate([part.status for part in filled]),
-            unit={key: np.concatenate([part.unit[key] for part in filled]) for key in full.unit},
-            norm={key: np.concatenate([part.norm[key] for part in filled]) for key in full.unit},
-        )
-
-    def _with_zeros(self, like: Shard) -> Shard:
-        unit = {key: np.zeros((len(self), block.shape[1]), block.dtype) for key, block in like.unit.items()}
-        return replace(self, unit=unit, norm={key: np.zeros(len(self), np.float32) for key in unit})
 
     def image(self) -> memoryview:
         """The bytes of the shard's file, made in memory so that no HDF5 call fails on a full disk."""

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from rept.errors import UsageError
+from rept.store.open_shard import OpenShard
 from rept.store.shards import Shard, ShardName, check_shards, is_attributed, read_shard
 from rept.types import Batch, Extraction, Side, Signature
 from rept.utils.digests import content_digest
@@ -97,8 +98,7 @@ class ShardWriter:
         self._folder = Path(folder) / side / "shards"
         self._side, self._fingerprint, self._rank = side, fingerprint, rank
         self._dtype, self._shard_rows = dtype, shard_rows
-        self._parts: list[Shard] = []
-        self._row_bytes = 0  # of the widest part: parts without signatures are stored as wide
+        self._open = OpenShard(side, fingerprint)
         self._make_folder()
         self._written = self._numbers()
         self._short = self._find_short()
@@ -116,15 +116,15 @@ class ShardWriter:
             ValueError: the blocks do not fit the rows, or are not finite.
         """
         part = self._part(rows, status, signature or {})
-        if not self._parts and self._short is not None and self._next_number() == self._short[0]:
-            self._add(self._short[1])
-        self._add(part)
-        if self._full(sum(map(len, self._parts)), self._row_bytes):
+        if not len(self._open) and self._short is not None and self._next_number() == self._short[0]:
+            self._open.append(self._short[1])
+        self._open.append(part)
+        if self._full(self._open.shard()):
             self._write()
 
     def close(self) -> None:
         """Writes the buffered rows as a shard, however short."""
-        if self._parts:
+        if len(self._open):
             self._write()
 
     def _part(self, rows: Tensor, status: Tensor, signature: Signature) -> Shard:
@@ -148,15 +148,13 @@ class ShardWriter:
             norm={key: norm for key, (_, norm) in blocks.items()},
         )
 
-    def _add(self, part: Shard) -> None:
-        self._parts.append(part)
-        self._row_bytes = max(self._row_bytes, part.row_bytes)
-
-    def _full(self, rows: int, row_bytes: int) -> bool:
-        return rows >= self._shard_rows if self._shard_rows else rows * row_bytes >= SHARD_BYTES
+    def _full(self, shard: Shard) -> bool:
+        if self._shard_rows:
+            return len(shard) >= self._shard_rows
+        return len(shard) * shard.row_bytes >= SHARD_BYTES
 
     def _write(self) -> None:
-        image = Shard.join(self._parts).image()
+        image = self._open.shard().image()
         number = self._next_number()
         path = self._folder / str(ShardName(self._rank, number, content_digest(image)))
         try:
@@ -172,7 +170,7 @@ class ShardWriter:
         self._clear()
 
     def _clear(self) -> None:
-        self._parts, self._row_bytes = [], 0
+        self._open = OpenShard(self._side, self._fingerprint)
 
     def _next_number(self) -> int:
         """The first missing number, then the short last one, then the one after the last."""
@@ -210,4 +208,4 @@ class ShardWriter:
             return None
         number = max(self._written)
         shard = read_shard(self._written[number], self._side, self._fingerprint)
-        return None if self._full(len(shard), shard.row_bytes) else (number, shard)
+        return None if self._full(shard) else (number, shard)

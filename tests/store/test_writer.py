@@ -270,9 +270,10 @@ def test_rows_and_settings_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(UsageError, match="shard_rows to be at least 1, but got 0"):
         ShardWriter(tmp_path, "train", FINGERPRINT, shard_rows=0)
     one.append(torch.arange(3), torch.zeros(3), signatures(3))
-    one.append(torch.arange(3, 6), torch.zeros(3), signatures(3, keys=[H]))
     with pytest.raises(ValueError, match="all signatures to have the blocks"):
-        one.close()
+        one.append(torch.arange(3, 6), torch.zeros(3), signatures(3, keys=[H]))
+    one.close()
+    assert AttributionStore.stored_rows(tmp_path, "train").tolist() == [True] * 3
 
 
 LEAF_SPEC = ".isinstance.treespec, LeafSpec.. is deprecated"  # Lightning's own use of torch
