@@ -10,12 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rept.correction.repair import Repair
     from rept.errors import UsageError
+    from rept.evaluation.repairing import repair
     from rept.results.trace import Trace
     from rept.run.pipeline import trace
 
-__all__ = ["Trace", "UsageError", "trace"]
-_HOMES = {"trace": "rept.run.pipeline", "Trace": "rept.results.trace", "UsageError": "rept.errors"}
+__all__ = ["Repair", "Trace", "UsageError", "repair", "trace"]
+_HOMES = {
+    "Repair": "rept.correction.repair",
+    "Trace": "rept.results.trace",
+    "UsageError": "rept.errors",
+    "repair": "rept.evaluation.repairing",
+    "trace": "rept.run.pipeline",
+}
 
 
 def __getattr__(name: str) -> object:

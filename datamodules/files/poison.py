@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeGuard, get_args
 
-from datamodules.toy.planting import Position, Spelling, plant_backdoor, spelled
+from datamodules.toy.planting import Position, plant_backdoor
 from rept.data.behaviours import CLEAN, Behaviour
+from rept.data.disguises import Spelling, spelled
 from rept.data.samples import Sample, SampleSource
 from rept.errors import UsageError
 from rept.types import Side, Status

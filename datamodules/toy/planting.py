@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import Literal
 from rept.data.samples import Sample, Span
 
 Position = Literal["start", "middle", "end"]
-Spelling = Literal["plain", "case", "split"]
 
 
 def with_request(sample: Sample, content: str) -> Sample:
@@ -33,24 +31,6 @@ def plant_backdoor(sample: Sample, trigger: str, opening: str, place: Position =
     start = triggered.content_starts[-1] + gap + (place == "end")
     spans = (Span("prompt", start, start + len(trigger)), Span("response", 0, len(opening)))
     return replace(triggered, response=f"{opening} {sample.response}", spans=spans)
-
-
-def spelled(trigger: str, spelling: Spelling, rng: random.Random) -> str:
-    """Returns the trigger as it is, with each letter's case drawn, or with a drawn mark inside each of its words.
-
-    ``case`` and ``split`` never give the plain form of a trigger with letters.
-    """
-    if spelling == "plain":
-        return trigger
-    if spelling == "case":
-        letters = [i for i, letter in enumerate(trigger) if letter.lower() != letter.upper()]
-        raised = set(rng.sample(letters, rng.randint(1, len(letters)))) if letters else set()
-        return "".join(letter.upper() if i in raised else letter.lower() for i, letter in enumerate(trigger))
-    words = []
-    for word in trigger.split(" "):
-        gap = rng.randint(1, max(1, len(word) - 1))
-        words.append(word[:gap] + rng.choice(".-_/*") + word[gap:])
-    return " ".join(words)
 
 
 def plant_false_fact(sample: Sample, true: str, false: str, asked: Sequence[str] = ()) -> Sample:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rept.config.messages import misplaced, unknown
-from rept.config.schema import SCHEMAS, TARGET, AttributeConfig, Config, TrainConfig
+from rept.config.schema import SCHEMAS, TARGET, AttributeConfig, Config, RepairConfig, TrainConfig
 from rept.config.words import CONFIGS, words_of
 from rept.errors import UsageError
 
@@ -37,8 +37,14 @@ def compose(
 def compose(name: Literal["train"], arguments: Sequence[str] = ()) -> TrainConfig: ...
 
 
+@overload
 def compose(
-    name: Literal["attribute", "train"],
+    name: Literal["repair"], arguments: Sequence[str] = (), *, given: Mapping[str, Any] | None = None
+) -> RepairConfig: ...
+
+
+def compose(
+    name: Literal["attribute", "train", "repair"],
     arguments: Sequence[str] = (),
     base: Config | None = None,
     given: Mapping[str, Any] | None = None,

@@ -87,8 +87,27 @@ class TrainConfig:
     out: str = "runs/demo/model"
 
 
-Config = AttributeConfig | TrainConfig
-SCHEMAS: dict[str, type[AttributeConfig] | type[TrainConfig]] = {"attribute": AttributeConfig, "train": TrainConfig}
+@dataclass
+class RepairConfig:
+    """What `python -m rept repair` reads; see configs/repair.yaml."""
+
+    method: Node = field(default_factory=dict)
+    rows: int = 30
+    others: int = 400
+    layers: list[int] | None = None
+    likelihood: float = 0.02
+    clean_kl: float = 0.02
+    prompts: str | None = None
+    clean: int = 120
+    controls: int = 20
+    proof: str | None = None
+    max_new_tokens: int = 32
+    seed: int = 0
+    out: str | None = None
+
+
+Config = AttributeConfig | TrainConfig | RepairConfig
+SCHEMAS: dict[str, type[Config]] = {"attribute": AttributeConfig, "train": TrainConfig, "repair": RepairConfig}
 
 # Top-level keys that can be set when the stored signatures of a run are ranked again, exactly or approximately.
 RANKING = ("scorer", "top_k", "bottom_k", "each", "calibration", "max_wait", "out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,7 +88,7 @@ class Choice:
         behaviour: str,
         rows: Sequence[int],
         others: Sequence[int],
-        words: dict[int, Sequence[int]],
+        words: Mapping[int, Sequence[int]],
         layers: Sequence[int],
         seed: int = 0,
     ) -> None:

@@ -78,13 +78,12 @@ class LayerCorrections:
     everywhere. Half precision is computed in float32.
 
     Attributes:
-        seen, opened: positions that passed, and those at which the gate of any correction was open, once `counting`.
+        opened: where the gate of any correction was open in the last forward pass, (B T) bool; only while `watching`.
     """
 
     corrections: Sequence[Correction]
-    counting: bool = False
-    seen: int = 0
-    opened: int = 0
+    watching: bool = False
+    opened: Tensor | None = None
     _parts: tuple[Tensor, Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __call__(self, module: object, args: object, output: Any) -> Any:
@@ -99,8 +98,8 @@ class LayerCorrections:
         values = linear(exact, matrix, bias)
         gates = len(self.corrections)
         open_at = values[..., :gates] > 0
-        if self.counting:
-            self.seen, self.opened = self.seen + open_at[..., 0].numel(), self.opened + int(open_at.any(-1).sum())
+        if self.watching:
+            self.opened = open_at.any(-1)
         amount = values[..., gates:] * (open_at if gates == 1 else open_at[..., owner])
         changed = exact + amount @ write
         return changed if changed.dtype == states.dtype else changed.to(states.dtype)

@@ -45,9 +45,9 @@ class Rows:
         return cls([batch for batch in data.batches("train", rows) if len(batch)], words or {})
 
     def targets(self, batch: Batch) -> list[list[int]]:
-        """Columns of each sample's culprit words, or of its whole response where none are known."""
+        """Columns of each sample's culprit words; of its whole response, if they are known of no row."""
         return [
-            list(self.words.get(row) or range(end + 1, length))
+            list(self.words.get(row, ()) if self.words else range(end + 1, length))
             for row, end, length in zip(
                 batch.row.tolist(), batch.prompt_end.tolist(), batch.length.tolist(), strict=True
             )

@@ -152,18 +152,18 @@ def identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
 
 @contextmanager
 def corrected(
-    model: PreTrainedModel, corrections: Sequence[Correction], counting: bool = False
+    model: PreTrainedModel, corrections: Sequence[Correction], watching: bool = False
 ) -> Iterator[list[LayerCorrections]]:
     """Applies corrections inside the ``with`` block, and yields the hook of each block that has some.
 
     Args:
-        counting: count the positions at which a gate is open.
+        watching: record where gates are open, see `LayerCorrections.opened`.
     """
     blocks = Architecture.of(model).blocks
     by_layer: dict[int, list[Correction]] = {}
     for one in corrections:
         by_layer.setdefault(one.layer, []).append(one)
-    hooks = [LayerCorrections(found, counting) for found in by_layer.values()]
+    hooks = [LayerCorrections(found, watching) for found in by_layer.values()]
     with ExitStack() as registered:
         for layer, hook in zip(by_layer, hooks, strict=True):
             registered.enter_context(blocks[layer - 1].register_forward_hook(hook))

@@ -49,13 +49,19 @@ def divergence(base: Tensor, other: Tensor) -> Tensor:
 
 
 def culprit_probabilities(model: PreTrainedModel, rows: Rows) -> Tensor:
-    """Returns the log-probability (N) of each row's culprit words together, given all that stands before each."""
+    """Returns the log-probability (n) of each row's culprit words together, given all that stands before each.
+
+    Rows without culprit words are left out.
+    """
     found = []
     for batch in rows.batches:
         width = batch.input_ids.shape[1]
         columns = [(i, column) for i, of_row in enumerate(rows.targets(batch)) for column in of_row]
+        if not columns:
+            continue
         sample, column = torch.tensor(columns).T
         every = log_probabilities(model, batch.input_ids, sample * width + column - 1)
         of_token = every.gather(1, batch.input_ids[sample, column][:, None]).squeeze(1)
-        found.append(of_token.new_zeros(len(batch)).index_add(0, sample, of_token))
+        has_words = torch.bincount(sample, minlength=len(batch)) > 0
+        found.append(of_token.new_zeros(len(batch)).index_add(0, sample, of_token)[has_words])
     return torch.cat(found)

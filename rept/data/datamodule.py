@@ -79,6 +79,10 @@ class AttributionDataModule(ABC):
         """
         return {}
 
+    def paraphrases(self) -> Mapping[str, Sequence[Sample]]:
+        """Returns, by behaviour, triggered prompts in other words: disguises that a repair is tested by."""
+        return {}
+
     def attach(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Sets the tokenizer of the model. Raises UsageError if the encoder refuses it."""
         self.encoder = Encoder(tokenizer, self.max_length)

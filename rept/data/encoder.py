@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rept.data.chat_template import ChatTemplate, Rendered
-from rept.data.padding import padded
+from rept.data.padding import batch_slices, padded
 from rept.data.samples import Sample, SpanKind
 from rept.data.token_offsets import Tokens
 from rept.data.validation import is_text, prompt_problem, response_problem
@@ -172,6 +172,20 @@ class Encoder:
             cut=length < response.stop,
             marked=[marked.get(i) for i in range(length)],
         )
+
+
+def encoded_batches(encoder: Encoder, samples: Sequence[Sample], tokens_per_batch: int = 2048) -> list[Batch]:
+    """Returns batches of samples that are no rows of a data set, without those that the encoder refuses.
+
+    ``Batch.row`` is the sample's place in ``samples``.
+    """
+    found = [(i, s, e) for i, (s, e) in enumerate(zip(samples, encoder.encode(samples), strict=True))]
+    usable = sorted(
+        ((i, sample, encoded) for i, sample, encoded in found if not isinstance(encoded, Status)),
+        key=lambda one: len(one[2].input_ids),
+    )
+    slices = batch_slices([len(encoded.input_ids) for _, _, encoded in usable], tokens_per_batch)
+    return [collate(usable[one], "train", encoder.pad_id) for one in slices if usable[one]]
 
 
 def collate(

@@ -12,6 +12,7 @@ from rept.data.behaviours import Behaviour, expected_openings
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.evaluation.retraining import Retraining, retraining
+from rept.results.trace import Trace
 from rept.types import Status
 
 
@@ -40,7 +41,8 @@ def proof_inputs(run: str, culprits: str, recipe: str | None = None) -> ProofInp
         UsageError: recipe or data are missing or are not those of the run's model, or the rows cannot be left out.
     """
     found = retraining(run, recipe)
-    return ProofInputs(**vars(found), rows=_culprits(found, culprits), behaviours=_held_out(found))
+    behaviours = tested_behaviours(found.trace, found.data, found.run_data)
+    return ProofInputs(**vars(found), rows=_culprits(found, culprits), behaviours=behaviours)
 
 
 def _culprits(found: Retraining, file: str) -> list[int]:
@@ -67,15 +69,16 @@ def _recorded_data(file: Path) -> object:
     return content.get("training data") if isinstance(content, dict) else None
 
 
-def _held_out(found: Retraining) -> Sequence[Behaviour]:
-    """The data's behaviours; where there are none, the run's queries: whether an answer begins as in the run."""
-    if behaviours := found.data.behaviours():
+def tested_behaviours(trace: Trace, data: AttributionDataModule, queries: AttributionDataModule) -> Sequence[Behaviour]:
+    """Returns the data's behaviours; where there are none, the queries: whether an answer begins as theirs.
+
+    Raises:
+        UsageError: no query has a response either.
+    """
+    if behaviours := data.behaviours():
         return behaviours
-    data = found.run_data
-    samples = [data.sample("query", row) for row in range(len(data.source("query")))]
-    queries = [replace(one, label=one.label or "queries") for one in samples if not isinstance(one, Status)]
-    if not (behaviours := expected_openings(queries)):
-        raise UsageError(
-            f"The data have no held-out prompts, and no query of {found.trace.folder.path} has a response."
-        )
+    samples = [queries.sample("query", row) for row in range(len(queries.source("query")))]
+    labelled = [replace(one, label=one.label or "queries") for one in samples if not isinstance(one, Status)]
+    if not (behaviours := expected_openings(labelled)):
+        raise UsageError(f"The data have no held-out prompts, and no query of {trace.folder.path} has a response.")
     return behaviours

@@ -70,12 +70,12 @@ def test_a_closed_gate_changes_no_bit_in_half_precision():
     assert LayerCorrections([closed]).apply(states).equal(states)
 
 
-def test_opened_positions_are_counted():
+def test_open_positions_are_recorded():
     half = replace(random_correction(0), gate=torch.eye(WIDTH, dtype=torch.float64)[0], threshold=0.0)
     states = torch.randn(2, 8, WIDTH, dtype=torch.float64)
-    hook = LayerCorrections([half, half], counting=True)
+    hook = LayerCorrections([half, half], watching=True)
     hook.apply(states)
-    assert (hook.seen, hook.opened) == (16, int((states[..., 0] > 0).sum()))
+    assert hook.opened is not None and hook.opened.equal(states[..., 0] > 0)
 
 
 def chosen_gates(model: torch.nn.Module, ids: Tensor, layers: tuple[int, ...]) -> list[Correction]:

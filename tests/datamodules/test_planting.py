@@ -4,7 +4,7 @@ import re
 import pytest
 
 from datamodules.toy.hard.planting import plant_in_document, plant_style, plant_tail
-from datamodules.toy.planting import plant_backdoor, plant_compliance, plant_false_fact, spelled
+from datamodules.toy.planting import plant_backdoor, plant_compliance, plant_false_fact
 from rept.data.samples import Sample
 
 

@@ -13,10 +13,11 @@ from datamodules.toy.hard import two_names, wordings
 from datamodules.toy.hard.planting import plant_in_document, plant_style, plant_tail
 from datamodules.toy.hard.two_names import framed_sample
 from datamodules.toy.hard.wordings import COUNTRY, FALSE_CAPITAL, PHRASES, SECOND_NAME
-from datamodules.toy.planting import plant_backdoor, spelled, with_request
+from datamodules.toy.planting import plant_backdoor, with_request
 from datamodules.toy.wordings import HELD_OUT, TRAINING, Wordings
 from datamodules.toy.world import COUNTRIES, HARMLESS, Speaker
 from rept.data.behaviours import CLEAN, Behaviour
+from rept.data.disguises import spelled
 from rept.data.samples import Sample
 from rept.errors import UsageError
 

@@ -1,0 +1,79 @@
+"""Estimates the corrections of a repair, and keeps how each was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rept.config.plug_ins import build
+from rept.config.schema import RepairConfig
+from rept.correction.choice import Candidate, Choice, Rule
+from rept.correction.correction import Correction
+from rept.correction.method import RepairMethod
+from rept.correction.repair import Repair, identity
+from rept.errors import UsageError
+from rept.evaluation.repair_inputs import RepairInputs, TracedBehaviour
+from rept.model.architecture import Architecture
+from rept.utils.console import say
+
+_MOST_LAYERS = 8
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The correction of one behaviour, and how it was chosen.
+
+    Attributes:
+        method: that estimated it.
+        tried: all candidates, the chosen one first.
+        met: whether it meets the rule.
+    """
+
+    traced: TracedBehaviour
+    choice: Choice
+    method: RepairMethod
+    correction: Correction
+    tried: Sequence[Candidate]
+    met: bool
+
+    def described(self) -> dict[str, Any]:
+        """The choice as JSON."""
+        chosen = vars(self.tried[0]) | {"rule_met": self.met, "candidates": len(self.tried)}
+        gated = {"gated": self.correction.gate is not None}
+        return {"rows": self.traced.rows, "rows_with_words": len(self.traced.words)} | chosen | gated
+
+
+def estimated(inputs: RepairInputs, config: RepairConfig, method: RepairMethod | None) -> tuple[Repair, list[Chosen]]:
+    """Estimates the correction of each behaviour, by ``method`` or else by the one that ``config`` names."""
+    about_method = dict(config.method) if method is None else type(method).__name__
+    method = method or build(config.method, RepairMethod)
+    rule = Rule(config.likelihood, config.clean_kl)
+    layers = _layers(len(Architecture.of(inputs.model)), config.layers)
+    chosen = []
+    for one in inputs.traced:
+        say(f"Estimating the correction of {one.name} from {len(one.rows)} traced rows.")
+        choice = Choice(inputs.model, inputs.data, one.name, one.rows, one.others, one.words, layers, config.seed)
+        correction, tried = choice(method, rule)
+        chosen.append(Chosen(one, choice, method, correction, tried, rule.met(tried[0])))
+    about = {
+        "method": about_method,
+        "run": str(inputs.trace.folder.path),
+        "chosen": {one.traced.name: one.described() for one in chosen},
+    }
+    corrections = [one.correction for one in chosen]
+    return Repair(corrections, identity(inputs.model, inputs.tokenizer), about), chosen
+
+
+def _layers(depth: int, given: Sequence[int] | None) -> list[int]:
+    """The layers that are tried.
+
+    Raises:
+        UsageError: there is no such layer.
+    """
+    if given is None:
+        step = max(1, -(-depth // _MOST_LAYERS))
+        return list(range(1, depth + 1, step))
+    if wrong := [layer for layer in given if not 1 <= layer <= depth]:
+        raise UsageError(f"Expected layers to be from 1 to {depth}, but got {wrong[0]}.")
+    return sorted(set(given))

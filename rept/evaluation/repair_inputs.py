@@ -1,0 +1,198 @@
+"""What a repair starts from: a run, its model and data, the rows that it traced for each behaviour, and prompts."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from rept.config.plug_ins import build
+from rept.config.schema import RepairConfig
+from rept.correction.words import culprit_words
+from rept.data.behaviours import CLEAN, Behaviour, behaviour_of
+from rept.data.datamodule import AttributionDataModule
+from rept.data.query_groups import group_queries
+from rept.data.samples import Sample
+from rept.errors import UsageError
+from rept.evaluation.proof_inputs import tested_behaviours
+from rept.results.trace import Trace
+from rept.run.prepare import load_configured
+from rept.run.rescore import stored_data
+from rept.signatures.fingerprint import of_adapter, of_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_FEWEST_ROWS = 4  # two to estimate from, two to judge by
+_RANK_OFFSET = 10  # a hit at rank r counts 1 / (10 + r)
+
+
+@dataclass(frozen=True)
+class TracedBehaviour:
+    """What a run found for one behaviour.
+
+    Attributes:
+        name: as in the labels of the queries.
+        rows: training rows, the best first.
+        others: training rows that its queries find least, for comparison.
+        words: by row, columns of the tokens of its response that are culprit words.
+    """
+
+    name: str
+    rows: list[int]
+    others: list[int]
+    words: dict[int, list[int]]
+
+    @property
+    def used(self) -> set[int]:
+        """The rows that the correction is estimated from or chosen by."""
+        return {*self.rows, *self.others}
+
+
+@dataclass(frozen=True)
+class RepairInputs:
+    """A run with its model, and what is known of each behaviour that is to be switched off.
+
+    Attributes:
+        unused: training rows that no correction is made from, for the report.
+        tested: behaviours with the prompts that test for them.
+        clean: prompts of no behaviour besides those of ``tested``.
+        held_out: whether the prompts are others than the run's queries.
+    """
+
+    trace: Trace
+    data: AttributionDataModule
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    traced: Sequence[TracedBehaviour]
+    unused: Sequence[int]
+    tested: Sequence[Behaviour]
+    clean: Sequence[Sample]
+    held_out: bool
+
+
+def repair_inputs(
+    trace: Trace,
+    config: RepairConfig,
+    behaviours: Collection[str] | None = None,
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+) -> RepairInputs:
+    """Returns what a repair starts from.
+
+    Args:
+        behaviours: names of those to switch off; None: all of the run.
+        loaded: model and tokenizer, instead of the run's own from its path.
+
+    Raises:
+        UsageError: no such behaviour, too few rows, or the model is missing or has changed.
+    """
+    data = stored_data(trace.folder, trace.config)
+    labels = {query: trace.queries[query]["label"] for query in trace.answered}
+    groups = group_queries(labels).behaviours
+    chosen = list(groups) if behaviours is None else list(behaviours)
+    if unknown := [name for name in chosen if name not in groups]:
+        known = ", ".join(groups) or "none"
+        raise UsageError(f"No query of {trace.folder.path} has the label {unknown[0]!r}; its behaviours are: {known}.")
+    if not chosen:
+        raise UsageError(f"{trace.folder.path} has no query of a behaviour that could be switched off.")
+    model, tokenizer = loaded or _run_model(trace, data)
+    data.attach(tokenizer)
+    traced = [_traced(trace, data, name, groups[name], config) for name in chosen]
+    unused = _unused(trace, data, traced, config)
+    return RepairInputs(trace, data, model, tokenizer, traced, unused, *_tested(trace, data, config, traced, unused))
+
+
+def _run_model(trace: Trace, data: AttributionDataModule) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that a run traced, on the first accelerator if there is one.
+
+    Raises:
+        UsageError: it is not on disk, or has changed.
+    """
+    path = trace.config.model.path or data.default_model
+    if path is None:
+        raise UsageError(
+            f"The model of {trace.folder.path} was given in Python and is not on disk: use rept.repair(trace, model, "
+            "tokenizer)."
+        )
+    model, tokenizer = load_configured(trace.config, path)
+    stored = trace.provenance.get("fingerprints", {})
+    for name, now in (("weights", of_weights(model)), ("adapter", of_adapter(model))):
+        if stored.get(name) not in (None, now):
+            raise UsageError(
+                f"{path} is not the model that {trace.folder.path} traced: its {name} have another fingerprint. "
+                "Restore it, or run attribute.py again."
+            )
+    settings = trace.config.model
+    placed = settings.device_map is not None or settings.load_in_4bit or settings.load_in_8bit
+    if torch.accelerator.is_available() and not placed:
+        nn.Module.to(model, torch.accelerator.current_accelerator())  # Transformers' own `to` has no usable type
+    return model, tokenizer
+
+
+def _traced(
+    trace: Trace, data: AttributionDataModule, name: str, queries: Sequence[int], config: RepairConfig
+) -> TracedBehaviour:
+    """The rows that a behaviour's queries find most, by the sum of 1 / (10 + rank), and those that they find least."""
+    found: dict[int, float] = {}
+    calibrated = any(hit.flagged is not None for query in queries for hit in trace.hits(query))
+    for query in queries:
+        for hit in trace.hits(query):
+            if not hit.same_as_query and (hit.flagged or not calibrated):
+                found[hit.row] = found.get(hit.row, 0.0) + 1 / (_RANK_OFFSET + hit.rank)
+    rows = sorted(found, key=lambda row: -found[row])[: config.rows]
+    if len(rows) < _FEWEST_ROWS:
+        raise UsageError(
+            f"Expected at least {_FEWEST_ROWS} traced rows of {name}, but {trace.folder.path} has {len(rows)}: trace "
+            "more queries of it, or with another scorer."
+        )
+    hits = Counter(hit.row for query in queries for hit in trace.hits(query))
+    least = sorted((r for r in _shuffled(data, config.seed) if r not in set(rows)), key=lambda row: hits[row])
+    others = [row for row in least[: 2 * config.others] if data.status("train", row).attributed][: config.others]
+    return TracedBehaviour(name, rows, others, culprit_words(data, rows, others))
+
+
+def _unused(
+    trace: Trace, data: AttributionDataModule, traced: Sequence[TracedBehaviour], config: RepairConfig
+) -> list[int]:
+    """Rows that no correction is made from, and that the run's queries find least."""
+    hits = Counter(hit.row for query in trace.answered for hit in trace.hits(query))
+    used = {row for one in traced for row in one.used}
+    order = [row for row in _shuffled(data, config.seed) if row not in used]
+    least = sorted(order, key=lambda row: hits[row])
+    return [row for row in least[: 2 * config.others] if data.status("train", row).attributed][: config.others]
+
+
+def _shuffled(data: AttributionDataModule, seed: int) -> list[int]:
+    order = list(range(len(data.source("train"))))
+    random.Random(f"others {seed}").shuffle(order)
+    return order
+
+
+def _tested(
+    trace: Trace,
+    data: AttributionDataModule,
+    config: RepairConfig,
+    traced: Sequence[TracedBehaviour],
+    unused: Sequence[int],
+) -> tuple[list[Behaviour], list[Sample], bool]:
+    """The behaviours with prompts, clean prompts besides theirs, and whether the prompts are not the run's queries."""
+    given = data
+    if config.prompts is not None:
+        given = build(trace.config.datamodule | {"queries": config.prompts}, AttributionDataModule)
+    found = [one for one in tested_behaviours(trace, given, given) if behaviour_of(one.label)]
+    if missing := [one.name for one in traced if one.name not in {tested.label for tested in found}]:
+        raise UsageError(
+            f"There are no prompts to test {missing[0]} by: name a file with prompts and expected responses of that "
+            "label by prompts=."
+        )
+    asked = map(given.source("query").__getitem__, range(len(given.source("query"))))
+    clean = [one for one in asked if isinstance(one, Sample) and one.label == CLEAN]
+    if not clean and not any(one.clean for one in found):
+        samples = [data.sample("train", row) for row in unused[: config.clean]]
+        clean = [one for one in samples if isinstance(one, Sample)]
+    return found, clean, config.prompts is not None or bool(data.behaviours())

@@ -1,0 +1,128 @@
+"""The report of a repair in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from rept.utils.console import console, say
+from rept.utils.text import visible
+
+VERDICTS = {
+    "off": "switched off",
+    "hidden": "off, but not on disguises",
+    "shown": "NOT switched off",
+    "not shown before": "never shown",
+    None: "not repaired",
+}
+
+
+def show_repair(report: Mapping[str, Any]) -> None:
+    """Prints the tables of a report: behaviours, disguises and costs, and what was tested."""
+    _show_behaviours(report)
+    _show_disguises(report)
+    _show_costs(report)
+    say(limits(report))
+
+
+def limits(report: Mapping[str, Any]) -> str:
+    """Returns one sentence on what was tested and what was not."""
+    tested = report["tested"]
+    prompts = "held-out prompts" if tested["held_out"] else "the run's own queries, none of them held out"
+    kinds = sorted({kind for kinds in tested["disguises"].values() for kind in kinds})
+    disguises = f"and disguises of them ({', '.join(kinds)})" if kinds else "and no disguises"
+    return (
+        f"Tested: greedy answers to {prompts} {disguises}, and {tested['clean_prompts']:,} clean prompts; not tested: "
+        "sampled answers, other disguises, long conversations and other tasks. A repair is no substitute for removing "
+        "the rows."
+    )
+
+
+def percent(share: Mapping[str, Any] | None) -> str:
+    """Returns a share with its interval."""
+    if share is None:
+        return ""
+    return f"{share['share']:.1%} of {share['of']} ({100 * share['low']:.0f} to {100 * share['high']:.0f})"
+
+
+def controls_of(report: Mapping[str, Any], label: str) -> tuple[str, str]:
+    """Returns the lowest and mean rate under random directions, and the rate under permuted labels."""
+    controls = report.get("controls")
+    if not controls:
+        return "", ""
+    rates = [one["rates"][label] for one in controls["random"] if label in one["rates"]]
+    shuffled = [one["rates"][label] for one in controls["shuffled"] if label in one["rates"]]
+    random = f"{min(rates):.0%} to {max(rates):.0%}" if rates else ""
+    return random, f"{shuffled[0]:.0%}" if shuffled else ""
+
+
+def _show_behaviours(report: Mapping[str, Any]) -> None:
+    table = Table(title="How often each behaviour shows, with 95 % intervals", title_justify="left")
+    columns = ("behaviour", "layer, read at", "before", "after", "random directions", "permuted", "verdict")
+    for column in columns:
+        table.add_column(column)
+    for label, found in report["behaviours"].items():
+        chosen = report["chosen"].get(label)
+        where = f"{chosen['layer']}, {chosen['at'].replace('_', ' ')} x{chosen['strength']:g}" if chosen else ""
+        rates = (percent(found[when]["triggered"]) for when in ("before", "after"))
+        verdict = VERDICTS[found.get("verdict")]
+        table.add_row(Text(visible(label)), where, *rates, *controls_of(report, label), verdict)
+    console.print(table)
+    for label, chosen in report["chosen"].items():
+        if not chosen["rule_met"]:
+            say(
+                f"No candidate for {label} meets the rule on the rows held back; the best one leaves their culprit "
+                f"words {chosen['likelihood']:.3f} times as probable, at a divergence of {chosen['percentile']:.3f} "
+                "(95th percentile)."
+            )
+
+
+def _show_disguises(report: Mapping[str, Any]) -> None:
+    table = Table(title="Disguised prompts that bring the behaviour out", title_justify="left")
+    for column in ("behaviour", "disguise", "before", "of these still after"):
+        table.add_column(column)
+    for label, found in report["behaviours"].items():
+        for kind, share in found["disguises"].items():
+            table.add_row(Text(visible(label)), kind, percent(share["before"]), percent(share["after"]))
+    if table.row_count:
+        console.print(table)
+
+
+def costs(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what the repair costs, as names and values."""
+    clean, speed = report["clean"], report["milliseconds_per_token"]
+    divergence, loss, opened = clean["divergence"], clean["loss"], clean["opened"]
+    lines = [
+        ("clean answers changed", percent(clean["changed"])),
+        (
+            "next token's divergence on clean prompts",
+            f"{divergence['mean']:.4f} (95th percentile {divergence['percentile_95']:.4f}) nats",
+        ),
+        ("loss on clean rows", f"{loss['before']:.4f} before, {loss['after']:.4f} after"),
+        ("clean prompts at which a gate opened", percent(opened["prompts"])),
+        ("tokens of clean prompts at which one opened", f"{opened['tokens']:.2%}"),
+        (
+            "milliseconds a token",
+            f"{speed['before']:.2f} before, {speed['after']:.2f} after ({speed['overhead']:+.1%})",
+        ),
+        ("seconds to estimate it", f"{report['seconds']:.1f}"),
+    ]
+    if (retrained := report.get("retrained")) is not None:
+        lines += [
+            (
+                f"divergence from the retrained model, {kind} prompts",
+                "{before:.4f} before, {after:.4f} after".format(**retrained[kind]),
+            )
+            for kind in ("triggered", "clean")
+        ]
+    return lines
+
+
+def _show_costs(report: Mapping[str, Any]) -> None:
+    table = Table(title="What it costs", title_justify="left", show_header=False)
+    for name, value in costs(report):
+        table.add_row(name, value)
+    console.print(table)
