@@ -15,7 +15,7 @@ from tests.helpers.commands import ROOT
 from tests.test_architecture import ORDER, PLUG_INS, parts
 
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 FOUNDATION = ("utils", "types", "errors")  # one node of the diagram
 FOLDERS = "rept|extractors|scorers|datamodules|repairs|configs|tests|benchmarks|docs"
 
@@ -44,7 +44,7 @@ def test_the_diagram_shows_the_imports():
         assert sorted(reachable(one, arrows)) == sorted(reachable(one, imports) | {"utils"}), one
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_named_in_the_documents_exist(path: Path):
     text = path.read_text()
     named = re.findall(rf"(?<![\w/])((?:{FOLDERS})/[\w/-]+(?:\.\w+)+)", text)
@@ -60,6 +60,14 @@ def test_the_page_of_experiments_and_help_have_one_line_for_each_experiment():
     listed = dict(re.findall(r"^  experiment=([\w-]+) +(.*)$", describe("attribute", "usage"), re.MULTILINE))
     assert page == listed and sorted(page) == files and all(page.values())
     assert "(docs/experiments.md)" in (ROOT / "README.md").read_text()
+
+
+def test_the_site_shows_every_page():
+    shown = re.findall(r": ([\w/-]+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = [
+        str(path.relative_to(ROOT / "docs")) for kind in ("md", "ipynb") for path in ROOT.glob(f"docs/**/*.{kind}")
+    ]
+    assert sorted(shown) == sorted(pages)
 
 
 def test_the_citation_has_the_keys_that_its_format_requires():
