@@ -39,7 +39,7 @@ class AdamGradient(OptimizerGradient):
     checkpoints, each with its learning rate; here there is one.
     """
 
-    comparable = False  # only the training side has Adam's directions
+    comparable = symmetric = False  # only the training side has Adam's directions
 
     def project(self, name: str, factors: Factors, batch: Batch) -> Tensor:
         self.check(name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rept.config.plug_ins import build
 from rept.config.schema import AttributeConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
+from rept.evaluation.sanity import Sanity, agreement_with, self_retrieval, shared_hits, shuffled
 from rept.results.run_folder import RunFolder
 from rept.results.trace import Trace
 from rept.run.pipeline import Given, attribute
@@ -40,6 +41,7 @@ class Outcome:
     ranking_seconds: float | None = None
     peak_memory_bytes: int | None = None  # of the process, the model included
     bytes_per_sample: float | None = None  # of the store's training side, on disk
+    sanity: Sanity = Sanity()
 
     @property
     def seconds(self) -> float | None:
@@ -48,7 +50,9 @@ class Outcome:
         return self.extraction_seconds + self.ranking_seconds
 
 
-def compare(experiments: Sequence[str], arguments: Sequence[str], out: str | Path) -> list[Outcome]:
+def compare(
+    experiments: Sequence[str], arguments: Sequence[str], out: str | Path, checks: Collection[str] = ()
+) -> list[Outcome]:
     """Runs each experiment into ``out/NAME``, one after the other in this process; the model is loaded once.
 
     Finished parts are reused. A method that reads the same signatures as one before it (the same extractor and layers)
@@ -57,6 +61,7 @@ def compare(experiments: Sequence[str], arguments: Sequence[str], out: str | Pat
     Args:
         experiments: words of ``configs/experiment/``.
         arguments: those of ``python attribute.py``; ``NAME.key=value`` is for experiment NAME alone.
+        checks: names of `rept.evaluation.sanity.CHECKS` that are made of each method.
 
     Raises:
         UsageError: a fault of the arguments, the data or the model, with which no method could run.
@@ -72,7 +77,9 @@ def compare(experiments: Sequence[str], arguments: Sequence[str], out: str | Pat
         except UsageError as reason:
             say(f"{name} cannot run here: {reason}")
             outcomes.append(Outcome(name, Path(config.out), reason=str(reason)))
-    return outcomes
+    if "randomised" in checks:
+        shared.shuffle()
+    return _checked(outcomes, configs, shared, checks, Path(out)) if checks else outcomes
 
 
 def _compose(name: str, experiments: Sequence[str], arguments: Sequence[str], out: str | Path) -> AttributeConfig:
@@ -93,6 +100,14 @@ class _Shared:
                 raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
         loaded = load_configured(config, ensure_model(config, datamodule))
         self._parts: Given = {"loaded": loaded, "datamodule": datamodule}
+        self.not_shuffled: str | None = None  # why
+
+    def shuffle(self) -> None:
+        """Shuffles the model's weights in place, for all runs that follow."""
+        try:
+            shuffled(self._parts["loaded"][0])
+        except UsageError as reason:
+            self.not_shuffled = str(reason)
 
     def parts(self, config: AttributeConfig) -> Given:
         """What to hand to a run; empty for a configuration with another model or other data."""
@@ -109,6 +124,47 @@ def _run(config: AttributeConfig, done: Mapping[str, AttributeConfig], shared: _
     source = RunFolder(twin.out)
     say(f"Signatures of {source.path}: reused.")
     return rescore(source, own, config), source.store
+
+
+def _checked(
+    outcomes: Sequence[Outcome],
+    configs: Mapping[str, AttributeConfig],
+    shared: _Shared,
+    checks: Collection[str],
+    out: Path,
+) -> list[Outcome]:
+    """The outcomes with their sanity checks."""
+    checked: list[Outcome] = []
+    done: dict[str, AttributeConfig] = {}
+    for outcome in outcomes:
+        if outcome.reason is None:
+            trace, found = Trace(outcome.folder), Sanity()
+            if "randomised" in checks:
+                say(f"\nSanity check of {outcome.experiment}: a model with shuffled weights")
+                config = _on_shuffled(configs[outcome.experiment], trace, out / "shuffled" / outcome.experiment)
+                found = _randomised(trace, config, done, shared)
+                done |= {outcome.experiment: config} if found.reason is None else {}
+            overlap = shared_hits(trace) if "overlap" in checks else None
+            alone = self_retrieval(trace) if "self" in checks else None
+            outcome = replace(outcome, sanity=replace(found, overlap=overlap, self_retrieval=alone))
+        checked.append(outcome)
+    return checked
+
+
+def _on_shuffled(config: AttributeConfig, trace: Trace, out: Path) -> AttributeConfig:
+    """The configuration of a method's run on the shuffled model, with the layers that the real run chose."""
+    layers = compose("attribute", ["layers=fixed", f"layers.layers={trace.layers['layers']}"]).layers
+    return replace(config, layers=layers, out=str(out))
+
+
+def _randomised(trace: Trace, config: AttributeConfig, done: Mapping[str, AttributeConfig], shared: _Shared) -> Sanity:
+    try:
+        if shared.not_shuffled or not shared.parts(config):
+            raise UsageError(shared.not_shuffled or "It has a model or data of its own.")
+        other = _outcome("", *_run(config, done, shared))
+    except UsageError as reason:
+        return Sanity(reason=str(reason))
+    return Sanity(randomised=agreement_with(trace, Trace(other.folder)), seconds=other.seconds)
 
 
 def _same(one: AttributeConfig, other: AttributeConfig, groups: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rept.evaluation.compare import Outcome
+from rept.evaluation.sanity import SHARED, Sanity
 from rept.utils.console import console, say
 from rept.utils.files import publish
 from rept.utils.json_files import write_json
@@ -68,9 +69,31 @@ def show_comparison(outcomes: Sequence[Outcome]) -> None:
         cells = [_cell(getattr(outcome, cost), form[cost], cost == "seconds" and name == quickest) for cost in COSTS]
         table.add_row(Text(visible(name)), *cells)
     console.print(table)
+    _show_sanity(outcomes)
     for outcome in outcomes:
         if outcome.reason is not None:
             say(f"{outcome.experiment} did not run: {outcome.reason}")
+
+
+def _show_sanity(outcomes: Sequence[Outcome]) -> None:
+    """Prints the sanity checks, if there are any."""
+    if all(outcome.sanity == Sanity() for outcome in outcomes):
+        return
+    columns = {
+        "randomised": "correlation with scores of shuffled weights",
+        "overlap": f"first {SHARED} hits shared by queries of different behaviours",
+        "self_retrieval": "training rows that find themselves",
+    }
+    table = _table("Sanity checks", [*columns.values(), "shuffled weights, s"])
+    for outcome in outcomes:
+        cells = [_cell(getattr(outcome.sanity, name), _share) for name in columns]
+        table.add_row(
+            Text(visible(outcome.experiment)), *cells, _cell(outcome.sanity.seconds, lambda seconds: f"{seconds:.1f}")
+        )
+    console.print(table)
+    for outcome in outcomes:
+        if outcome.sanity.reason is not None:
+            say(f"{outcome.experiment} with shuffled weights did not run: {outcome.sanity.reason}")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -105,13 +128,15 @@ def _record(outcome: Outcome) -> dict[str, Any]:
 def _csv(outcomes: Sequence[Outcome]) -> str:
     """One line for each experiment over all its queries (``label`` empty), then one for each label."""
     measures = list(dict.fromkeys(name for outcome in outcomes for name in outcome.measures))
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, ["experiment", "label", *measures, *COSTS, "reason"], lineterminator="\n")
+    stream, checks = io.StringIO(), ("randomised", "overlap", "self_retrieval")
+    writer = csv.DictWriter(stream, ["experiment", "label", *measures, *COSTS, *checks, "reason"], lineterminator="\n")
     writer.writeheader()
     for outcome in outcomes:
         costs = {cost: getattr(outcome, cost) for cost in COSTS}
         head = {"experiment": outcome.experiment, "label": "", "reason": outcome.reason}
-        writer.writerow(head | dict(outcome.measures) | costs)
+        writer.writerow(
+            head | dict(outcome.measures) | costs | {name: getattr(outcome.sanity, name) for name in checks}
+        )
         for label, found in outcome.labels.items():
             writer.writerow({"experiment": outcome.experiment, "label": label} | dict(found))
     return stream.getvalue()

@@ -142,10 +142,10 @@ def _check_data(found: Retraining) -> None:
     if len(one) != len(other):
         raise UsageError(f"The recipe's training data have {len(other):,} rows, those of {run} {len(one):,}. {remedy}")
     for row in range(len(one)):
-        if _trained_text(one[row]) != _trained_text(other[row]):
+        if trained_text(one[row]) != trained_text(other[row]):
             raise UsageError(f"Row {row} of the recipe's training data is not row {row} of {run}. {remedy}")
 
 
-def _trained_text(sample: Sample | Status) -> object:
-    """What training reads of a row: all but its label and spans."""
+def trained_text(sample: Sample | Status) -> object:
+    """Returns what training reads of a row: all but its label and spans."""
     return sample if isinstance(sample, Status) else (sample.messages, sample.response)

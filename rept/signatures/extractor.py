@@ -25,6 +25,7 @@ class Extractor(ABC):
     fields: tuple[str, ...]  # the fields that this extractor gives
     fit_rows: int | None = 0  # training rows, drawn with the run's seed, that `fit` is called with; None: all
     comparable: bool = True  # whether cosines measure similarity between any two samples, on either side
+    symmetric: bool = True  # whether a sample has the same signature as a training row and as a query
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - optional
         """Receives the model and its tokenizer before extraction; raises UsageError if they do not fit."""
