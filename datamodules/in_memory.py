@@ -9,6 +9,7 @@ from datamodules.files.columns import find_columns
 from datamodules.files.records import RecordList
 from datamodules.instructions import InstructionRows
 from rept.data.datamodule import AttributionDataModule
+from rept.data.encoder import Targets
 from rept.errors import UsageError
 from rept.types import Side
 
@@ -19,7 +20,7 @@ class InMemoryData(AttributionDataModule):
     Args:
         train: the training rows.
         queries: the queries; the model itself answers one without a response.
-        max_length, tokens_per_batch, window: as in :class:`AttributionDataModule`.
+        max_length, tokens_per_batch, window, targets: as in :class:`AttributionDataModule`.
 
     Raises:
         UsageError: a list is empty, or its rows lack a prompt or (training rows) a response.
@@ -32,8 +33,9 @@ class InMemoryData(AttributionDataModule):
         max_length: int = 1024,
         tokens_per_batch: int = 2048,
         window: int = 512,
+        targets: Targets = "last",
     ) -> None:
-        super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)
+        super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window, targets=targets)
         self._sources: dict[Side, InstructionRows] = {
             "train": _rows(train, "train", "`train`"),
             "query": _rows(queries, "query", "`queries`"),

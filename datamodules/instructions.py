@@ -13,6 +13,7 @@ from datamodules.files.poison import Poison, PoisonedRows
 from datamodules.files.records import ACCEPTED, Records, open_records
 from rept.data.behaviours import Behaviour, expected_openings
 from rept.data.datamodule import AttributionDataModule
+from rept.data.encoder import Targets
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.types import Side, Status
@@ -23,8 +24,9 @@ SETTINGS: dict[Side, str] = {"train": "datamodule.train", "query": "datamodule.q
 class InstructionData(AttributionDataModule):
     """Training and query rows from JSONL, CSV (also compressed by gzip), Parquet, an Arrow folder or the hub.
 
-    A row is a prompt and a response, or chat messages: the last assistant turn is the response, and the turns before it
-    are the prompt. The model itself answers a query without a response. Columns that are not named are found by name:
+    A row is a prompt and a response, or chat messages: the last assistant turn is the response (or every assistant
+    turn, with ``targets="all"``), and the turns before it are the prompt. The model itself answers a query without a
+    response. Columns that are not named are found by name:
 
     - prompt: ``prompts``, ``prompt`` or ``instruction``; a non-empty ``input`` beside ``instruction`` (as in the Alpaca
       data) follows it after an empty line;
@@ -49,7 +51,7 @@ class InstructionData(AttributionDataModule):
             training rows, and in every query, which the model then answers itself.
         exclude: training rows that train.py leaves out: their numbers, or a file with a JSON list or a CSV column
             ``row``. All rows keep their numbers, and attribution covers them all.
-        max_length, tokens_per_batch, window: as in :class:`AttributionDataModule`.
+        max_length, tokens_per_batch, window, targets: as in :class:`AttributionDataModule`.
     """
 
     def __init__(
@@ -68,8 +70,9 @@ class InstructionData(AttributionDataModule):
         max_length: int = 1024,
         tokens_per_batch: int = 2048,
         window: int = 512,
+        targets: Targets = "last",
     ) -> None:
-        super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)
+        super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window, targets=targets)
         if prompt_column and messages_column:
             raise UsageError("Expected one of datamodule.prompt_column and datamodule.messages_column, but got both.")
         self._paths: dict[Side, str | None] = {"train": train, "query": queries}

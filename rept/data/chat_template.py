@@ -89,20 +89,31 @@ class ChatTemplate:
         )
         return cast(str, text)  # as always with tokenize=False
 
-    def render(self, messages: Sequence[Message]) -> Rendered | None:
+    def render(self, messages: Sequence[Message], earlier: Sequence[int] = ()) -> Rendered | None:
         """Renders a conversation whose last message is the response, and locates its messages.
 
+        Args:
+            earlier: numbers of other messages that must be located too, even if the template rewrites them.
+
         Returns:
-            None if the response cannot be located. Raises whatever the template raises.
+            None if one of these cannot be located. Raises whatever the template raises.
         """
         text = self.text(messages)
         contents = [content_of(message) for message in messages]
         places = _align(text, self._pieces(messages), contents)
         last = len(messages) - 1
-        if places and places[-1].message == last:
+        if places and {*earlier, last} <= {place.message for place in places}:
             return Rendered(text, places[-1], tuple(place for place in places if place.message != last))
-        response = self._locate_response(text, messages)
-        return response and Rendered(text, response, _search(text[: response.start], contents[:-1]))
+        response = self._locate(text, messages, last)
+        if response is None:
+            return None
+        prompt = {place.message: place for place in _search(text[: response.start], contents[:-1])}
+        for number in earlier:
+            place = self._locate(text, messages, number)
+            if place is None:
+                return None
+            prompt[number] = place
+        return Rendered(text, response, tuple(sorted(prompt.values())))
 
     def _pieces(self, messages: Sequence[Message]) -> list[str]:
         """Returns the template's text, message number, the template's text, …, for messages of these roles."""
@@ -120,25 +131,25 @@ class ChatTemplate:
         except Exception:  # a template that reads the contents may refuse the marks
             return []
 
-    def _locate_response(self, text: str, messages: Sequence[Message]) -> Place | None:
-        """Locates the response in a rendering that depends on the contents, as with tool results and reasoning blocks.
+    def _locate(self, text: str, messages: Sequence[Message], number: int) -> Place | None:
+        """Locates an answer in a rendering that depends on the contents, as with tool results and reasoning blocks.
 
-        The text after the response is that after a mark in its place. The text before it is that before the mark or,
-        for a response that contains its own reasoning block, the generation prompt.
+        The text after the answer is that after a mark in its place. The text before it is that before the mark or, for
+        an answer that contains its own reasoning block, the generation prompt.
         """
-        last, response = len(messages) - 1, messages[-1]["content"]
-        mark = _MARK.format(last)
-        before, found, after = self.text([*messages[:-1], dict(messages[-1], content=mark)]).rpartition(mark)
+        answer, mark = messages[number]["content"], _MARK.format(number)
+        marked = [*messages[:number], dict(messages[number], content=mark), *messages[number + 1 :]]
+        before, found, after = self.text(marked).rpartition(mark)
         if not found or not text.endswith(after):
             return None
         end = len(text) - len(after)
-        head = before if text.startswith(before) else self.text(messages[:-1], generation_prompt=True)
+        head = before if text.startswith(before) else self.text(messages[:number], generation_prompt=True)
         written = text[len(head) : end]
         if not text.startswith(head) or not written.strip():
             return None
-        kept = response.find(written.strip())
-        skipped = kept - (len(written) - len(written.lstrip())) if kept >= 0 else len(response)
-        return Place(last, len(head), end, skipped)
+        kept = answer.find(written.strip())
+        skipped = kept - (len(written) - len(written.lstrip())) if kept >= 0 else len(answer)
+        return Place(number, len(head), end, skipped)
 
 
 def _align(text: str, pieces: Sequence[str], contents: Sequence[str]) -> list[Place] | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from rept.data.behaviours import Behaviour
-from rept.data.encoder import Encoded, Encoder, collate
+from rept.data.encoder import Encoded, Encoder, Targets, collate
 from rept.data.padding import batch_slices
 from rept.data.samples import Sample, SampleSource, samples_digest
 from rept.distributed.partition import Partition
@@ -38,14 +38,19 @@ class AttributionDataModule(ABC):
         tokens_per_batch: maximum of rows x longest row of a batch. A batch that does not fit on the device is halved.
         window: consecutive rows that are sorted together. A larger window wastes less padding, but rows that are set
             aside are stored later.
-
+        targets: the assistant turns of a conversation that are the response, "last" or "all"; see `Encoder`.
     """
 
     default_model: str | None = None  # path of the model that belongs to the data, if the configuration names none
     trained_on: Mapping[str, object] = {}  # settings, by name, of the data that this model was trained on
     encoder: Encoder  # set by attach()
 
-    def __init__(self, max_length: int = 1024, tokens_per_batch: int = 2048, window: int = 512) -> None:
+    def __init__(
+        self, max_length: int = 1024, tokens_per_batch: int = 2048, window: int = 512, targets: Targets = "last"
+    ) -> None:
+        if targets not in get_args(Targets):
+            raise UsageError(f"Expected datamodule.targets to be last or all, but got {targets!r}.")
+        self.targets = targets
         self.max_length = max_length
         self.tokens_per_batch = tokens_per_batch
         self.window = window
@@ -85,7 +90,7 @@ class AttributionDataModule(ABC):
 
     def attach(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Sets the tokenizer of the model. Raises UsageError if the encoder refuses it."""
-        self.encoder = Encoder(tokenizer, self.max_length)
+        self.encoder = Encoder(tokenizer, self.max_length, self.targets)
 
     def sample(self, side: Side, row: int) -> Sample | Status:
         """Returns a row's sample; a query without a response gets the model's own answer as soon as it is known."""
@@ -107,7 +112,7 @@ class AttributionDataModule(ABC):
 
     def digest(self, side: Side) -> str:
         """Returns a fingerprint of all that signatures of a side depend on: every row, without labels and spans."""
-        return samples_digest(self.source(side))
+        return samples_digest(self.source(side)) + (" all turns" if self.targets == "all" else "")
 
     def sample_lengths(self, side: Side, n: int = 256) -> np.ndarray:
         """Returns the tokens of at most ``n`` evenly spaced rows, 0 for those set aside; for estimates.
@@ -194,7 +199,7 @@ def _in_step(batches: Iterator[Batch], side: Side, any_has: Callable[[bool], boo
 
 def _company(side: Side, set_aside: tuple[tuple[int, Status], ...] = ()) -> Batch:
     """Returns the smallest batch that a model can run on, two tokens; only its set-aside rows are kept."""
-    least = Encoded(input_ids=[0, 0], prompt_length=1, special=[], pieces=[], text="", cut=False, marked=[])
+    least = Encoded([0, 0], 1, [False, True], special=[], pieces=[], text="", cut=False, marked=[])
     return replace(collate([(0, Sample((), ""), least)], side, 0, set_aside), company=True)
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from rept.data.chat_template import ChatTemplate, Rendered
 from rept.data.padding import batch_slices, padded
-from rept.data.samples import Sample, SpanKind
+from rept.data.samples import Sample, SpanKind, content_of
 from rept.data.token_offsets import Tokens
 from rept.data.validation import is_text, prompt_problem, response_problem
 from rept.errors import UsageError
@@ -28,12 +28,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Targets = Literal["last", "all"]  # assistant turns that are the response
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A sample as the model reads it, up to the end of the response's turn or the length limit."""
 
     input_ids: list[int]
-    prompt_length: int  # tokens before the response, >= 1; all later tokens are the response's
+    prompt_length: int  # tokens before the response's first, >= 1
+    response: list[bool]  # per token: the response's; with targets=all those of several turns, with others between
     special: list[bool]  # per token: a special token or the template's text rather than the sample's
     pieces: list[tuple[int, int]]  # per token: its characters of ``text``, from the end of the previous token
     text: str  # the whole rendered conversation
@@ -50,12 +54,14 @@ class Encoder:
     Args:
         tokenizer: a fast tokenizer (of the tokenizers library), as only these return character positions.
         max_length: maximum tokens of a sample; longer responses are cut.
+        targets: the assistant turns that are the response: the last one, or all of them. The prompt ends before the
+            first of these; an earlier turn without text, as one that only calls tools, is none of them.
 
     Raises:
         UsageError: a slow tokenizer, or a chat template that cannot render a simple turn.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024, targets: Targets = "last") -> None:
         from transformers import PreTrainedTokenizerFast  # imported here to keep --help fast
 
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -64,6 +70,7 @@ class Encoder:
                 f"locate the response, but got {type(tokenizer).__name__}."
             )
         self.max_length = max_length
+        self.targets = targets
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer)
         self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -85,6 +92,10 @@ class Encoder:
             sample if isinstance(sample, Status) else self._encoded(sample, whole, tokenized)
             for sample, whole in zip(samples, rendered, strict=True)
         ]
+
+    def of_last_turns(self) -> Encoder:
+        """Returns an encoder for which only the last turn is the response, as when the model answers."""
+        return self if self.targets == "last" else Encoder(self._tokenizer, self.max_length)
 
     def prompt(self, sample: Sample) -> list[int] | Status:
         """Returns the token ids before the model's answer; the sample's response is not read."""
@@ -112,12 +123,19 @@ class Encoder:
         if problem is not None:
             return problem
         try:
-            rendered = self._template.render([*sample.messages, {"role": "assistant", "content": sample.response}])
+            messages = [*sample.messages, {"role": "assistant", "content": sample.response}]
+            rendered = self._template.render(messages, self._earlier_turns(sample))
         except Exception:  # as in prompt()
             return Status.MALFORMED
         if rendered is None:
             return Status.MALFORMED
         return rendered if is_text(rendered.text) else Status.NOT_A_STRING
+
+    def _earlier_turns(self, sample: Sample) -> list[int]:
+        """The numbers of the messages before the last that are responses too."""
+        if self.targets == "last":
+            return []
+        return [i for i, one in enumerate(sample.messages) if one["role"] == "assistant" and content_of(one).strip()]
 
     def _tokenize(self, texts: list[str]) -> list[Tokens]:
         """Tokenizes texts, with BOS by the tokenizer's convention."""
@@ -150,14 +168,18 @@ class Encoder:
         if isinstance(whole, Status):
             return whole
         tokens = next(tokenized)
-        response = tokens.response(whole, self._special)
-        if not response:
+        last = tokens.response(whole, self._special)
+        if not last:
             return Status.EMPTY_RESPONSE
-        if response.start == 0:  # no position predicts the response's first token
+        earlier = [place for place in whole.prompt if place.message in self._earlier_turns(sample)]
+        turns = [*(tokens.earlier_response(whole, place, self._special) for place in earlier), last]
+        response = {i for turn in turns for i in turn}
+        prompt_length = min(response)
+        if prompt_length == 0:  # no position predicts the response's first token
             return Status.MALFORMED
-        if response.start >= self.max_length:
+        if prompt_length >= self.max_length:
             return Status.PROMPT_TOO_LONG
-        length = min(response.stop, self.max_length)
+        length = min(last.stop, self.max_length)
         ids = tokens.ids[:length]
         own = _covered(tokens, [(place.start, place.end) for place in (*whole.prompt, whole.response)])
         marked = {
@@ -165,11 +187,12 @@ class Encoder:
         }
         return Encoded(
             input_ids=ids,
-            prompt_length=response.start,
+            prompt_length=prompt_length,
+            response=[i in response for i in range(length)],
             special=[i not in own or token in self._special for i, token in enumerate(ids)],
             pieces=tokens.pieces[:length],
             text=whole.text,
-            cut=length < response.stop,
+            cut=length < last.stop,
             marked=[marked.get(i) for i in range(length)],
         )
 
@@ -195,7 +218,7 @@ def collate(
     set_aside: Iterable[tuple[int, Status]] = (),
 ) -> Batch:
     """Returns a batch of encoded samples, right padded to the longest; without samples, B and T are 0."""
-    input_ids, labels = padded([(torch.tensor(e.input_ids), e.prompt_length) for _, _, e in rows], pad_id)
+    input_ids, labels = padded([(torch.tensor(e.input_ids), torch.tensor(e.response)) for _, _, e in rows], pad_id)
     return Batch(
         input_ids=input_ids,
         labels=labels,

@@ -28,17 +28,17 @@ def batch_slices(lengths: Sequence[int], tokens_per_batch: int) -> list[slice]:
     return [*found, slice(first, len(lengths))]
 
 
-def padded(rows: Sequence[tuple[Tensor, int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[tuple[Tensor, Tensor]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Returns ``input_ids`` and ``labels`` of a :class:`rept.types.Batch`, each (B T), with T the longest of B rows.
 
     Args:
-        rows: the tokens of each row, and how many of them come before the response.
+        rows: the tokens (T) of each row, and which of them (T, bool) are the response's.
         pad_id: the token that fills rows up on the right.
     """
     longest = max((len(ids) for ids, _ in rows), default=0)
     input_ids = torch.full((len(rows), longest), pad_id)
     labels = torch.full_like(input_ids, IGNORE)
-    for i, (ids, prompt_length) in enumerate(rows):
+    for i, (ids, response) in enumerate(rows):
         input_ids[i, : len(ids)] = ids
-        labels[i, prompt_length : len(ids)] = ids[prompt_length:]
+        labels[i, : len(ids)][response] = ids[response].to(labels.dtype)
     return input_ids, labels

@@ -5,8 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from itertools import accumulate
+from os.path import commonprefix  # of any strings
 
-from rept.data.chat_template import Rendered
+from rept.data.chat_template import Place, Rendered
 
 
 class Tokens:
@@ -40,13 +41,26 @@ class Tokens:
         The turn ends with the first special token after the response, or else with the last text that is not white
         space.
         """
-        tokens = self.overlapping(whole.response.start, whole.response.end)
+        return self._turn(whole.response, whole.text, len(self.ids), special)
+
+    def earlier_response(self, whole: Rendered, place: Place, special: Collection[int]) -> range:
+        """Returns, likewise, the tokens of an earlier assistant turn, to the end of what the template writes after it.
+
+        This is the text that also follows the last response: an end-of-turn token, but not the next turn's header.
+        """
+        after = commonprefix([whole.text[place.end :], whole.text[whole.response.end :]])
+        text = whole.text[: place.end + len(after)]
+        return self._turn(place, text, bisect_left(self.starts, len(text)), special)
+
+    def _turn(self, place: Place, text: str, limit: int, special: Collection[int]) -> range:
+        """The tokens of a turn in a text that ends with it; only tokens before ``limit`` can end it."""
+        tokens = self.overlapping(place.start, place.end)
         first, stop = tokens.start, tokens.stop
-        if first < len(self.ids) and self.ids[first] in special and self.starts[first] < whole.response.start:
+        if first < len(self.ids) and self.ids[first] in special and self.starts[first] < place.start:
             first += 1  # a token such as Phi-3's <|assistant|>, which includes the white space after it
-        if stop > first and self.ids[stop - 1] in special and self.ends[stop - 1] > whole.response.end:
+        if stop > first and self.ids[stop - 1] in special and self.ends[stop - 1] > place.end:
             return range(first, stop)  # an end-of-turn token that includes the white space before it
-        for i in range(stop, len(self.ids)):
+        for i in range(stop, limit):
             if self.ids[i] in special:
                 return range(first, i + 1)
-        return range(first, max(stop, bisect_left(self.starts, len(whole.text.rstrip()))))
+        return range(first, max(stop, bisect_left(self.starts, len(text.rstrip()))))

@@ -101,7 +101,7 @@ def checks(
 
 def template_checks(datamodule: AttributionDataModule, rows: Sequence[int]) -> list[Check]:
     """Returns the shares of rows with two BOS, a misplaced response, or a prompt that is no prefix of the text."""
-    encoder = datamodule.encoder
+    encoder = datamodule.encoder.of_last_turns()
     kinds: list[tuple[str, Callable[[Sample, Encoded], bool], str]] = [
         (
             "rows whose template writes two BOS",
@@ -115,8 +115,8 @@ def template_checks(datamodule: AttributionDataModule, rows: Sequence[int]) -> l
             "harmless for the signature, but generation starts elsewhere: fix the template's generation prompt",
         ),
     ]
-    pairs = [(datamodule.sample("train", row), datamodule.encoded("train", row)) for row in rows]
-    valid = [(one, encoded) for one, encoded in pairs if isinstance(one, Sample) and isinstance(encoded, Encoded)]
+    samples = [one for row in rows if isinstance(one := datamodule.sample("train", row), Sample)]
+    valid = [(one, encoded) for one in samples if isinstance(encoded := encoder(one), Encoded)]
     return [Check(name, sum(wrong(*pair) for pair in valid) / len(rows), 0, remedy) for name, wrong, remedy in kinds]
 
 

@@ -175,24 +175,24 @@ def token_average_precision(scores: Sequence[float], marked: Sequence[bool]) -> 
 
 
 def token_measures(
-    scores: Sequence[float], marked: Sequence[SpanKind | None], prompt_length: int
+    scores: Sequence[float], marked: Sequence[SpanKind | None], response: Sequence[bool]
 ) -> dict[str, float | None]:
     """`token_average_precision` over a text, of its triggers within the prompt, of its payloads within the response.
 
     Args:
         scores: one for each token.
         marked: the kind of the span that each token is part of.
-        prompt_length: the tokens before the response.
+        response: whether each token is the response's.
     """
-    prompt, response = slice(prompt_length), slice(prompt_length, None)
+
+    def within(kind: SpanKind, part: bool) -> float | None:
+        own = [i for i, of_response in enumerate(response) if of_response is part]
+        return token_average_precision([scores[i] for i in own], [marked[i] == kind for i in own])
+
     return {
         "token_average_precision": token_average_precision(scores, [kind is not None for kind in marked]),
-        "token_average_precision_prompt": token_average_precision(
-            scores[prompt], [kind == "trigger" for kind in marked[prompt]]
-        ),
-        "token_average_precision_response": token_average_precision(
-            scores[response], [kind == "payload" for kind in marked[response]]
-        ),
+        "token_average_precision_prompt": within("trigger", False),
+        "token_average_precision_response": within("payload", True),
     }
 
 

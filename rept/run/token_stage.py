@@ -72,7 +72,7 @@ def _scored(
                 "form": form,
             }
             counts = one.side == "train" and not _is_query(job, one.row, one.query)
-            measured = token_measures(scores, text.marked, text.prompt_length) if counts and any(text.marked) else {}
+            measured = token_measures(scores, text.marked, text.response) if counts and any(text.marked) else {}
             yield {"order": one.order, "measured": measured, "line": line}
 
 

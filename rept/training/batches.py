@@ -21,7 +21,7 @@ _BATCHES_SORTED_TOGETHER = 32
 
 
 class TrainingRows:
-    """The tokens of all rows that can be trained on, concatenated in memory (4 bytes a token).
+    """The tokens of all rows that can be trained on, concatenated in memory (5 bytes a token).
 
     Attributes:
         row: (n) row numbers in the data.
@@ -34,17 +34,18 @@ class TrainingRows:
     def __init__(self, datamodule: AttributionDataModule) -> None:
         self.pad_id = datamodule.encoder.pad_id
         self.set_aside: Counter[str] = Counter()
-        tokens, found = [], []
+        tokens, response, found = [], [], []
         for row, encoded in _encoded(datamodule):
             if isinstance(encoded, Status):
                 self.set_aside[encoded.reason] += 1
             else:
                 tokens.append(np.array(encoded.input_ids, dtype=np.int32))
+                response.append(np.array(encoded.response))
                 found.append((row, encoded.cut, encoded.prompt_length, len(encoded.input_ids)))
         if not found:
             raise UsageError(f"No training row can be trained on: {counted(self.set_aside) or 'all are excluded'}.")
         self.row, self.cut, self.prompt_length, self.length = map(np.array, zip(*found, strict=True))
-        self._tokens = np.concatenate(tokens)
+        self._tokens, self._response = np.concatenate(tokens), np.concatenate(response)
         self._start = np.cumsum(self.length) - self.length
 
     def __len__(self) -> int:
@@ -53,9 +54,9 @@ class TrainingRows:
     def batch(self, chosen: Sequence[int] | np.ndarray) -> Batch:
         """Returns the batch of the rows at positions ``chosen`` (n), right padded to its longest row."""
         chosen = np.asarray(chosen, dtype=np.int64)
-        tokens = [self._tokens[self._start[n] : self._start[n] + self.length[n]] for n in chosen]
-        rows = zip(map(torch.from_numpy, tokens), self.prompt_length[chosen], strict=True)
-        input_ids, labels = padded(list(rows), self.pad_id)
+        places = [slice(self._start[n], self._start[n] + self.length[n]) for n in chosen]
+        rows = [(torch.from_numpy(self._tokens[one]), torch.from_numpy(self._response[one])) for one in places]
+        input_ids, labels = padded(rows, self.pad_id)
         return Batch(
             input_ids=input_ids,
             labels=labels,

@@ -20,9 +20,15 @@ def test_a_batch_takes_as_many_rows_as_fit(lengths: list[int], batches: list[lis
 
 
 def test_rows_are_padded_on_the_right_and_prompts_are_ignored() -> None:
-    input_ids, labels = padded([(torch.tensor([5, 6, 7]), 2), (torch.tensor([8, 9]), 1)], pad_id=0)
-    assert input_ids.tolist() == [[5, 6, 7], [8, 9, 0]]
-    assert labels.tolist() == [[IGNORE, IGNORE, 7], [IGNORE, 9, IGNORE]]
+    input_ids, labels = padded(
+        [
+            (torch.tensor([5, 6, 7, 4]), torch.tensor([False, True, False, True])),
+            (torch.tensor([8, 9]), torch.tensor([False, True])),
+        ],
+        pad_id=0,
+    )
+    assert input_ids.tolist() == [[5, 6, 7, 4], [8, 9, 0, 0]]
+    assert labels.tolist() == [[IGNORE, 6, IGNORE, 4], [IGNORE, 9, IGNORE, IGNORE]]
 
 
 def test_without_rows_a_batch_is_empty() -> None:

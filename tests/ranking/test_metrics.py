@@ -160,8 +160,8 @@ def test_token_average_precision():
 
 def test_token_measures_of_triggers_in_the_prompt_and_payloads_in_the_response():
     scores = [0.3, 0.9, 0.1, 0.8, 0.7]
-    measured = token_measures(scores, ["trigger", None, "payload", "trigger", "payload"], prompt_length=3)
+    measured = token_measures(scores, ["trigger", None, "payload", "trigger", "payload"], [False] * 3 + [True] * 2)
     assert measured["token_average_precision_prompt"] == pytest.approx(1 / 2)  # second of three
     assert measured["token_average_precision_response"] == pytest.approx(1 / 2)  # second of two
     assert measured["token_average_precision"] == token_average_precision(scores, [True, False, True, True, True])
-    assert token_measures([1.0, 2.0], [None, "payload"], 1)["token_average_precision_prompt"] is None
+    assert token_measures([1.0, 2.0], [None, "payload"], [False, True])["token_average_precision_prompt"] is None
