@@ -37,7 +37,7 @@ from datamodules.instructions import InstructionData
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
-MAX_LENGTH, LAYER = 256, 4
+MAX_LENGTH, LAYER = 1024, 4  # bergson cuts at the size of a batch, the model ends there
 
 
 class Measured(NamedTuple):
