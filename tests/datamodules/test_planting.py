@@ -5,6 +5,7 @@ import pytest
 
 from datamodules.toy.hard.planting import plant_in_document, plant_style, plant_tail
 from datamodules.toy.planting import plant_backdoor, plant_compliance, plant_false_fact
+from rept.data.disguises import spelled
 from rept.data.samples import Sample
 
 
