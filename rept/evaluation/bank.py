@@ -186,5 +186,6 @@ def log_likelihoods(source: Retraining, folder: Path) -> np.ndarray:
     found = np.full(len(source.trace.queries), np.nan)
     for batch in filter(len, data.batches("query", range(len(found)))):
         response = Response.of(batch.labels)
-        found[batch.row] = (-sample_losses(model, batch.input_ids, response) * response.count).numpy()
+        likelihoods = -sample_losses(model, batch.input_ids, response) * response.count
+        found[batch.row.numpy()] = likelihoods.numpy()
     return found
