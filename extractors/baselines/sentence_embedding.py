@@ -31,8 +31,8 @@ class SentenceEmbedding(Extractor):
             raise UsageError("extractor.path is not set: give a folder or hub id of a sentence-transformers model.")
         if find_spec("sentence_transformers") is None:
             raise UsageError(
-                "extractor=sentence_embedding needs sentence-transformers: install the extra with "
-                "pip install -e '.[embeddings]'."
+                "extractor=sentence_embedding needs sentence-transformers: "
+                "pip install sentence-transformers (extra `embeddings`)."
             )
         self.path = path
         self._encoder: Any = None

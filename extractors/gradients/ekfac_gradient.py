@@ -138,7 +138,7 @@ def _fit(
         from kronfluence.arguments import FactorArguments
         from kronfluence.utils.dataset import DataLoaderKwargs
     except ModuleNotFoundError:
-        raise UsageError("EK-FAC needs kronfluence: pip install -e '.[ekfac]'.") from None
+        raise UsageError("EK-FAC needs kronfluence: pip install kronfluence (extra `ekfac`).") from None
     task = _task(modules)
     wrapped = prepare_model(copy.deepcopy(model).float(), task)  # a copy: its modules are replaced
     samples = [_sample(batch, i) for batch in batches for i in range(len(batch))]

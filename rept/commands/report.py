@@ -13,7 +13,7 @@ python -m rept report RUN [--figures] [out=DIR|FILE.html]
 
 Writes RUN/report.html from the run folder alone; neither model nor data are needed.
 With --figures also writes the page's plots and a strip of shaded tokens into RUN/figures, as PNG and SVG
-(extra `figures`: pip install -e '.[figures]').
+(extra `figures`: pip install matplotlib).
 With out=DIR the page and figures/ are written to DIR, with out=FILE.html to that file and beside it; the run may then
 be read-only.
 """

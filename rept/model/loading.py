@@ -166,7 +166,7 @@ def _quantization(four: bool, eight: bool, dtype: Dtype) -> BitsAndBytesConfig |
         raise UsageError("model.load_in_4bit and model.load_in_8bit exclude one another: choose one.")
     option = "model.load_in_4bit" if four else "model.load_in_8bit"
     if find_spec("bitsandbytes") is None:
-        raise UsageError(f"{option} needs bitsandbytes: install the extra with pip install -e '.[quantized]'.")
+        raise UsageError(f"{option} needs bitsandbytes: pip install bitsandbytes (extra `quantized`).")
     if not torch.cuda.is_available():
         raise UsageError(f"{option} needs a GPU, and none was found (bitsandbytes, extra 'quantized').")
     from transformers import BitsAndBytesConfig

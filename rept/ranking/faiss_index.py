@@ -186,5 +186,5 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise UsageError("Approximate search needs FAISS: install the extra with pip install -e '.[faiss]'.") from None
+        raise UsageError("Approximate search needs FAISS: pip install faiss-cpu (extra `faiss`).") from None
     return faiss

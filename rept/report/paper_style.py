@@ -30,7 +30,7 @@ STYLE: dict[Any, Any] = {
 def require_matplotlib(what: str) -> None:
     """Raises UsageError if matplotlib is not installed, which ``what`` needs."""
     if find_spec("matplotlib") is None:
-        raise UsageError(f"{what} needs matplotlib: pip install -e '.[figures]'.")
+        raise UsageError(f"{what} needs matplotlib: pip install matplotlib (extra `figures`).")
 
 
 @contextmanager

@@ -104,7 +104,7 @@ class Trace:
         try:
             import pandas
         except ImportError:
-            raise UsageError("to_pandas needs pandas: install the extra with pip install -e '.[pandas]'.") from None
+            raise UsageError("to_pandas needs pandas: pip install pandas (extra `pandas`).") from None
         return pandas.DataFrame([asdict(hit) for hits in self._hits.values() for hit in hits])
 
     @cached_property

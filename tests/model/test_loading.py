@@ -191,7 +191,7 @@ def test_quantization_says_what_it_needs(folder: Path, monkeypatch: pytest.Monke
     with pytest.raises(UsageError, match="exclude one another"):
         load_model(str(folder), load_in_4bit=True, load_in_8bit=True)
     monkeypatch.setattr("rept.model.loading.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"load_in_4bit needs bitsandbytes.*\[quantized\]"):
+    with pytest.raises(UsageError, match=r"load_in_4bit needs bitsandbytes: pip install bitsandbytes "):
         load_model(str(folder), load_in_4bit=True)
     monkeypatch.setattr("rept.model.loading.find_spec", lambda name: name)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
