@@ -11,12 +11,16 @@ round of each are printed:
 * the forward pass alone, without the output layer: a bound for any method that reads every token
 * this project without gradients, which ends each pass at the layer it reads, and a bare forward pass to that layer
 * three sites at all layers in one pass, compared with the residual stream at layer 1
+
+At the end a run under a profiler shows what each part of (a) takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
+import pstats
 import sys
 import tempfile
 import time
@@ -134,6 +138,29 @@ def main() -> None:
             },
             options.rounds,
         )
+        shares(lambda: project(job.extractor))
+
+
+def shares(work: Callable[[], None]) -> None:
+    """Prints the share of each part of the project's own run."""
+    with cProfile.Profile() as profile:
+        work()
+    seconds = {
+        f"{Path(file).stem}.{function}": total
+        for (file, _, function), (_, _, _, total, _) in pstats.Stats(profile).stats.items()
+        if file.startswith(str(Path(__file__).parent.parent))
+    }
+    whole = seconds["stages.extract"]
+    parts = {
+        "decoder blocks, forward": seconds["hooks.sample_losses"] - seconds["lm_head.compute"],
+        "output layer and losses": seconds["lm_head.compute"],
+        "backward": seconds["hooks.gradients_of"],
+        "reading and tokenizing rows": seconds["datamodule._plan"],
+        "shards, index, digests": seconds["writer.append"] + seconds["writer.close"] + seconds["index.write_index"],
+    }
+    parts["rest (positions, statuses, Lightning)"] = whole - sum(parts.values())
+    for name, share in parts.items():
+        print(f"{name:<46} {share / whole:6.1%}")
 
 
 def _job(options: argparse.Namespace, scratch: Path) -> Job:
