@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rept.data.behaviours import behaviour_of
 from rept.errors import UsageError
-from rept.evaluation.datamodeling import jackknife_error, linear_datamodeling_scores
+from rept.evaluation.datamodeling import jackknife, jackknife_error, linear_datamodeling_scores
 from rept.evaluation.retraining import Retraining
 from rept.evaluation.stored_scores import stored_scores
 from rept.model.hooks import Response, sample_losses
@@ -71,16 +71,25 @@ class Agreement:
 
     Attributes:
         mean: over queries.
-        error: its standard error over trainings, by the jackknife.
+        without: (M) the mean without each training.
         labels: the mean of each behaviour's queries.
         queries: the score of each query; None where it has none.
     """
 
     experiment: str
     mean: float
-    error: float
+    without: list[float]
     labels: dict[str, float]
     queries: list[float | None]
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean over trainings."""
+        return jackknife_error(np.array(self.without))
+
+    def behind(self, other: Agreement) -> tuple[float, float]:
+        """How much lower this mean is than another's, and the standard error of the difference over trainings."""
+        return other.mean - self.mean, jackknife_error(np.array(other.without) - np.array(self.without))
 
 
 def train_bank(source: Retraining, subsets: Subsets, out: Path) -> Bank:
@@ -133,7 +142,7 @@ def agreement(experiment: str, trace: Trace, bank: Bank) -> Agreement:
     return Agreement(
         experiment,
         float(scores.mean()),
-        jackknife_error(lambda kept: linear_datamodeling_scores(sums[kept], outputs[kept]).mean(), len(sums)),
+        jackknife(lambda kept: linear_datamodeling_scores(sums[kept], outputs[kept]).mean(), len(sums)).tolist(),
         {label: float(np.mean(found)) for label, found in sorted(by_label.items())},
         [known.get(query) for query in range(len(trace.queries))],
     )

@@ -53,19 +53,23 @@ def leave_k_out_agreements(sums: np.ndarray, outputs: np.ndarray, whole: np.ndar
     return linear_datamodeling_scores(sums, whole - outputs)
 
 
-def jackknife_error(statistic: Callable[[np.ndarray], float], samples: int) -> float:
-    """The jackknife's standard error of a statistic over M samples, here trainings.
-
-    With t_i the statistic without sample i: ``sqrt((M - 1) / M * sum_i (t_i - mean(t))^2)``; Efron and Tibshirani, "An
-    Introduction to the Bootstrap" (1993), section 11.2. A bootstrap would repeat trainings, and equal values have equal
-    ranks.
+def jackknife(statistic: Callable[[np.ndarray], float], samples: int) -> np.ndarray:
+    """Returns (M) a statistic without each of M samples, here trainings.
 
     Args:
         statistic: of the samples whose numbers (M - 1) it gets.
     """
     every = np.arange(samples)
-    without = np.array([statistic(np.delete(every, i)) for i in every])
-    return float(np.sqrt((samples - 1) * without.var()))
+    return np.array([statistic(np.delete(every, i)) for i in every])
+
+
+def jackknife_error(without: np.ndarray) -> float:
+    """The standard error of a statistic from its `jackknife` values t: ``sqrt((M - 1) / M * sum_i (t_i - mean)^2)``.
+
+    Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 11.2. For the difference of two statistics,
+    it is that of their values' differences. A bootstrap would repeat trainings, and equal values have equal ranks.
+    """
+    return float(np.sqrt((len(without) - 1) * without.var()))
 
 
 def rank_correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from rept.commands import bank as command
 from rept.config.compose import compose, read_yaml
 from rept.errors import UsageError
 from rept.evaluation import bank, oracle
-from rept.evaluation.bank import Subsets
+from rept.evaluation.bank import Agreement, Subsets
 from rept.model.loading import load_model, load_tokenizer
 from rept.results.trace import Trace
 from rept.run.rescore import stored_data
@@ -102,6 +102,28 @@ def test_scores_are_spearmans_correlation_of_summed_scores_and_log_likelihoods(m
         assert method["queries"] == pytest.approx(expected)
         assert method["mean"] == pytest.approx(np.mean(expected))
         assert method["labels"] == {"odd": pytest.approx(np.mean([expected[1], expected[4]]))}
+
+
+def test_errors_are_those_of_leaving_each_training_out(made: tuple[Path, dict]):
+    """The difference of two methods has an error of its own, as both are judged by the same trainings."""
+    outputs, subsets = slow_outputs(made[0]), used_rows(made[0] / "bank/trainings")
+    without: dict[str, list[float]] = {}
+    for name in ("repsim", "bm25"):
+        trace = Trace(made[0] / "bank" / name)
+        score = [{hit.row: hit.score for hit in trace.hits(query)} for query in range(len(trace.queries))]
+        sums = np.array([[sum(one[row] for row in rows) for one in score] for rows in subsets])
+        kept = [[i for i in range(4) if i != left_out] for left_out in range(4)]
+        without[name] = [
+            float(np.mean([spearmanr(sums[rows, q], outputs[rows, q]).statistic for q in range(len(score))]))
+            for rows in kept
+        ]
+    found = {one["experiment"]: one for one in made[1]["methods"]}
+    for name, expected in without.items():
+        assert found[name]["without"] == pytest.approx(expected)
+        assert found[name]["error"] == pytest.approx(np.sqrt(3 * np.var(expected)))
+    one, other = (Agreement(name, found[name]["mean"], without[name], {}, []) for name in ("repsim", "bm25"))
+    difference = np.subtract(without["bm25"], without["repsim"])
+    assert one.behind(other) == pytest.approx((other.mean - one.mean, np.sqrt(3 * np.var(difference))))
 
 
 def test_an_interrupted_bank_resumes_and_grows_and_serves_other_experiments(

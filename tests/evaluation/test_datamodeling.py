@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from rept.evaluation.datamodeling import (
+    jackknife,
     jackknife_error,
     leave_k_out_agreements,
     linear_datamodeling_scores,
@@ -45,7 +46,7 @@ def test_too_few_sets_and_wrong_shapes_are_refused(shape):
 
 def test_the_jackknife_of_a_mean_is_its_standard_error():
     values = RNG.normal(size=30)
-    found = jackknife_error(lambda kept: float(values[kept].mean()), 30)
+    found = jackknife_error(jackknife(lambda kept: float(values[kept].mean()), 30))
     assert found == pytest.approx(values.std(ddof=1) / np.sqrt(30))
 
 
@@ -56,5 +57,6 @@ def test_the_error_of_a_score_is_the_spread_over_new_trainings():
         sums = RNG.normal(size=(30, 5))
         outputs = sums + 2 * RNG.normal(size=(30, 5))
         found.append(rank_correlations(sums, outputs).mean())
-        errors.append(jackknife_error(lambda kept, s=sums, o=outputs: rank_correlations(s[kept], o[kept]).mean(), 30))
+        without = jackknife(lambda kept, s=sums, o=outputs: rank_correlations(s[kept], o[kept]).mean(), 30)
+        errors.append(jackknife_error(without))
     assert np.mean(errors) == pytest.approx(np.std(found), rel=0.35)
