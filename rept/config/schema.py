@@ -17,6 +17,7 @@ Node = dict[str, Any]  # a plug-in: its TARGET and arguments
 class ModelConfig:
     path: str | None = None
     adapter: str | None = None
+    chat_template: str | None = None
     dtype: str = "auto"
     load_in_4bit: bool = False
     load_in_8bit: bool = False

@@ -74,10 +74,10 @@ class ChatTemplate:
             probe = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
         except Exception as error:  # templates are user code and can raise anything
             raise UsageError(
-                f"Expected a chat template that renders a user turn and its answer, but the tokenizer's fails: {error}"
+                f"Expected a chat template that renders a user turn and its answer, but it fails: {error}"
             ) from None
         if probe is None:
-            raise UsageError("Expected a chat template that writes the assistant's turn, but the tokenizer's does not.")
+            raise UsageError("Expected a chat template that writes the assistant's turn, but it does not.")
 
     def text(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
         """Returns the rendered conversation. Raises whatever the template raises."""

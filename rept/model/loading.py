@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 
+from rept.data.chat_template import ChatTemplate
 from rept.errors import UsageError
 from rept.model.architecture import peft_wrapper
 from rept.utils.console import say
@@ -93,12 +94,18 @@ def load_model(
 
 
 def load_tokenizer(
-    path: str | None, adapter: str | None = None, trust_remote_code: bool = False
+    path: str | None,
+    adapter: str | None = None,
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of a model; an adapter's own if one was saved with it, because the training used that one.
 
+    Args:
+        chat_template: file of a Jinja chat template that replaces the tokenizer's own.
+
     Raises:
-        UsageError: there is no tokenizer.
+        UsageError: there is no tokenizer, or the template is missing or cannot render an answer.
     """
     from transformers import AutoTokenizer
 
@@ -107,7 +114,26 @@ def load_tokenizer(
         path = adapter
     with silence("transformers"), _reported(path, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if chat_template is not None:
+        _set_template(tokenizer, chat_template)
     return tokenizer
+
+
+def _set_template(tokenizer: PreTrainedTokenizerBase, file: str) -> None:
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UsageError(
+            f"model.chat_template={file} cannot be read ({reason}); expected a file with a Jinja chat template."
+        ) from None
+    if not text.strip():
+        raise UsageError(f"model.chat_template={file} is empty; expected a Jinja chat template.")
+    tokenizer.chat_template = text
+    try:
+        ChatTemplate(tokenizer)
+    except UsageError as error:
+        raise UsageError(f"model.chat_template={file}: {error}") from None
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

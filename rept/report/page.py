@@ -87,6 +87,7 @@ def _template(trace: Trace) -> Callable[..., str]:
         "plots": plots(trace),
         "measures": overview.measures_table(trace),
         "facts": overview.facts(trace),
+        "rendered": trace.provenance.get("rendered"),
         "exclude": overview.exclude_command(trace),
         "prove": overview.prove_command(trace),
         "version": version("rept"),

@@ -17,6 +17,7 @@ from rept.data.padding import batch_slices
 from rept.model.placement import input_device, place
 from rept.run.job import Job
 from rept.run.prepare import prepare
+from rept.run.rendered_row import rendered_row, show_rendered_row
 from rept.run.sample_rows import choose_layers
 from rept.run.stages import fit_extractor, set_up
 from rept.signatures.extractor import ReadsAllPositions
@@ -83,6 +84,8 @@ def estimate(config: AttributeConfig) -> dict[str, float]:
     }
     if job.trainer.is_global_zero:
         _show(figures, layers, job)
+        if row := rendered_row(job.datamodule):
+            show_rendered_row(row)
     return figures
 
 

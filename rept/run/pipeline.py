@@ -35,6 +35,7 @@ from rept.run.job import Job
 from rept.run.prepare import attribution_trainer, prepare
 from rept.run.rank_stage import Scoring
 from rept.run.recorded import as_description, as_node
+from rept.run.rendered_row import rendered_row
 from rept.run.token_stage import write_tokens
 from rept.signatures.extractor import Extractor, ReadsAllPositions
 from rept.signatures.fingerprint import check_fingerprints
@@ -198,7 +199,7 @@ def run_job(job: Job) -> None:
     config, folder = job.config, job.folder
     known, marks = folder.read_provenance().get("fingerprints", {}), stages.initial_fingerprints(job)
     check_fingerprints(known, marks, str(folder.path))
-    folder.update_provenance(**environment(config.seed, job.trainer.world_size))
+    folder.update_provenance(**environment(config.seed, job.trainer.world_size), rendered=rendered_row(job.datamodule))
     if "max_new_tokens" in marks:  # the answers that follow depend on what is known by now
         folder.update_provenance(fingerprints=known | marks)
     stages.set_up(job)

@@ -155,7 +155,8 @@ def load_configured(config: AttributeConfig, path: str) -> ModelAndTokenizer:
     """Returns model and tokenizer of ``config.model`` from ``path``, and registers the names of the model's parts."""
     options = asdict(config.model)
     names = {part: options.pop(part) for part in NAMES}
-    tokenizer = load_tokenizer(path, config.model.adapter, config.model.trust_remote_code)
+    template = options.pop("chat_template")
+    tokenizer = load_tokenizer(path, config.model.adapter, config.model.trust_remote_code, template)
     model = load_model(**options | {"path": path})
     Architecture.of(model, **names)
     return model, tokenizer

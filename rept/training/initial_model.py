@@ -32,7 +32,8 @@ def initial_model(node: Node, datamodule: AttributionDataModule) -> ModelAndToke
         return make(_texts(datamodule))
     options: Node = {"path": None, "adapter": None, "trust_remote_code": False} | node
     options = {key: value for key, value in options.items() if key not in NAMES}  # which only attribution needs
-    tokenizer = load_tokenizer(options["path"], options["adapter"], options["trust_remote_code"])
+    template = options.pop("chat_template", None)
+    tokenizer = load_tokenizer(options["path"], options["adapter"], options["trust_remote_code"], template)
     return load_model(**options), tokenizer
 
 

@@ -34,6 +34,12 @@ def clip(text: str, width: int) -> str:
     return line if len(line) <= width and len(text) <= 4 * width else line[: width - 1].rstrip() + "…"
 
 
+def clip_middle(text: str, most: int) -> str:
+    """``text`` of at most ``most`` characters, with an ellipsis in place of what is left out of its middle."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
+
+
 def counted(reasons: Counter[str]) -> str:
     """Reasons with their counts, the most frequent first: "3 empty prompt, 1 empty response"."""
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())

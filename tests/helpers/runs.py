@@ -161,6 +161,10 @@ class _Writer:
             "seed": 0,
             "stages": {"layers": {"seconds": 1.5, "peak_memory_bytes": 600_000_000}},
             "blocks": {"residual_stream/3/representation": block},
+            "rendered": {
+                "row": 0,
+                "parts": [[f"User: {self.train[0]['prompt']}", False], [self.train[0]["response"], True]],
+            },
             "fingerprints": {"weights": "0123456789abcdef", "training data": "200 rows fedcba"},
         }
 

@@ -7,6 +7,7 @@ import re
 import zlib
 from base64 import b64decode, b64encode
 from hashlib import sha256
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,15 @@ def test_hostile_text_adds_no_tag_and_no_attribute(tmp_path: Path) -> None:
     assert "<script>window.pwned = 1" in wild.words
     assert not {"\u202e", "\x1b", "\x00", "\ufeff"} & set(wild.words)
     assert "U+202E" in wild.words and "U+001B" in wild.words
+
+
+def test_a_rendered_row_is_shown_with_its_response_highlighted(trace: Trace) -> None:
+    (prompt, _), (response, _) = trace.provenance["rendered"]["parts"]
+    html = render(trace)
+    assert "Training row 0 as the model reads it, the response highlighted:" in html
+    assert f"{escape(prompt)}<mark>{escape(response)}</mark></p>" in html
+    del trace.provenance["rendered"]  # as of a run before there was one
+    assert "as the model reads it" not in render(trace)
 
 
 def test_the_page_of_a_run_without_labels_tokens_and_curve_says_so(tmp_path: Path) -> None:
