@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from rept.ranking.moments import Moments
 from rept.types import FIELDS
 from scorers.base import Scorer
 from scorers.cosine import cosine
-from scorers.moments import Moments
 
 
 def centre(rows: Tensor, mean: Tensor) -> Tensor:

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from rept.errors import UsageError
+from rept.ranking.moments import Moments, shrunk
 from rept.types import FIELDS
 from scorers.base import Scorer
 from scorers.centred import centre
 from scorers.cosine import cosine
-from scorers.moments import Moments, shrunk
 
 
 class Whitened(Scorer):
     """``s(x, y) = cos(W (x - m), W (y - m))`` with ``W^T W = C^-1``: all directions of the training data count equally.
 
-    m and C are mean and shrunk covariance of the training rows (see `scorers.moments.shrunk`). Each field is whitened
-    by itself, so that none dominates, and the whitened fields are concatenated. W is the inverse of C's Cholesky
-    factor; cosines are the same for any other root of C^-1.
+    m and C are mean and shrunk covariance of the training rows (see `rept.ranking.moments.shrunk`). Each field is
+    whitened by itself, so that none dominates, and the whitened fields are concatenated. W is the inverse of C's
+    Cholesky factor; cosines are the same for any other root of C^-1.
 
     Args:
         fields: the blocks that are whitened and concatenated.

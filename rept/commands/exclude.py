@@ -9,7 +9,7 @@ from rept.errors import UsageError
 
 CONFIG = None
 USAGE = """
-python -m rept exclude RUN [--first K | --flagged | --score X] [--label L] [out=FILE]
+python -m rept exclude RUN [--first K | --flagged | --score X] [--label L | --behaviour B] [out=FILE]
 
 Writes the numbers of the training rows that RUN found, why each was chosen, and how many there are of each label where
 labels are known, into FILE (culprits.json). python -m rept prove and datamodule.exclude of train.py read that file.
@@ -18,10 +18,12 @@ labels are known, into FILE (culprits.json). python -m rept prove and datamodule
   --flagged    the hits that stand out; in calibrated runs only
   --score X    the hits with a score of at least X
   --label L    only hits of queries with the label L
+  --behaviour B  hits of the behaviour B as a whole (behaviours.jsonl), instead of those of single queries
 
 Without one of the first three: the hits that stand out in a calibrated run, otherwise the first 10 hits of each query.
 
   python -m rept exclude runs/demo --first 40
+  python -m rept exclude runs/demo --behaviour backdoor --first 60
 """
 
 
@@ -37,7 +39,9 @@ def run(arguments: list[str]) -> None:
     one_of.add_argument("--first", type=int)
     one_of.add_argument("--flagged", action="store_true")
     one_of.add_argument("--score", type=float)
-    parser.add_argument("--label")
+    of_these = parser.add_mutually_exclusive_group()
+    of_these.add_argument("--label")
+    of_these.add_argument("--behaviour")
     chosen = parser.parse_intermixed_args(arguments)
     runs = [argument for argument in chosen.given if "=" not in argument]
     settings = dict(argument.split("=", 1) for argument in chosen.given if "=" in argument)
@@ -51,13 +55,14 @@ def run(arguments: list[str]) -> None:
     from rept.utils.console import say
 
     trace, out = Trace(runs[0]), Path(settings.get("out", "culprits.json"))
-    selection = Selection(chosen.first, chosen.flagged, chosen.score, chosen.label)
+    selection = Selection(chosen.first, chosen.flagged, chosen.score, chosen.label, chosen.behaviour)
     if chosen.first is None and chosen.score is None and not chosen.flagged:
-        selection = Selection.default(trace, chosen.label)
+        selection = Selection.default(trace, chosen.label, chosen.behaviour)
     content = chosen_rows(trace, selection)
     write_culprits(out, content)
     say(described(content))
     say(f"Wrote {out}.")
-    lowest = [trace.hits(query)[-1].score for query in trace.answered]
+    rankings = [trace.hits(query) for query in trace.answered]
+    lowest = [hits[-1].score for hits in ([trace.behaviour(chosen.behaviour)] if chosen.behaviour else rankings)]
     if selection.score is not None and max(lowest) >= selection.score:
-        say(f"There may be more: {runs[0]} has only the first {trace.config.top_k} hits of each query.")
+        say(f"There may be more: {runs[0]} has only the first {trace.config.top_k} hits of each.")

@@ -60,12 +60,15 @@ class AttributeConfig:
     extractor: Node = field(default_factory=dict)
     layers: Node = field(default_factory=dict)
     scorer: Node = field(default_factory=dict)
+    # Runs from before there were behaviour rankings have none in their config.yaml.
+    behaviour_scorer: Node = field(default_factory=lambda: {TARGET: "scorers.adaptive.Adaptive"})
     trainer: Node = field(default_factory=dict)
     store: StoreConfig = field(default_factory=StoreConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     top_k: int = 100
     bottom_k: int = 0
+    behaviours: str | None = None
     each: bool = False
     max_new_tokens: int = 48
     seed: int = 0
@@ -111,5 +114,5 @@ Config = AttributeConfig | TrainConfig | RepairConfig
 SCHEMAS: dict[str, type[Config]] = {"attribute": AttributeConfig, "train": TrainConfig, "repair": RepairConfig}
 
 # Top-level keys that can be set when the stored signatures of a run are ranked again, exactly or approximately.
-RANKING = ("scorer", "top_k", "bottom_k", "each", "calibration", "max_wait", "out")
+RANKING = ("scorer", "behaviour_scorer", "behaviours", "top_k", "bottom_k", "each", "calibration", "max_wait", "out")
 APPROXIMATE_RANKING = ("scorer", "top_k", "out")

@@ -55,6 +55,16 @@ def measures_table(trace: Trace) -> tuple[list[str], list[tuple[str, list[str]]]
     return list(columns), rows
 
 
+def behaviours_table(trace: Trace) -> list[tuple[str, str, str, str]]:
+    """For each behaviour its name, number of queries, five best rows and average precision, empty where unknown."""
+    rows = []
+    for name in trace.behaviours:
+        measured = trace.metrics["behaviours"][name]
+        best = ", ".join(str(hit.row) for hit in trace.behaviour(name)[:5])
+        rows.append((name, f"{measured['queries']:,}", best, _cell(measured.get("average_precision"))))
+    return rows
+
+
 def label_problems(trace: Trace) -> list[str]:
     """Labels of queries that no training row has, and queries whose answer does not show their behaviour."""
     lines = []

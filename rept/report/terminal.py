@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from rept.report.overview import label_problems, measures_table, row_counts
+from rept.report.overview import behaviours_table, label_problems, measures_table, row_counts
 from rept.results.records import TokenScores
 from rept.results.shading import Piece, shaded
 from rept.results.trace import Trace
@@ -24,6 +24,7 @@ def show_trace(trace: Trace, queries: int = 3) -> None:
     for query in trace.examples(queries):
         show_hits(trace, query)
         show_tokens(trace, query)
+    show_behaviours(trace)
     show_metrics(trace)
     show_calibration(trace)
     say("; ".join(row_counts(trace)) + ".")
@@ -119,6 +120,23 @@ def marked_text(scored: TokenScores, strongest: int = 6) -> Text:
         word = word.lstrip(" ")
         text.append(f"[{word}]" if i in marks else word, style=_shade(piece))
     return text
+
+
+def show_behaviours(trace: Trace, most: int = 20) -> None:
+    """Prints for each behaviour the rows that its queries together lead to, and measures where labels are known."""
+    rows = behaviours_table(trace)
+    if not rows:
+        return
+    console.print()
+    measured = any(precision for *_, precision in rows)
+    title = "Rows found for all queries of a behaviour together"
+    columns = ("behaviour", "queries", "best rows", *(["average precision"] if measured else []))
+    table = _table(*columns, left=1, title=title, title_justify="left")
+    for name, *cells in rows[:most]:
+        table.add_row(Text(_line(name, 40)), *cells[: len(columns) - 1])
+    if len(rows) > most:
+        table.caption, table.caption_justify = f"{len(rows) - most} more in behaviours.jsonl", "left"
+    console.print(table)
 
 
 def show_metrics(trace: Trace) -> None:

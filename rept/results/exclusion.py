@@ -10,7 +10,7 @@ from typing import Any
 
 from rept.errors import UsageError
 from rept.results.html_text import format_count
-from rept.results.records import Hit
+from rept.results.records import BehaviourHit, Hit
 from rept.results.trace import Trace
 from rept.utils.files import make_folder
 from rept.utils.json_files import write_json
@@ -25,21 +25,23 @@ class Selection:
         flagged: those that stand out, in a calibrated run.
         score: those with at least this score.
         label: only hits of queries with this label.
+        behaviour: hits of this behaviour as a whole, instead of those of single queries.
     """
 
     first: int | None = None
     flagged: bool = False
     score: float | None = None
     label: str | None = None
+    behaviour: str | None = None
 
     @classmethod
-    def default(cls, trace: Trace, label: str | None) -> Selection:
+    def default(cls, trace: Trace, label: str | None = None, behaviour: str | None = None) -> Selection:
         """Returns the hits that stand out in a calibrated run; otherwise the first 10 of each query, or fewer."""
-        if _calibrated(trace):
-            return cls(flagged=True, label=label)
-        return cls(first=min(10, trace.config.top_k), label=label)
+        if _calibrated(trace, behaviour):
+            return cls(flagged=True, label=label, behaviour=behaviour)
+        return cls(first=min(10, trace.config.top_k), label=label, behaviour=behaviour)
 
-    def has(self, hit: Hit) -> bool:
+    def has(self, hit: Hit | BehaviourHit) -> bool:
         if self.flagged:
             return bool(hit.flagged)
         if self.score is not None:
@@ -48,6 +50,8 @@ class Selection:
 
     def __str__(self) -> str:
         chosen = f"the first {self.first} hits" if self.first is not None else f"hits with a score >= {self.score}"
+        if self.behaviour is not None:
+            return f"{'hits that stand out' if self.flagged else chosen}, of the behaviour {self.behaviour}"
         queries = "each query" if self.label is None else f"each query with the label {self.label}"
         return f"{'hits that stand out' if self.flagged else chosen}, of {queries}"
 
@@ -59,23 +63,35 @@ def chosen_rows(trace: Trace, selection: Selection) -> dict[str, Any]:
         UsageError: the run does not have the hits or labels that are asked for, or no hit is chosen.
     """
     _check(trace, selection)
-    found: dict[int, list[Hit]] = {}
-    for query in trace.answered:
-        if selection.label in (None, trace.queries[query]["label"]):
-            for hit in filter(selection.has, trace.hits(query)):
-                found.setdefault(hit.row, []).append(hit)
-    if not found:
+    why = _of_queries(trace, selection) if selection.behaviour is None else _of_behaviour(trace, selection)
+    if not why:
         raise UsageError(f"{trace.folder.path} has no such row ({selection}): choose more hits, see --help.")
-    why = [_reason(found[row]) for row in sorted(found)]
     labels = Counter(str(one["label"]) for one in why if one["label"] is not None)
     return {
         "run": str(trace.folder.path),
         "chosen": str(selection),
         "training data": trace.provenance.get("fingerprints", {}).get("training data"),
         "labels": dict(labels.most_common()),
-        "rows": sorted(found),
+        "rows": [one["row"] for one in why],
         "why": why,
     }
+
+
+def _of_queries(trace: Trace, selection: Selection) -> list[dict[str, Any]]:
+    found: dict[int, list[Hit]] = {}
+    for query in trace.answered:
+        if selection.label in (None, trace.queries[query]["label"]):
+            for hit in filter(selection.has, trace.hits(query)):
+                found.setdefault(hit.row, []).append(hit)
+    return [_reason(found[row]) for row in sorted(found)]
+
+
+def _of_behaviour(trace: Trace, selection: Selection) -> list[dict[str, Any]]:
+    hits = sorted(filter(selection.has, trace.behaviour(str(selection.behaviour))), key=lambda hit: hit.row)
+    return [
+        {"row": hit.row, "label": hit.label, "behaviour": hit.behaviour, "rank": hit.rank, "score": hit.score}
+        for hit in hits
+    ]
 
 
 def described(content: dict[str, Any]) -> str:
@@ -107,7 +123,7 @@ def _check(trace: Trace, selection: Selection) -> None:
             f"Expected --first to be from 1 to {top_k}, the hits of each query that {run} has, but got "
             f"{selection.first}; for more, rank again: python -m rept score {run} top_k=... out=..."
         )
-    if selection.flagged and not _calibrated(trace):
+    if selection.flagged and not _calibrated(trace, selection.behaviour):
         raise UsageError(
             f"{run} is not calibrated, so no hit is known to stand out; choose by --first or --score, or calibrate: "
             f"python -m rept score {run} calibration.rate=0.05 out=..."
@@ -118,7 +134,9 @@ def _check(trace: Trace, selection: Selection) -> None:
         raise UsageError(f"No query of {run} has the label {selection.label!r}; labels of the queries: {known}.")
 
 
-def _calibrated(trace: Trace) -> bool:
+def _calibrated(trace: Trace, behaviour: str | None = None) -> bool:
+    if behaviour is not None:
+        return any(hit.flagged is not None for hit in trace.behaviour(behaviour))
     return any(hit.flagged is not None for query in trace.answered for hit in trace.hits(query))
 
 

@@ -28,6 +28,21 @@ class Hit:
     group: int  # shared by near-duplicates: the rank of the first of them
 
 
+@dataclass(frozen=True, kw_only=True)
+class BehaviourHit:
+    """A training row found for a behaviour; ``rank`` counts from 1, ``row`` from 0."""
+
+    behaviour: str
+    rank: int
+    row: int
+    score: float
+    label: str | None
+    prompt: str
+    response: str
+    p_value: float | None = None  # in calibrated runs only
+    flagged: bool | None = None  # in calibrated runs only
+
+
 @dataclass(frozen=True)
 class TokenScores:
     """The tokens of one side of a pair with their scores; ``"".join(tokens)`` is the rendered text."""
@@ -43,11 +58,11 @@ class TokenScores:
     agrees: list[list[int]]  # for each token, positions in the other side's tokens, strongest first
 
 
-Record = TypeVar("Record", Hit, TokenScores)
+Record = TypeVar("Record", Hit, BehaviourHit, TokenScores)
 
 
 def read_records(path: Path, kind: type[Record]) -> Iterator[Record]:
-    """Yields the lines of results.jsonl or tokens.jsonl as records.
+    """Yields the lines of results.jsonl, behaviours.jsonl or tokens.jsonl as records.
 
     Raises:
         UsageError: a line does not have the fields of the record.

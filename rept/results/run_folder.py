@@ -35,6 +35,7 @@ class RunFolder:
         self.layers = self.path / "layers.json"
         self.results = self.path / "results.jsonl"
         self.opponents = self.path / "opponents.jsonl"
+        self.behaviours = self.path / "behaviours.jsonl"
         self.tokens = self.path / "tokens.jsonl"
         self.metrics = self.path / "metrics.json"
         self.report = self.path / "report.html"
@@ -108,7 +109,7 @@ class RunFolder:
         metrics.json is removed first: without it the run counts as unfinished until the new one is written.
         """
         single = self.path.glob(self.results_of("*", "*").name)
-        for path in (self.metrics, self.opponents, self.tokens, self.report, *single):
+        for path in (self.metrics, self.opponents, self.behaviours, self.tokens, self.report, *single):
             path.unlink(missing_ok=True)
 
     @contextmanager

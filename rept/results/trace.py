@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rept.errors import UsageError
 from rept.results.notebook import QueryWithHits, to_html
-from rept.results.records import Hit, TokenScores, read_records
+from rept.results.records import BehaviourHit, Hit, TokenScores, read_records
 from rept.results.run_folder import RunFolder
 from rept.results.shading import strongest_words
 from rept.utils.json_files import read_json, read_jsonl
@@ -79,6 +79,25 @@ class Trace:
         """The training rows that score lowest for a query, lowest first; empty unless ``bottom_k`` was set."""
         self._check(query)
         return self._opponents.get(query, [])
+
+    @property
+    def behaviours(self) -> list[str]:
+        """The names of the behaviours that rows were ranked for."""
+        return list(self._behaviours)
+
+    def behaviour(self, name: str) -> list[BehaviourHit]:
+        """The training rows found for all queries of a behaviour together, best first.
+
+        Raises:
+            UsageError: no rows were ranked for a behaviour of that name.
+        """
+        if name not in self._behaviours:
+            known = ", ".join(self._behaviours) or "none"
+            raise UsageError(
+                f"{self.folder.path} has no ranking for the behaviour {name!r}; it has: {known}. Behaviours are the "
+                "labels of the queries, or what behaviours=FILE names."
+            )
+        return self._behaviours[name]
 
     def scored(self, query: int) -> list[int]:
         """The rows whose pair with the query was scored token by token, in the order of their lines."""
@@ -182,6 +201,14 @@ class Trace:
     @cached_property
     def _opponents(self) -> dict[int, list[Hit]]:
         return _by_query(self.folder.opponents) if self.folder.opponents.is_file() else {}
+
+    @cached_property
+    def _behaviours(self) -> dict[str, list[BehaviourHit]]:
+        found: dict[str, list[BehaviourHit]] = {}
+        if self.folder.behaviours.is_file():
+            for hit in read_records(self.folder.behaviours, BehaviourHit):
+                found.setdefault(hit.behaviour, []).append(hit)
+        return found
 
     @cached_property
     def _tokens(self) -> dict[int, dict[int, dict[str, TokenScores]]]:

@@ -32,6 +32,11 @@ class QueryLabels:
         return (train, query) if any(train) and any(query) else None
 
     @property
+    def by_query(self) -> dict[int, str | None]:
+        """The labels of the queries, by query number."""
+        return {query: sample.label for query, sample in zip(self.queries, self._asked, strict=True)}
+
+    @property
     def same(self) -> dict[int, list[int]]:
         """By position in ``queries``, the training rows that are the query itself: its prompt and its response."""
         return self._train[1]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from rept.ranking.scorer import Scorer
 from rept.ranking.topk import Hits
 from rept.results.near_duplicates import representatives
 from rept.results.run_folder import RunFolder
+from rept.run.behaviour_stage import BehaviourScoring
 from rept.run.query_labels import QueryLabels
 from rept.store.reader import AttributionStore
 from rept.types import Key, Side, Status
@@ -57,6 +58,8 @@ class Scoring:
             self.write(ranking, decision)
             self.out.update_provenance(blocks=_blocks(self.train, fields, ranking.best))
             measured |= self.known.problems()
+        if found := self._behaviours().run():
+            measured |= {"behaviours": found}
         if self.config.each:
             measured |= {"each": self._each(fields)}
         self.finish(measured)
@@ -84,6 +87,18 @@ class Scoring:
         """The references of the calibration; None if the run is not calibrated."""
         calibration, seed = self.config.calibration, self.config.seed
         return load_references(calibration, seed, self.folder, self.train, self.datamodule)
+
+    def _behaviours(self) -> BehaviourScoring:
+        return BehaviourScoring(
+            self.out,
+            self.config,
+            self.train,
+            self.query,
+            self.known,
+            self.scorer.needs,
+            partial(self._sample, "train"),
+            self.device,
+        )
 
     def _each(self, fields: Mapping[Key, Tensor]) -> dict[str, Any]:
         """Writes the results of each site and layer alone; returns their measures."""

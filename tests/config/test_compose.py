@@ -17,7 +17,7 @@ from rept.config.schema import TARGET, AttributeConfig
 from rept.config.words import CONFIGS, OWN
 from rept.errors import UsageError
 
-GROUPS = ("model", "datamodule", "extractor", "layers", "scorer", "trainer")
+GROUPS = ("model", "datamodule", "extractor", "layers", "scorer", "behaviour_scorer", "trainer")
 WORDS = sorted((p.parent.name, p.stem) for group in GROUPS for p in (CONFIGS / group).glob("*.yaml"))
 
 

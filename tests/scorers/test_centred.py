@@ -7,8 +7,8 @@ from sklearn.covariance import shrunk_covariance
 from sklearn.metrics.pairwise import cosine_similarity
 
 from rept.errors import UsageError
+from rept.ranking.moments import Moments, shrunk
 from scorers.centred import Centred
-from scorers.moments import Moments, shrunk
 from scorers.whitened import Whitened
 from tests.scorers.test_scorers import fields
 

@@ -1,0 +1,95 @@
+"""The interface of a behaviour scorer, which turns the queries of a behaviour into scores of training rows."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rept.ranking.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a behaviour's queries say in one field, rows scaled to norm 1.
+
+    Attributes:
+        count: of the queries.
+        shift: (D) their mean minus the mean of training rows (or of clean queries, as far as these are reliable).
+        noise: expected squared norm of the error of ``shift``, which falls with the number of queries.
+    """
+
+    count: int
+    shift: Tensor
+    noise: float
+
+
+@dataclass(frozen=True)
+class Direction:
+    """``s(x) = (x - mean)^T M d / |x - mean|_M`` with ``M = (I + C / ridge)^-1``; without the norm if not ``cosine``.
+
+    A large ridge gives the centred cosine, a small one that of whitened rows.
+    """
+
+    shift: Tensor  # d (D)
+    ridge: float  # from 0 (exclusive) to infinity
+    cosine: bool = True
+
+
+class BehaviourScorer(ABC):
+    """Scores training rows for a behaviour, one field at a time; fields are joined by how far a row stands out.
+
+    A subclass gives one `Direction` or several candidates, and then chooses among them by the scores that they give to
+    training rows.
+    """
+
+    @abstractmethod
+    def directions(self, examples: Examples, rows: Spectrum) -> Sequence[Direction]:
+        """Candidate directions in one field."""
+
+    def choose(self, examples: Examples, rows: Spectrum, candidates: Sequence[Direction], scores: Tensor) -> int:
+        """The number of the candidate to use, given their scores (M L) of training rows; by default the first."""
+        return 0
+
+    def join(self, z: Tensor) -> Tensor:
+        """Scores (n B) from those of each field (F n B), in deviations: ``log(1/F sum_f exp z_f)``.
+
+        The field in which a row stands out dominates, and one that separates nothing adds little.
+        """
+        return torch.logsumexp(z, dim=0) - math.log(len(z))
+
+
+def direction_scores(rows: Tensor, spectrum: Spectrum, directions: Sequence[Direction]) -> Tensor:
+    """Scores (n L) of unit rows (n D) by each direction; 0 for zero rows. Float64."""
+    centred = rows.double() - spectrum.mean
+    y = centred @ spectrum.axes  # (n r)
+    shifts = torch.stack([one.shift for one in directions], dim=1)  # (D L)
+    within = spectrum.axes.T @ shifts  # (r L)
+    ridge = torch.tensor([one.ridge for one in directions], dtype=torch.float64, device=y.device)
+    weight = 1 / (1 + spectrum.variance[:, None] / ridge)  # (r L)
+    product, norm = y @ (weight * within), y.square() @ weight
+    if spectrum.axes.shape[1] < len(spectrum.axes):
+        outside = 1 / (1 + spectrum.rest / ridge)  # (L)
+        product += outside * (centred @ (shifts - spectrum.axes @ within))
+        norm += outside * (centred.square().sum(1) - y.square().sum(1)).clamp(min=0)[:, None]
+    cosine = torch.tensor([one.cosine for one in directions], device=y.device)
+    scale = torch.where(cosine, norm.sqrt(), 1)
+    return torch.where(rows.any(1, keepdim=True) & (scale > 0), product / scale, 0)
+
+
+def deviations(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Median (L) of scores (M L), and root mean square deviations (L) of those below and of those above it.
+
+    The rows that a direction is to find are in the upper half, so the lower one gives the scale of all others.
+    """
+    median = scores.median(dim=0).values
+
+    def spread(chosen: Tensor) -> Tensor:
+        square = torch.where(chosen, scores - median, 0).square().sum(0)
+        return (square / chosen.sum(0).clamp(min=1)).sqrt()
+
+    return median, spread(scores < median), spread(scores > median)

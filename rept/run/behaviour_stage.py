@@ -1,0 +1,128 @@
+"""Ranks the training rows for each behaviour from stored signatures; the model is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rept.config.plug_ins import build, locate
+from rept.config.schema import TARGET, AttributeConfig
+from rept.data.query_groups import QueryGroups, group_queries
+from rept.data.samples import Sample
+from rept.distributed.collectives import barrier, gathered, process
+from rept.ranking.behaviour_scorer import BehaviourScorer
+from rept.ranking.behaviours import fit_behaviours, rank_behaviours
+from rept.ranking.metrics import measures
+from rept.ranking.rank import ScoreFile, read_scores
+from rept.ranking.topk import Hits
+from rept.results.run_folder import RunFolder
+from rept.run.query_labels import QueryLabels
+from rept.store.reader import AttributionStore
+from rept.types import TEXT, Key
+from rept.utils.json_files import write_jsonl
+from rept.utils.progress import progress
+
+MEASURES = ("precision@10", "precision@50", "precision@100", "r_precision", "average_precision")  # of one ranking
+
+
+@dataclass
+class BehaviourScoring:
+    """Writes behaviours.jsonl into ``out``. Each process of a run scores its share of the store; rank 0 writes.
+
+    Args:
+        fields: those that the run's scorer compares; behaviours are compared by the same ones.
+        sample: returns a training row.
+    """
+
+    out: RunFolder
+    config: AttributeConfig
+    train: AttributionStore
+    query: AttributionStore
+    known: QueryLabels
+    fields: Sequence[str]
+    sample: Callable[[int], Sample]
+    device: torch.device | str
+
+    def run(self) -> dict[str, Any]:
+        """Returns the measures by behaviour; empty where no query shows one, or the signatures have no directions."""
+        names = list(self.groups.behaviours)
+        if not names or not self.keys:
+            return {}
+        part, parts = process()
+        scorer = build(self.config.behaviour_scorer, BehaviourScorer)
+        paths = [self.out.path / f".scores-behaviours-{i}-of-{parts}" for i in range(parts)]
+        rule = fit_behaviours(
+            scorer, self.train, self.query, self.groups.behaviours, self.groups.clean, self.keys, self.device, True
+        )
+        with ExitStack() as stack:
+            scores = stack.enter_context(closing(ScoreFile(paths[part])))
+            advance = stack.enter_context(
+                progress("Ranking for behaviours", total=len(self.train.attributed), unit="rows")
+            )
+            hits = rank_behaviours(
+                self.train,
+                rule,
+                len(names),
+                top_k=self.config.top_k,
+                part=(part, parts),
+                device=self.device,
+                on_block=lambda rows: advance(rows * parts),
+                sinks=[scores],
+            )
+        barrier(self.config.max_wait)
+        hits = Hits.merged(gathered(hits), self.config.top_k)
+        measured = self._measures(paths) if part == 0 else {}
+        if part == 0:
+            write_jsonl(self.out.behaviours, self._lines(hits))
+            for path in paths:
+                path.unlink()
+        return measured
+
+    @cached_property
+    def groups(self) -> QueryGroups:
+        return group_queries(self.known.by_query, self.config.behaviours)
+
+    @cached_property
+    def keys(self) -> list[Key]:
+        """The fields in which behaviours are compared; none where cosines do not measure similarity."""
+        if not locate(self.config.extractor[TARGET]).comparable:
+            return []
+        return [key for key in self.query.keys if key.field in self.fields and key.site != TEXT]
+
+    def _measures(self, paths: list[Path]) -> dict[str, Any]:
+        found: dict[str, Any] = {name: {"queries": len(group)} for name, group in self.groups.behaviours.items()}
+        if self.known.labels:
+            position = {query: i for i, query in enumerate(self.known.queries)}
+            for i, (name, group) in enumerate(self.groups.behaviours.items()):
+                same = {row for query in group for row in self.known.same.get(position[query], ())}
+                read = partial(_of_one, read_scores(paths, i))
+                measured = measures(read, [name], self.known.labels[0], {0: sorted(same)})
+                found[name] |= {key: value for key, value in measured["overall"].items() if key in MEASURES}
+        return found
+
+    def _lines(self, hits: Hits) -> Iterator[dict[str, Any]]:
+        for i, name in enumerate(self.groups.behaviours):
+            pairs = zip(hits.row[i].tolist(), hits.score[i].tolist(), strict=True)
+            for rank, (row, score) in enumerate(pairs, start=1):
+                sample = self.sample(row)
+                yield {
+                    "behaviour": name,
+                    "rank": rank,
+                    "row": row,
+                    "score": float(f"{score:.7g}"),
+                    "label": sample.label,
+                    "prompt": sample.prompt,
+                    "response": sample.response,
+                }
+
+
+def _of_one(scores: tuple[np.ndarray, np.ndarray], behaviour: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and scores of the only behaviour that is measured."""
+    return scores
