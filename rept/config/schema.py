@@ -114,5 +114,5 @@ Config = AttributeConfig | TrainConfig | RepairConfig
 SCHEMAS: dict[str, type[Config]] = {"attribute": AttributeConfig, "train": TrainConfig, "repair": RepairConfig}
 
 # Top-level keys that can be set when the stored signatures of a run are ranked again, exactly or approximately.
-RANKING = ("scorer", "behaviour_scorer", "behaviours", "top_k", "bottom_k", "each", "calibration", "max_wait", "out")
+RANKING = ("scorer", "top_k", "bottom_k", "behaviour_scorer", "behaviours", "each", "calibration", "max_wait", "out")
 APPROXIMATE_RANKING = ("scorer", "top_k", "out")

@@ -317,7 +317,7 @@ def test_token_scores_are_the_oracle_s(done, material):
 def test_files_of_the_run_folder(done):
     assert {p.name for p in done.folder.path.iterdir() if not p.name.startswith(".")} == {
         "config.yaml", "provenance.json", "queries.jsonl", "layers.json", "store",
-        "results.jsonl", "opponents.jsonl", "tokens.jsonl", "metrics.json",
+        "results.jsonl", "opponents.jsonl", "behaviours.jsonl", "tokens.jsonl", "metrics.json",
     }  # fmt: skip
     known = done.provenance
     assert known["schema"] == 2
@@ -328,7 +328,7 @@ def test_files_of_the_run_folder(done):
 
 def test_measures_exist_only_with_labels(done, material, tmp_path):
     marked = any(hit.row > 36 for query in range(5) for hit in done.hits(query)[:1])
-    assert set(done.metrics) == {"overall", "labels", "queries", "with_same", "rows", "scores"} | (
+    assert set(done.metrics) == {"overall", "labels", "queries", "with_same", "behaviours", "rows", "scores"} | (
         {"tokens"} if marked else set()
     )
     bare = tmp_path / "queries.jsonl"
