@@ -48,7 +48,7 @@ def test_help_answers_without_torch():
         (["model.path=/no/such/model"], ["/no/such/model"]),
         (["layers.layers=[9]"], ["9", "1 to 3"]),
         (["scorer=block_cosine", "extractor.fields=[gradient]"], ["reads representation"]),
-        (["tokens.form=loud"], ["published, anchored, matched"]),
+        (["tokens.form=loud"], ["published, anchored, matched, distinctive"]),
         (["store.dtype=int8"], ["float16 or float32", "int8"]),
         (["top_k=0"], ["top_k", "at least 1"]),
         (["trainer.devises=2"], ["devises", "did you mean devices"]),

@@ -13,7 +13,7 @@ from rept.model.architecture import Architecture, peft_wrapper
 from rept.model.loading import Dtype, load_model, load_tokenizer
 from rept.signatures import fingerprint
 from rept.signatures.extractor import Extractor
-from rept.types import Batch, Signature
+from rept.types import FIELDS, Batch, Signature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,9 +101,11 @@ class Contrastive(Extractor):
         with wrapper.disable_adapter():
             return self.extractor(model, batch, layers)
 
-    def all_positions(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
+    def all_positions(
+        self, model: PreTrainedModel, batch: Batch, layers: Sequence[int], fields: Sequence[str] = FIELDS
+    ) -> Signature:
         """Those of the fine-tuned model."""
-        return self.extractor.all_positions(model, batch, layers)
+        return self.extractor.all_positions(model, batch, layers, fields)
 
 
 def _width(model: PreTrainedModel) -> int:

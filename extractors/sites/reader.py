@@ -66,9 +66,11 @@ class SiteExtractor(Extractor):
             if quantity == key.field
         }
 
-    def all_positions(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
-        """Both fields at all positions, each (B T D) in float32, whatever ``fields`` and ``position`` are."""
-        blocks = self.everywhere(model, batch, Response.of(batch.labels), layers, FIELDS)
+    def all_positions(
+        self, model: PreTrainedModel, batch: Batch, layers: Sequence[int], fields: Sequence[str] = FIELDS
+    ) -> Signature:
+        """These fields at all positions, each (B T D) in float32, whatever the extractor's own are."""
+        blocks = self.everywhere(model, batch, Response.of(batch.labels), layers, fields)
         return {key: block.float() for key, block in blocks.items()}
 
     def everywhere(

@@ -41,7 +41,7 @@ class StoreConfig:
 class TokensConfig:
     hits: int = 3
     layer: int | None = None
-    form: str = "matched"
+    form: str = "distinctive"
 
 
 @dataclass

@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 
 from rept.errors import UsageError
 
-Form = Literal["published", "anchored", "matched"]
+PairForm = Literal["published", "anchored", "matched"]  # of one pair of samples
+Form = Literal[PairForm, "distinctive"]  # the last one of whole behaviours, see rept.ranking.distinctive_words
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class TokenStates:
     anchor: Tensor  # (D) representation at the last prompt token
 
 
-def token_influence(tokens: TokenStates, other: TokenStates, form: Form = "matched") -> Tensor:
+def token_influence(tokens: TokenStates, other: TokenStates, form: PairForm = "matched") -> Tensor:
     """One score for each token of a sample: how it agrees with another sample's response.
 
     published: ``I_t = (sum_i ghat(other)_i) . ghat_t``, where ``ghat`` is the gradient with each token's row scaled to
@@ -34,7 +35,7 @@ def token_influence(tokens: TokenStates, other: TokenStates, form: Form = "match
     anchored: ``I_t * cos(h_t, h(other) at its last prompt token)``. In long responses function words dominate the
     published sum; the second factor keeps the tokens whose state resembles the one from which the other answer starts.
 
-    matched, the default: ``max_i (ghat(other)_i . ghat_t)`` with the same second factor, i running over the positions
+    matched: ``max_i (ghat(other)_i . ghat_t)`` with the same second factor, i running over the positions
     that predict the other response. In a sum, many weak agreements outweigh the one position that the token explains.
     Chosen by what it marks on two data sets with known culprits (benchmarks/tokens.py, docs/findings.md).
 
@@ -73,7 +74,7 @@ def token_agreement(tokens: TokenStates, other: TokenStates, most: int = 3) -> T
 
 
 def check_form(form: str) -> Form:
-    """Returns ``form``; raises UsageError unless it is one of the three."""
+    """Returns ``form``; raises UsageError unless it is one of the four."""
     known: tuple[Form, ...] = get_args(Form)
     for one in known:
         if form == one:

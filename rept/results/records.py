@@ -56,6 +56,7 @@ class TokenScores:
     layer: int
     form: str
     agrees: list[list[int]]  # for each token, positions in the other side's tokens, strongest first
+    references: int = 1  # texts of the other side that the scores are a mean over
 
 
 Record = TypeVar("Record", Hit, BehaviourHit, TokenScores)

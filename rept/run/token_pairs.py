@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 from rept.data.datamodule import AttributionDataModule
 from rept.distributed.partition import Partition
 from rept.model.placement import input_device
-from rept.ranking.token_influence import Form, TokenStates, token_agreement, token_influence
+from rept.ranking.token_influence import PairForm, TokenStates, token_agreement, token_influence
+from rept.run.distinctive_tokens import DistinctiveTokens
 from rept.signatures.extractor import ReadsAllPositions
 from rept.types import IGNORE, Batch, Side
 
@@ -37,7 +38,7 @@ def score_pairs(
     datamodule: AttributionDataModule,
     pairs: Sequence[tuple[int, int]],
     layer: int,
-    form: Form,
+    form: PairForm | DistinctiveTokens,
     queries_at_once: int = 16,
     rank: int = 0,
     world_size: int = 1,
@@ -47,8 +48,11 @@ def score_pairs(
     Groups of queries are partitioned over the ranks, see `rept.distributed.partition`. Batches, and so the scores, are
     the same for any number of ranks, bit for bit. Memory: the states of ``queries_at_once`` queries and of one batch of
     training rows.
+
+    Args:
+        form: of the scores of single pairs, or what scores texts for whole behaviours.
     """
-    queries = sorted({query for query, _ in pairs})
+    queries = sorted({query for query, _ in pairs}, key=lambda query: (_behaviour(form, query), query))
     groups = [queries[start : start + queries_at_once] for start in range(0, len(queries), queries_at_once)]
     partition = Partition(len(groups), world_size)
     for number, group in enumerate(groups):
@@ -66,18 +70,29 @@ def score_pairs(
         known: dict[int, TokenStates] = {}
         for batch in datamodule.batches("query", group):
             known |= token_states(model, extractor, batch, layer)
+        if isinstance(form, DistinctiveTokens):
+            form.prepare(group)
+            form.score("query", {q: known[q].representation for q in group}, {q: [q] for q in group})
         for i, batch in own:
-            for row, states in token_states(model, extractor, batch, layer).items():
+            of_batch = token_states(model, extractor, batch, layer)
+            if isinstance(form, DistinctiveTokens):
+                form.score("train", {row: states.representation for row, states in of_batch.items()}, queries_of)
+            for row, states in of_batch.items():
                 for query in queries_of[row]:
-                    for side, scored, other in (("train", states, known[query]), ("query", known[query], states)):
-                        yield PairScores(
-                            order=(number, i),
-                            query=query,
-                            row=row,
-                            side=side,  # type: ignore[arg-type]  # a literal in a tuple is inferred as str
-                            scores=token_influence(scored, other, form),
-                            agrees=token_agreement(scored, other),
-                        )
+                    sides: tuple[tuple[Side, TokenStates, TokenStates], ...] = (
+                        ("train", states, known[query]),
+                        ("query", known[query], states),
+                    )
+                    for side, scored, other in sides:
+                        if isinstance(form, DistinctiveTokens):
+                            scores = form.scores(query, side, row if side == "train" else query)
+                        else:
+                            scores = token_influence(scored, other, form)
+                        yield PairScores((number, i), query, row, side, scores, token_agreement(scored, other))
+
+
+def _behaviour(form: PairForm | DistinctiveTokens, query: int) -> int:
+    return form.number[query] if isinstance(form, DistinctiveTokens) else 0
 
 
 def token_states(

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from rept.data.query_groups import ALL, group_queries
 from rept.data.samples import Sample
 from rept.distributed.collectives import barrier, process
 from rept.ranking.metrics import token_measures
 from rept.ranking.token_influence import check_form
+from rept.run.distinctive_tokens import BACKGROUND, DistinctiveTokens
 from rept.run.job import Job
+from rept.run.sample_rows import sample_rows
 from rept.run.token_pairs import score_pairs
 from rept.signatures.extractor import ReadsAllPositions
 from rept.types import Status
@@ -53,7 +56,8 @@ def _scored(
     pairs = [(query, row) for query, rows in hits.items() for row in rows]
     encoded = lru_cache(maxsize=256)(job.datamodule.encoded)
     form = check_form(job.config.tokens.form)
-    found = score_pairs(job.model, extractor, job.datamodule, pairs, layer, form, rank=rank, world_size=world_size)
+    scorer = _distinctive(job, extractor, hits, layer) if form == "distinctive" else form
+    found = score_pairs(job.model, extractor, job.datamodule, pairs, layer, scorer, rank=rank, world_size=world_size)
     with progress("Scoring tokens", total=2 * len(pairs), unit="texts") as advance:
         for one in found:
             text = encoded(one.side, one.row if one.side == "train" else one.query)
@@ -70,10 +74,24 @@ def _scored(
                 "agrees": [[i for i in others if i >= 0] for others in one.agrees.tolist()],
                 "layer": layer,
                 "form": form,
+                "references": 1 if isinstance(scorer, str) else len(scorer.references_of(one.query, one.side)),
             }
             counts = one.side == "train" and not _is_query(job, one.row, one.query)
             measured = token_measures(scores, text.marked, text.response) if counts and any(text.marked) else {}
             yield {"order": one.order, "measured": measured, "line": line}
+
+
+def _distinctive(
+    job: Job, extractor: ReadsAllPositions, hits: Mapping[int, Sequence[int]], layer: int
+) -> DistinctiveTokens:
+    """Queries that have a label are scored as one behaviour, all others each on their own."""
+    samples = {query: job.datamodule.sample("query", query) for query, rows in hits.items() if rows}
+    labels = {query: sample.label for query, sample in samples.items() if isinstance(sample, Sample)}
+    named = [queries for name, queries in group_queries(labels).behaviours.items() if name != ALL]
+    alone = sorted(samples.keys() - {query for queries in named for query in queries})
+    behaviours = [*named, *([query] for query in alone)]
+    background = sample_rows(job, BACKGROUND)
+    return DistinctiveTokens(job.model, extractor, job.datamodule, layer, behaviours, hits, background)
 
 
 def _is_query(job: Job, row: int, query: int) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args, runti
 
 from torch import nn
 
-from rept.types import Batch, Signature
+from rept.types import FIELDS, Batch, Signature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,8 +46,10 @@ class Extractor(ABC):
 class ReadsAllPositions(Protocol):
     """An extractor that also reads every position, which token scores need."""
 
-    def all_positions(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
-        """Returns representation and gradient at all positions, each (B T D) in float32."""
+    def all_positions(
+        self, model: PreTrainedModel, batch: Batch, layers: Sequence[int], fields: Sequence[str] = FIELDS
+    ) -> Signature:
+        """Returns representation, gradient or both at all positions, each (B T D) in float32."""
         ...
 
 

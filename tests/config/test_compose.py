@@ -171,7 +171,13 @@ def test_build_faults(node, words):
 
 def test_help_names_every_key_with_its_default():
     text = describe("attribute", "usage")
-    for key in ("top_k=100", "store.dtype=float16", "datamodule=instructions", "scorer=cosine", "tokens.form=matched"):
+    for key in (
+        "top_k=100",
+        "store.dtype=float16",
+        "datamodule=instructions",
+        "scorer=cosine",
+        "tokens.form=distinctive",
+    ):
         assert key in text
 
 

@@ -1,0 +1,194 @@
+"""Token scores of the form `distinctive`: what the formulas need from the model, for whole behaviours."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from rept.data.datamodule import AttributionDataModule
+from rept.data.encoder import Encoded
+from rept.model.hooks import record
+from rept.model.masking import Maskable, masking_effects
+from rept.model.placement import input_device
+from rept.ranking.distinctive_words import Answer, Reference, prompt_scores, rarity, response_scores
+from rept.signatures.extractor import ReadsAllPositions
+from rept.types import SIDES, Batch, Side, Status
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BACKGROUND = 300  # training rows, drawn with the run's seed, that every text is compared with
+REFERENCES = 20  # texts of a behaviour that scores are a mean over, at most
+
+
+class DistinctiveTokens:
+    """Scores texts for behaviours: a training row is compared with the behaviour's queries, a query with its best hits.
+
+    Args:
+        extractor: its first site is read.
+        layer: from 1.
+        behaviours: the queries of each behaviour; a query that belongs to none is one of its own.
+        hits: the row numbers of each query's best hits, best first.
+        background: drawn training rows.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        extractor: ReadsAllPositions,
+        datamodule: AttributionDataModule,
+        layer: int,
+        behaviours: Sequence[Sequence[int]],
+        hits: Mapping[int, Sequence[int]],
+        background: Sequence[int],
+    ) -> None:
+        self.model, self.extractor, self.datamodule, self.layer = model, extractor, datamodule, layer
+        self.behaviours = behaviours
+        self.number = {query: number for number, queries in enumerate(behaviours) for query in queries}
+        self.hits = hits
+        self._words: dict[str, int] = {}
+        self._encoded = lru_cache(maxsize=1024)(datamodule.encoded)
+        self._background = list(background)
+        self._references: dict[tuple[int, Side], list[Reference]] = {}
+        self._known: dict[tuple[int, Side, int], Tensor] = {}  # by behaviour and text
+        self._measure_background()
+
+    def references(self, behaviour: int, side: Side) -> list[int]:
+        """The texts of one side that show the behaviour: evenly spaced queries, or the best hits of these in turn."""
+        queries = self.behaviours[behaviour]
+        step = max(1.0, len(queries) / REFERENCES)
+        asked = [queries[int(i * step)] for i in range(min(len(queries), REFERENCES))]
+        if side == "query":
+            return asked
+        in_turn = (row for rows in zip_longest(*(self.hits[query] for query in asked)) for row in rows)
+        return list(dict.fromkeys(row for row in in_turn if row is not None))[:REFERENCES]
+
+    def references_of(self, query: int, side: Side) -> list[int]:
+        """The texts that texts of this side are compared with for the query's behaviour."""
+        return self.references(self.number[query], "query" if side == "train" else "train")
+
+    def prepare(self, queries: Iterable[int]) -> None:
+        """Reads the references of these queries' behaviours, and forgets those of all others."""
+        wanted = [(self.number[query], side) for query in queries for side in SIDES]
+        missing = [one for one in dict.fromkeys(wanted) if one not in self._references]
+        self._references = {one: found for one, found in self._references.items() if one in wanted}
+        self._known = {one: found for one, found in self._known.items() if one[:2] in wanted}
+        answers: list[list[Answer]] = []
+        for behaviour, side in missing:
+            rows = self.references(behaviour, side)
+            states = dict(self._states(side, rows))
+            answers.append([self._answer(side, row, states[row]) for row in rows])
+        compared = iter(self._compared([answer for several in answers for answer in several]))
+        for one, several in zip(missing, answers, strict=True):
+            self._references[one] = [next(compared) for _ in several]
+
+    def score(self, side: Side, texts: Mapping[int, Tensor], queries: Mapping[int, Sequence[int]]) -> None:
+        """Scores texts of one side for behaviours, each once; `scores` returns them.
+
+        Args:
+            texts: representations (T D) by row.
+            queries: by row, those for whose behaviours to score it.
+        """
+        wanted = {(row, self.number[query]) for row in texts for query in queries[row]}
+        jobs = sorted((row, number) for row, number in wanted if (number, side, row) not in self._known)
+        answers = {row: self._answer(side, row, texts[row]) for row, _ in jobs}
+        responses = [self._response(side, row, number, answers[row]) for row, number in jobs]
+        masked = [self._maskable(self._text(side, row), one) for (row, _), one in zip(jobs, responses, strict=True)]
+        effects = masking_effects(self.model, masked, self._fill, self.datamodule.tokens_per_batch)
+        for (row, number), response, one, effect in zip(jobs, responses, masked, effects, strict=True):
+            answer, special = answers[row], torch.tensor(self._text(side, row).special)[: -len(response)]
+            every = torch.zeros(len(special)).index_put((torch.tensor(one.positions, dtype=torch.int64),), effect)
+            rare = self._rarity(answer.asked, self._asked)
+            prompt = prompt_scores(answer, self._of(number, side), rare, special, every, response.max())
+            self._known[number, side, row] = torch.cat([prompt, response])
+
+    def scores(self, query: int, side: Side, row: int) -> Tensor:
+        """The scores (T) of a text that `score` was called with, for the query's behaviour."""
+        return self._known[self.number[query], side, row]
+
+    def _of(self, behaviour: int, side: Side) -> list[Reference]:
+        return self._references[behaviour, "query" if side == "train" else "train"]
+
+    def _response(self, side: Side, row: int, number: int, answer: Answer) -> Tensor:
+        special = torch.tensor(self._text(side, row).special[len(answer.asked) :])
+        return response_scores(answer, self._of(number, side), self._rarity(answer.said, self._said), special)
+
+    def _maskable(self, text: Encoded, response: Tensor) -> Maskable:
+        weights = torch.cat([torch.zeros(text.prompt_length), response / response.sum().clamp_min(1e-9)])
+        own = [i for i in range(text.prompt_length) if not text.special[i]]
+        return Maskable(torch.tensor(text.input_ids), weights, own)
+
+    def _text(self, side: Side, row: int) -> Encoded:
+        text = self._encoded(side, row)
+        assert not isinstance(text, Status)  # only attributed rows are ranked and drawn
+        return text
+
+    def _numbers(self, side: Side, row: int) -> tuple[list[int], list[int]]:
+        """The words of a text's tokens as numbers: those of the prompt, and those of the response."""
+        text = self._text(side, row)
+        words = [text.text[start:end] for start, end in text.pieces]
+        numbers = [self._words.setdefault(word.strip().casefold() or word, len(self._words)) for word in words]
+        return numbers[: text.prompt_length], numbers[text.prompt_length :]
+
+    def _answer(self, side: Side, row: int, states: Tensor) -> Answer:
+        asked, said = self._numbers(side, row)
+        last, response = states[len(asked) - 1 : len(asked)], states[len(asked) :]
+        centred = torch.cat([last - self._centres[0], response - self._centres[1]])
+        return Answer(normalize(centred, dim=-1), torch.tensor(said), torch.tensor(asked))
+
+    def _rarity(self, words: Tensor, containing: Counter[int]) -> Tensor:
+        return rarity(torch.tensor([containing[word] for word in words.tolist()]), len(self._background))
+
+    def _states(self, side: Side, rows: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yields the representations (T D) of texts, batch by batch."""
+        for batch in self.datamodule.batches(side, rows):
+            yield from self._states_of(batch)
+
+    def _states_of(self, batch: Batch) -> Iterator[tuple[int, Tensor]]:
+        on_device = batch.to(input_device(self.model))
+        blocks = self.extractor.all_positions(self.model, on_device, [self.layer], ["representation"])
+        block = next(iter(blocks.values())).cpu()
+        return ((row, block[i, : int(batch.length[i])]) for i, row in enumerate(batch.row.tolist()))
+
+    def _measure_background(self) -> None:
+        """Means of states and embeddings over the background, and how many of its texts contain each word."""
+        states_sum, states, embedded_sum, embedded = torch.zeros(()), torch.zeros(2, 1), torch.zeros(()), 0
+        self._asked: Counter[int] = Counter()
+        self._said: Counter[int] = Counter()
+        with record({"embedding": self.model.get_input_embeddings()}, gradients=False) as read:
+            for batch in self.datamodule.batches("train", self._background):
+                for i, (row, own) in enumerate(self._states_of(batch)):
+                    asked, said = self._numbers("train", row)
+                    start = len(asked)
+                    states_sum = states_sum + torch.stack([own[start - 1], own[start:].sum(0)]).double()
+                    states += torch.tensor([[1], [len(said)]])
+                    embedded_sum = embedded_sum + read["embedding"][i, : len(own)].double().sum(0).cpu()
+                    embedded += len(own)
+                    self._asked.update(set(asked))
+                    self._said.update(set(said))
+        self._centres = (states_sum / states).float()
+        self._fill = (embedded_sum / embedded).float()
+
+    def _compared(self, answers: Sequence[Answer]) -> list[Reference]:
+        """Adds to each answer how near the background comes to each of its states."""
+        if not answers:
+            return []
+        states = torch.cat([answer.states for answer in answers])
+        every = torch.stack(
+            [
+                (states @ self._answer("train", row, other).states.T).amax(1)
+                for row, other in self._states("train", self._background)
+            ],
+            dim=1,
+        )  # (states, background rows)
+        deviation = every.std(1, correction=0).clamp_min(1e-6)
+        sizes = [len(answer.states) for answer in answers]
+        parts = zip(answers, torch.split(every.mean(1), sizes), torch.split(deviation, sizes), strict=True)
+        return [Reference(answer, mean, spread) for answer, mean, spread in parts]
