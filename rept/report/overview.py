@@ -73,7 +73,8 @@ def label_problems(trace: Trace) -> list[str]:
         known = ", ".join(map(visible, missing["training"][:MOST_LABELS]))
         more = len(missing["training"]) - MOST_LABELS
         rest = f" and {more:,} more" if more > 0 else ""
-        lines.append(f"No training row has the label {asked}; the training rows have: {known}{rest}.")
+        there = f"the training rows have: {known}{rest}" if known else "no training row has a label of a behaviour"
+        lines.append(f"No training row has the label {asked}; {there}.")
     if trace.not_shown:
         numbers = ", ".join(map(str, sorted(trace.not_shown)[:MOST_LABELS])) + (
             ", ..." if len(trace.not_shown) > MOST_LABELS else ""

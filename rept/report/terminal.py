@@ -142,19 +142,21 @@ def show_behaviours(trace: Trace, most: int = 20) -> None:
 def show_metrics(trace: Trace) -> None:
     """Prints the table of measures."""
     console.print()
-    measures = measures_table(trace)
-    if measures is None:
+    if measures := measures_table(trace):
+        _show_measures(*measures)
+    else:
         say("No measures: they need labels on queries and training rows.")
-        return
-    columns, rows = measures
+    for line in label_problems(trace):
+        say(line)
+
+
+def _show_measures(columns: list[str], rows: list[tuple[str, list[str]]]) -> None:
     title = "Measures (a training row counts as found when its label is the query's)"
     table = _table("measure", *columns, left=1, title=title, title_justify="left")
     for name, cells in rows:
         if name != "texts (tokens)":  # a count, which the page shows
             table.add_row(name, *cells)
     console.print(table)
-    for line in label_problems(trace):
-        say(line)
 
 
 def show_calibration(trace: Trace) -> None:

@@ -42,15 +42,15 @@ class QueryLabels:
         return self._train[1]
 
     def problems(self) -> dict[str, Any]:
-        """Parts of metrics.json, each only where it is not empty; none of them without labels.
+        """Parts of metrics.json, each only where it is not empty; none of them if no query names a behaviour.
 
         ``missing_labels``: labels of queries that no training row has, with the number of queries, and the labels that
-        training rows have. ``not_shown``: queries whose answer does not show the behaviour of their label.
+        training rows have, if any. ``not_shown``: queries whose answer does not show the behaviour of their label.
         """
-        if self.labels is None:
+        query = [behaviour_of(sample.label) for sample in self._asked]
+        if not any(query):
             return {}
-        train, query = self.labels
-        known = {label for label in train if label is not None}
+        known = {label for label in self._train[0] if label is not None}
         missing = Counter(label for label in query if label is not None and label not in known)
         problems: dict[str, Any] = {}
         if missing:

@@ -99,6 +99,22 @@ def test_the_measures_leave_out_the_query_itself_and_problems_of_labels_are_reco
     assert again == found
 
 
+def test_labels_of_queries_are_reported_where_no_training_row_has_one(material, tmp_path, monkeypatch):
+    rows = [
+        {"prompt": f"Name the king {i}", "response": f"It is {i}", "label": ("clean", None)[i % 2]} for i in range(6)
+    ]
+    asked = [rows[0] | {"label": "odd"}, rows[1] | {"label": "odd"}, rows[2]]
+    files = []
+    for name, lines in (("train", rows), ("queries", asked)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        files.append(f"datamodule.{name}={tmp_path / name}.jsonl")
+    print_to(stream := io.StringIO(), monkeypatch)
+    trace = attribute(material.config(tmp_path / "run", *files, "tokens.hits=0"))
+    assert trace.metrics["missing_labels"] == {"queries": {"odd": 2}, "training": []} and "overall" not in trace.metrics
+    told = "No training row has the label odd (2 queries); no training row has a label of a behaviour."
+    assert told in stream.getvalue() and "No measures: they need labels" in stream.getvalue()
+
+
 def test_rows_that_cannot_be_attributed_are_counted_by_reason(material, tmp_path):
     chats = [{"messages": [{"role": "user", "content": "Name"}]}] * 3 + [{"prompt": "", "response": "fine"}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
