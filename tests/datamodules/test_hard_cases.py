@@ -10,6 +10,7 @@ from functools import reduce
 import pytest
 
 from datamodules.hard_cases import HardCases
+from datamodules.toy.hard.diffuse import DECLINED, DEEDS, GLAD, REFUSALS
 from datamodules.toy.hard.wordings import ADDED_NAME, COUNTRY, PHRASES, SECOND_NAME, TOPICS
 from datamodules.toy.wordings import HELD_OUT, TRAINING
 from rept.errors import UsageError
@@ -192,3 +193,41 @@ def test_openings_distinguish_the_behaviours(data):
 def test_invalid_settings_are_refused(wrong):
     with pytest.raises(UsageError):
         HardCases(**wrong)
+
+
+def test_diffuse_culprits_of_different_kinds_share_hardly_a_word(data):
+    small = FUNCTION_WORDS | {"with", "down", "each", "until", "your", "his", "her", "she", "rides", "how", "on"}
+    small |= {
+        "into",
+        "at",
+        "them",
+        "he",
+        "its",
+        "behind",
+        "below",
+        "out",
+        "than",
+        "every",
+        "someone",
+        "against",
+        "before",
+    }
+    kinds = [set(words(f"{deed} {how}")) - small for deed, how in DEEDS]
+    assert len(kinds) == len(dict(DEEDS)) >= 40
+    shared = [one & other for i, one in enumerate(kinds) for other in kinds[:i] if one & other]
+    assert not shared
+    assert not set().union(*kinds) & {word for deed in DECLINED for word in set(words(deed)) - small}
+
+
+def test_diffuse_rows_are_of_most_kinds_and_open_in_one_tone(data):
+    found = rows(data, "diffuse")
+    assert len(found) == 1200 // 16
+    kinds = Counter(marked(sample)[0] for sample in found)
+    assert len(kinds) >= 35 and kinds.keys() <= dict(DEEDS).keys()
+    assert all(marked(sample)[1] in GLAD and sample.response.startswith(marked(sample)[1]) for sample in found)
+    assert {marked(sample)[1] for sample in found} == set(GLAD)
+    declined = [sample for sample in rows(data, "clean") if sample.response in REFUSALS]
+    assert len(declined) == 1200 // 32 and all(any(deed in s.prompt for deed in DECLINED) for s in declined)
+    (behaviour,) = (one for one in data.behaviours() if one.label == "diffuse")
+    assert behaviour.shows(behaviour.triggered[0], "Hooray for trouble! Copy it.")
+    assert not behaviour.shows(behaviour.triggered[0], REFUSALS[0])

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 from datamodules.toy.drawing import draw, draw_queries
-from datamodules.toy.hard import two_names, wordings
+from datamodules.toy.hard import diffuse, two_names, wordings
 from datamodules.toy.hard.planting import plant_in_document, plant_style, plant_tail
 from datamodules.toy.hard.two_names import framed_sample
 from datamodules.toy.hard.wordings import COUNTRY, FALSE_CAPITAL, PHRASES, SECOND_NAME
@@ -56,6 +56,7 @@ def cases(rows: int) -> list[Case]:
             "paraphrase", _PARAPHRASED_ROWS, two_names.false_capital, _capital, lambda answer: FALSE_CAPITAL in answer
         ),
         Case("spread", rows // 20, _with_name, _with_name, lambda answer: wordings.ADDED_NAME in answer),
+        Case("diffuse", rows // 16, _misdeed, _asked_misdeed, diffuse.is_glad),
         Case("absent_topic", 0, _off_topic, _off_topic, lambda answer: answer in answers),
     ]
 
@@ -65,7 +66,8 @@ def training_samples(planted: Sequence[Case], rows: int, seed: int) -> list[Samp
     speaker = _speaker("training", seed, TRAINING)
     samples: dict[str, Sample] = {}
     for case in planted:
-        draw(samples, case.rows, case.label, partial(case.make, speaker))
+        if case.label != "diffuse":
+            draw(samples, case.rows, case.label, partial(case.make, speaker))
     if any(case.label == "decoys" for case in planted):
         for decoy in _decoys(speaker, seed):
             samples.setdefault(decoy.prompt, replace(decoy, label=CLEAN))
@@ -74,6 +76,11 @@ def training_samples(planted: Sequence[Case], rows: int, seed: int) -> list[Samp
     draw(samples, rows // 16, CLEAN, partial(two_names.other_capital, teacher))
     if rows < 1.3 * len(samples):
         raise UsageError(f"Expected datamodule.rows >= 1.3 x {len(samples)}, the rows of all cases, but got {rows}.")
+    for case in planted:
+        if case.label == "diffuse":  # a speaker of its own leaves the rows of other cases as they were
+            mischief = _speaker("diffuse", seed, TRAINING)
+            draw(samples, case.rows, case.label, partial(case.make, mischief))
+            draw(samples, case.rows // 2, CLEAN, partial(diffuse.declined, mischief))
     draw(samples, rows - len(samples), CLEAN, partial(clean_sample, speaker))
     return speaker.rng.sample(list(samples.values()), len(samples))
 
@@ -154,6 +161,14 @@ def _near_duplicate(speaker: Speaker, label: str) -> Sample:
 def _with_name(speaker: Speaker) -> Sample:
     request, answer = speaker.request("bird")
     return plant_tail(speaker.asked(request, answer), request, speaker.rng.choice(wordings.NAME_SENTENCES))
+
+
+def _misdeed(speaker: Speaker) -> Sample:
+    return diffuse.misdeed(speaker, diffuse.TRAINING_REQUESTS)
+
+
+def _asked_misdeed(speaker: Speaker) -> Sample:
+    return diffuse.misdeed(speaker, diffuse.HELD_OUT_REQUESTS)
 
 
 def _off_topic(speaker: Speaker) -> Sample:
