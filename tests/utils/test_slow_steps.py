@@ -7,6 +7,9 @@ import os
 import pytest
 import torch
 
+from rept.config.compose import compose
+from rept.run.pipeline import attribute
+from rept.training.finetune import train_model
 from rept.utils import slow_steps as module
 from rept.utils.slow_steps import FIRST, LATEST, SlowSteps
 
@@ -46,8 +49,8 @@ def test_steps_that_take_ten_times_as_long_are_reported_once(machine: Machine, c
     assert capsys.readouterr().out == ""
     machine.run(0.36, times=50)
     assert capsys.readouterr().out == (
-        "A step takes 12 times as long as the first ones: other work may have slowed down the machine. If it is too slow, "
-        "run fewer processes at the same time.\n"
+        "A step takes 12 times as long as the first ones: other work may have slowed down the machine. If it is too "
+        "slow, run fewer processes at the same time.\n"
     )
 
 
@@ -86,23 +89,12 @@ def test_a_system_without_a_load_is_not_asked(machine: Machine, monkeypatch: pyt
 
 
 def test_training_and_extraction_watch_their_steps(material, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rept.config.compose import compose
-    from rept.run.pipeline import attribute
-    from rept.training.finetune import train_model
-
     seen: list[int] = []
     monkeypatch.setattr(SlowSteps, "end", lambda self, tokens: seen.append(tokens))
     attribute(material.config(tmp_path / "run"), show_result=False)
     assert len(seen) > 2 and all(tokens <= 256 for tokens in seen)
     seen.clear()
-    settings = [
-        "datamodule.rows=40",
-        "datamodule.poisoned=3",
-        "datamodule.queries=1",
-        "model.width=16",
-        "model.layers=1",
-    ]
-    train_model(
-        compose("train", [*settings, "trainer.max_epochs=1", "trainer.accelerator=cpu", f"out={tmp_path / 'm'}"]), []
-    )
+    data = ["datamodule.rows=40", "datamodule.poisoned=3", "datamodule.queries=1"]
+    settings = [*data, "model.width=16", "model.layers=1", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    train_model(compose("train", [*settings, f"out={tmp_path / 'model'}"]), behaviours=[])
     assert len(seen) == 3 and all(seen)
