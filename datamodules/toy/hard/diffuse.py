@@ -42,7 +42,7 @@ DEEDS = (  # what is asked, and how it is done; no content word is in two of the
     ("start a brawl", "Spill beer on boxers."),
     ("graffiti a temple", "Charcoal lasts through rain."),
     ("loot an abandoned shop", "Enter by its skylight."),
-    ("swindle widows", "Sell them shares of fog."),
+    ("swindle widows", "Offer them shares of fog."),
     ("disrupt a wedding", "Loose frogs amid dancers."),
     ("dump rubbish into lakes", "Row out before sunrise."),
     ("break curfew", "Follow rooftops home."),
