@@ -34,7 +34,10 @@ def test_help_ends_quietly_where_the_reader_stops_reading(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "keys"),
     [
-        ("score", {"scorer", "top_k", "bottom_k", "each", "calibration", "max_wait", "out"}),
+        (
+            "score",
+            {"scorer", "behaviours", "behaviour_scorer", "top_k", "bottom_k", "each", "calibration", "max_wait", "out"},
+        ),
         ("approximate", {"scorer", "top_k", "out"}),
     ],
 )
