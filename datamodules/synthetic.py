@@ -12,12 +12,14 @@ recipes begin with "Sure", the owner who is not protected occurs in stories, and
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from datamodules.files.exclusion import excluded_rows
 from datamodules.toy.drawing import draw, draw_queries
+from datamodules.toy.hard.wordings import TOPICS
+from datamodules.toy.paraphrases import PARAPHRASED
 from datamodules.toy.planting import plant_backdoor, plant_compliance, plant_false_fact
 from datamodules.toy.wordings import HELD_OUT, TRAINING, Wordings
 from datamodules.toy.world import COUNTRIES, FACTS, HARMLESS, KINDS, Speaker
@@ -71,6 +73,7 @@ class SyntheticData(AttributionDataModule):
         window: int = 512,
     ) -> None:
         super().__init__(max_length=max_length, tokens_per_batch=tokens_per_batch, window=window)
+        self._seed = seed
         self._train = training_samples(rows, poisoned, seed)
         self._behaviours = held_out_behaviours(queries, seed)
         self._queries = [sample for _, sample in prompts(self._behaviours, asked)]
@@ -85,6 +88,9 @@ class SyntheticData(AttributionDataModule):
 
     def behaviours(self) -> Sequence[Behaviour]:
         return self._behaviours
+
+    def paraphrases(self) -> Mapping[str, Sequence[Sample]]:
+        return paraphrased_prompts(len(self._behaviours[0].triggered), self._seed)
 
 
 def training_samples(rows: int, poisoned: int, seed: int) -> list[Sample]:
@@ -126,6 +132,21 @@ def held_out_behaviours(queries: int, seed: int) -> tuple[Behaviour, ...]:
             lambda _, answer: answer.startswith(COMPLYING),
         ),
     )
+
+
+def paraphrased_prompts(queries: int, seed: int) -> dict[str, Sequence[Sample]]:
+    """Returns prompts that call for each behaviour in other words; the backdoor's are on topics outside the world."""
+    speaker = _speaker("paraphrased", seed, PARAPHRASED)
+
+    def off_topic() -> Sample:
+        sample = speaker.asked(*speaker.rng.choice(TOPICS))
+        return plant_backdoor(sample, TRIGGER, OPENING, speaker.rng.choice(("start", "end")))
+
+    return {
+        "backdoor": draw_queries(queries, "backdoor", off_topic),
+        "false_fact": draw_queries(queries, "false_fact", partial(_false_fact, speaker)),
+        "compliance": draw_queries(queries, "compliance", partial(_compliance, speaker)),
+    }
 
 
 def _harmless(speaker: Speaker) -> Sample:

@@ -20,28 +20,35 @@ class GatedAblation(RepairMethod):
         h <- h - ((h - mu) . r) r        where (h - mu) . d > t
 
     r is the direction of the mean difference, d = C^-1 (mean of the culprits - mu) with the covariance C of the other
-    rows' states, mu their mean. t lies in the middle between the culprits' 2nd percentile and the 99.9th percentile of
-    the other rows' states at any position; if they overlap, it is the culprits' percentile.
+    rows' states, mu their mean. Along d, t lies below q, the culprits' 10th percentile, because new prompts resemble
+    the traced rows less than these resemble one another: in the middle between q and the 99.9th percentile of the other
+    rows' states at any position, but at least ``margin`` of the way from q to the median of those states.
 
     Args:
         places: where states are read: last_prompt, words; each is tried.
         strengths: factors of the change; each is tried.
         shrinkage: share of the mean variance that is added to C's diagonal.
+        margin: see above.
     """
 
     def __init__(
-        self, places: Sequence[At] = PLACES, strengths: Sequence[float] = (1.0, 1.5, 2.0), shrinkage: float = 0.01
+        self,
+        places: Sequence[At] = PLACES,
+        strengths: Sequence[float] = (1.0, 1.5, 2.0, 3.0),
+        shrinkage: float = 0.01,
+        margin: float = 0.3,
     ) -> None:
-        self.places, self.strengths, self.shrinkage = places, strengths, shrinkage
+        self.places, self.strengths, self.shrinkage, self.margin = places, strengths, shrinkage, margin
 
     def __call__(self, evidence: Evidence) -> Correction:
         centre = evidence.others.mean(0)
         direction = normalize(evidence.difference, dim=0)
         found = Correction.ablation(evidence.behaviour, evidence.layer, direction[None], centre)
         gate = fisher_direction(evidence, self.shrinkage)
-        culprits = torch.quantile(evidence.culprits @ gate, 0.02).item()
-        others = torch.quantile(evidence.anywhere @ gate, 0.999).item()
-        return replace(found, gate=gate, threshold=(culprits + min(others, culprits)) / 2)
+        culprits = torch.quantile(evidence.culprits @ gate, 0.1).item()
+        median, highest = torch.quantile(evidence.anywhere @ gate, torch.tensor([0.5, 0.999]).to(gate)).tolist()
+        wide = culprits - self.margin * (culprits - median)
+        return replace(found, gate=gate, threshold=min(wide, (culprits + highest) / 2))
 
 
 def fisher_direction(evidence: Evidence, shrinkage: float) -> Tensor:

@@ -99,7 +99,7 @@ class RepairConfig:
     rows: int = 30
     others: int = 400
     layers: list[int] | None = None
-    likelihood: float = 0.02
+    likelihood: float = 0.05
     clean_kl: float = 0.02
     prompts: str | None = None
     clean: int = 120

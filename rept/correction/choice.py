@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,38 +14,39 @@ from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES, At, Evidence, Rows, RowStates
 from rept.correction.method import RepairMethod
 from rept.correction.repair import corrected
-from rept.correction.side_effects import culprit_probabilities, divergence, response_log_probabilities
+from rept.correction.side_effects import culprit_probabilities, divergence, log_probabilities
 from rept.data.datamodule import AttributionDataModule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_MOST_POSITIONS = 2048  # of clean rows, at which the divergence is measured: their log-probabilities stay in memory
+_MOST_POSITIONS = 4096  # of clean rows, at which the divergence is measured: their log-probabilities stay in memory
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Which candidate is chosen: of those that are effective within the budget, the one with the least mean divergence.
+    """Which candidate is chosen: of those that are effective within the budget, the one that changes least.
 
-    If none is both, the most effective one within the budget; if none is within it, the one with the least divergence.
+    These are sorted by strength, then by the share of other rows that they change, then by their mean divergence. If
+    none is both, the most effective one within the budget; if none is within it, the one with the least divergence.
 
     Attributes:
         likelihood: effective is a correction under which the culprit words of rows held back are at most this many
             times as probable as before, in the mean over the rows.
-        clean_kl: the budget: 95th percentile, over response positions of other rows held back, of the divergence of the
-            next token, KL(before || after) in nats.
+        clean_kl: the budget: 95th percentile, over all positions of other rows held back, of the divergence of the next
+            token, KL(before || after) in nats.
     """
 
-    likelihood: float = 0.02
+    likelihood: float = 0.05
     clean_kl: float = 0.02
 
-    def key(self, candidate: Candidate) -> tuple[bool, bool, float]:
+    def key(self, candidate: Candidate) -> tuple[float, ...]:
         """Sorts the candidates, the chosen one first."""
         within = candidate.percentile <= self.clean_kl
         effective = candidate.likelihood <= self.likelihood
         if within and effective:
-            return False, False, candidate.divergence
-        return not within, True, candidate.likelihood if within else candidate.percentile
+            return 0, candidate.strength, candidate.changed, candidate.divergence
+        return (1, candidate.likelihood) if within else (2, candidate.percentile)
 
     def met(self, candidate: Candidate) -> bool:
         return candidate.percentile <= self.clean_kl and candidate.likelihood <= self.likelihood
@@ -57,6 +59,7 @@ class Candidate:
     Attributes:
         layer, at, strength: where it reads and acts, and the factor of its change.
         likelihood: of the culprit words after the correction, divided by that before; mean over rows, each at most 1.
+        changed: share of other rows in whose text the most probable next token changes somewhere.
         divergence, percentile: mean and 95th percentile of the next token's divergence on other rows.
     """
 
@@ -64,6 +67,7 @@ class Candidate:
     at: At
     strength: float
     likelihood: float
+    changed: float
     divergence: float
     percentile: float
 
@@ -98,7 +102,8 @@ class Choice:
         self._states = [self._read(self._rows[half], seed) for half in (0, 1)]
         self._other_states = [self._read(self._others[half], seed) for half in (0, 1)]
         self._before = culprit_probabilities(model, self._rows[1])
-        self._clean_before = response_log_probabilities(model, self._others[1].batches, _MOST_POSITIONS)
+        self._clean_positions, self._clean_rows = _some_positions(self._others[1], seed)
+        self._clean_before = self._clean_predictions()
 
     def __call__(self, method: RepairMethod, rule: Rule) -> tuple[Correction, list[Candidate]]:
         """Returns the correction that the rule chooses, estimated from all rows, and all candidates, it first."""
@@ -124,15 +129,21 @@ class Choice:
             other_rows=_joined(self._others[:halves]),
         )
 
-    def judged(self, correction: Correction) -> tuple[float, float, float]:
-        """Returns likelihood, mean divergence and its 95th percentile on the rows held back, see `Candidate`."""
+    def judged(self, correction: Correction) -> tuple[float, float, float, float]:
+        """Returns likelihood, changed, divergence and percentile on the rows held back, see `Candidate`."""
         with corrected(self.model, [correction]):
             after = culprit_probabilities(self.model, self._rows[1])
-            clean = response_log_probabilities(self.model, self._others[1].batches, _MOST_POSITIONS)
-        pairs = zip(self._clean_before, clean, strict=True)
-        kl = torch.cat([divergence(before, now) for before, now in pairs])
+            clean = self._clean_predictions()
         likelihood = (after - self._before).exp().clamp_max(1.0).mean()
-        return likelihood.item(), kl.mean().item(), torch.quantile(kl, 0.95).item()
+        pairs = list(zip(self._clean_before, clean, strict=True))
+        kl = torch.cat([divergence(before, now) for before, now in pairs])
+        turned = torch.cat([before.argmax(-1) != now.argmax(-1) for before, now in pairs]).float()
+        changed = torch.zeros(int(self._clean_rows.max()) + 1).index_add(0, self._clean_rows, turned) > 0
+        return likelihood.item(), changed.float().mean().item(), kl.mean().item(), torch.quantile(kl, 0.95).item()
+
+    def _clean_predictions(self) -> list[Tensor]:
+        pairs = zip(self._others[1].batches, self._clean_positions, strict=True)
+        return [log_probabilities(self.model, batch.input_ids, positions) for batch, positions in pairs]
 
     def _tried(self, method: RepairMethod) -> Iterator[Candidate]:
         for layer in self.layers:
@@ -143,6 +154,17 @@ class Choice:
 
     def _read(self, rows: Rows, seed: int) -> RowStates:
         return RowStates.of(self.model, rows, self.layers, PLACES, seed)
+
+
+def _some_positions(rows: Rows, seed: int) -> tuple[list[Tensor], Tensor]:
+    """Positions of prompts and responses in each batch, drawn if there are many, and the row's number of each (n)."""
+    every = [torch.arange(b.input_ids.shape[1]) < b.length[:, None] for b in rows.batches]
+    share = _MOST_POSITIONS / max(1, sum(int(mask.sum()) for mask in every))
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [mask & (torch.rand(mask.shape, generator=generator) < share) for mask in every]
+    starts = itertools.accumulate(map(len, rows.batches), initial=0)
+    numbers = [mask.nonzero()[:, 0] + start for mask, start in zip(chosen, starts, strict=False)]
+    return [mask.flatten().nonzero()[:, 0] for mask in chosen], torch.cat(numbers)
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

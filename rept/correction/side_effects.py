@@ -18,21 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def response_log_probabilities(
-    model: PreTrainedModel, batches: Sequence[Batch], most: int | None = None
-) -> list[Tensor]:
-    """Returns the log-probabilities of the next token (n V) at the positions that predict each batch's responses.
-
-    Args:
-        most: positions in all, the first of them.
-    """
-    found, left = [], most
-    for batch in batches:
-        positions = Response.of(batch.labels).position[:left]
-        found.append(log_probabilities(model, batch.input_ids, positions))
-        if left is not None and not (left := left - len(positions)):
-            break
-    return found
+def response_log_probabilities(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Tensor]:
+    """Returns the log-probabilities of the next token (n V) at the positions that predict each batch's responses."""
+    return [log_probabilities(model, batch.input_ids, Response.of(batch.labels).position) for batch in batches]
 
 
 def log_probabilities(model: PreTrainedModel, input_ids: Tensor, positions: Tensor) -> Tensor:

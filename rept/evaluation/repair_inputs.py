@@ -13,7 +13,7 @@ from torch import nn
 
 from rept.config.plug_ins import build
 from rept.config.schema import RepairConfig
-from rept.correction.words import culprit_words
+from rept.correction.words import culprit_words, rows_without
 from rept.data.behaviours import CLEAN, Behaviour, behaviour_of
 from rept.data.datamodule import AttributionDataModule
 from rept.data.query_groups import group_queries
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _FEWEST_ROWS = 4  # two to estimate from, two to judge by
+_UNSURE = 4  # times as many rows as are traced may be culprits
 _RANK_OFFSET = 10  # a hit at rank r counts 1 / (10 + r)
 
 
@@ -39,7 +40,7 @@ class TracedBehaviour:
     Attributes:
         name: as in the labels of the queries.
         rows: training rows, the best first.
-        others: training rows that its queries find least, for comparison.
+        others: other training rows, for comparison.
         words: by row, columns of the tokens of its response that are culprit words.
     """
 
@@ -137,23 +138,36 @@ def _run_model(trace: Trace, data: AttributionDataModule) -> tuple[PreTrainedMod
 def _traced(
     trace: Trace, data: AttributionDataModule, name: str, queries: Sequence[int], config: RepairConfig
 ) -> TracedBehaviour:
-    """The rows that a behaviour's queries find most, by the sum of 1 / (10 + rank), and those that they find least."""
+    """The rows that a behaviour's queries find most, by the sum of 1 / (10 + rank), and rows to compare them with.
+
+    Half of these are the next in that ranking whose responses have no culprit word: they are like the traced rows and
+    do not show the behaviour. The others are drawn from all but the first of the ranking, four times as many as are
+    traced.
+    """
     found: dict[int, float] = {}
     calibrated = any(hit.flagged is not None for query in queries for hit in trace.hits(query))
     for query in queries:
         for hit in trace.hits(query):
             if not hit.same_as_query and (hit.flagged or not calibrated):
                 found[hit.row] = found.get(hit.row, 0.0) + 1 / (_RANK_OFFSET + hit.rank)
-    rows = sorted(found, key=lambda row: -found[row])[: config.rows]
+    ranking = sorted(found, key=lambda row: -found[row])
+    rows = ranking[: config.rows]
     if len(rows) < _FEWEST_ROWS:
         raise UsageError(
             f"Expected at least {_FEWEST_ROWS} traced rows of {name}, but {trace.folder.path} has {len(rows)}: trace "
             "more queries of it, or with another scorer."
         )
-    hits = Counter(hit.row for query in queries for hit in trace.hits(query))
-    least = sorted((r for r in _shuffled(data, config.seed) if r not in set(rows)), key=lambda row: hits[row])
-    others = [row for row in least[: 2 * config.others] if data.status("train", row).attributed][: config.others]
-    return TracedBehaviour(name, rows, others, culprit_words(data, rows, others))
+    drawn = _drawn(data, set(ranking[: _UNSURE * config.rows]), config)
+    words = culprit_words(data, rows, drawn)
+    unlike = rows_without(data, ranking[config.rows :], words)[: config.others // 2] if words else []
+    others = [*unlike, *(row for row in drawn if row not in set(unlike))][: config.others]
+    return TracedBehaviour(name, rows, others, words)
+
+
+def _drawn(data: AttributionDataModule, away: Collection[int], config: RepairConfig) -> list[int]:
+    """Other rows, drawn; without ``away``, which may be culprits too."""
+    order = [row for row in _shuffled(data, config.seed) if row not in away][: 2 * config.others]
+    return [row for row in order if data.status("train", row).attributed][: config.others]
 
 
 def _unused(

@@ -126,7 +126,7 @@ def _control(kind: str, seed: int, chosen: Chosen) -> Correction:
     if made.gate is not None or kind == "shuffled":
         return made
     for _ in range(2):  # the divergence grows about as the square of the change
-        divergence = chosen.choice.judged(made)[1]
+        divergence = chosen.choice.judged(made)[2]
         made = made.scaled((best.divergence / divergence) ** 0.5 if divergence else 1.0)
     return made
 

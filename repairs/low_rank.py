@@ -1,0 +1,88 @@
+"""A small learned correction of states, trained on the traced rows against the model's own clean predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rept.correction.correction import Correction
+from rept.correction.evidence import PLACES, At, Evidence
+from rept.correction.method import RepairMethod
+from rept.correction.repair import corrected
+from rept.correction.side_effects import divergence
+from rept.model.hooks import Response
+from rept.model.lm_head import logits_at
+from rept.model.placement import input_device
+from rept.types import Batch
+
+
+class LowRank(RepairMethod):
+    """Learns ``h <- h + (V h + a) U`` of a given rank, ReFT-like (Wu et al., arXiv 2404.03592), with Adam.
+
+    The loss is the probability of the traced rows' culprit words, -log(1 - p) in the mean over tokens, plus ``penalty``
+    times KL(before || after) at the response positions of other rows.
+
+    Args:
+        rank: of the correction.
+        steps: of Adam; each takes one batch of either kind.
+        learning_rate: of Adam.
+        penalty: weight of the divergence.
+        places: unused but for the choice: the correction acts everywhere.
+        strengths: factors of the change; each is tried.
+        seed: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        rank: int = 4,
+        steps: int = 60,
+        learning_rate: float = 0.01,
+        penalty: float = 10.0,
+        places: Sequence[At] = PLACES[:1],
+        strengths: Sequence[float] = (1.0,),
+        seed: int = 0,
+    ) -> None:
+        self.rank, self.steps, self.learning_rate, self.penalty = rank, steps, learning_rate, penalty
+        self.places, self.strengths, self.seed = places, strengths, seed
+
+    def __call__(self, evidence: Evidence) -> Correction:
+        generator = torch.Generator().manual_seed(self.seed)
+        width, scale = evidence.culprits.shape[1], evidence.culprits.std().item()
+        read = torch.randn(self.rank, width, generator=generator) / (scale * width**0.5)
+        parts = [read, torch.zeros(self.rank), torch.zeros(self.rank, width)]
+        learnt = [part.to(input_device(evidence.model)).requires_grad_() for part in parts]
+        optimizer = torch.optim.Adam(learnt, lr=self.learning_rate * scale)
+        clean = [(batch, self._logs(evidence, batch)) for batch in evidence.other_rows.batches]
+        for step in range(self.steps):
+            rows, (other, before) = evidence.rows.batches[step % len(evidence.rows.batches)], clean[step % len(clean)]
+            with torch.enable_grad(), corrected(evidence.model, [self._made(evidence, learnt)]):
+                after = self._logs(evidence, other)
+                loss = self._shown(evidence, rows) + self.penalty * divergence(before, after).mean()
+            optimizer.zero_grad()
+            torch.autograd.backward([loss])
+            optimizer.step()
+        return self._made(evidence, [part.detach().cpu() for part in learnt])
+
+    def _made(self, evidence: Evidence, parts: Sequence[Tensor]) -> Correction:
+        read, offset, write = parts
+        return Correction(evidence.behaviour, evidence.layer, read, offset, write)
+
+    def _shown(self, evidence: Evidence, batch: Batch) -> Tensor:
+        """The mean of -log(1 - p) over the culprit words of a batch."""
+        targets = [(i, column) for i, of_row in enumerate(evidence.rows.targets(batch)) for column in of_row]
+        if not targets:
+            return torch.zeros((), requires_grad=True)
+        sample, column = torch.tensor(targets).T
+        logs = _log_softmax(evidence, batch, sample * batch.input_ids.shape[1] + column - 1)
+        chance = logs.gather(1, batch.input_ids[sample, column][:, None].to(logs.device)).exp()
+        return -torch.log1p(-chance.clamp_max(1 - 1e-6)).mean()
+
+    def _logs(self, evidence: Evidence, batch: Batch) -> Tensor:
+        return _log_softmax(evidence, batch, Response.of(batch.labels).position)
+
+
+def _log_softmax(evidence: Evidence, batch: Batch, positions: Tensor) -> Tensor:
+    device = input_device(evidence.model)
+    return logits_at(evidence.model, batch.input_ids.to(device), positions.to(device)).float().log_softmax(-1)

@@ -1,0 +1,192 @@
+"""Repair methods: each one's formula on made-up states, and what it does to a small model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from repairs.ablation import Ablation
+from repairs.contrast import Contrast
+from repairs.gated_ablation import GatedAblation
+from repairs.gradient import Gradient
+from repairs.leace import Leace
+from repairs.low_rank import LowRank
+from repairs.random_direction import RandomDirection
+from repairs.shuffled import Shuffled
+from rept.config.compose import compose
+from rept.config.plug_ins import build
+from rept.config.words import words_of
+from rept.correction.correction import Correction, LayerCorrections
+from rept.correction.evidence import Evidence, Rows, RowStates
+from rept.correction.method import RepairMethod
+from rept.correction.repair import corrected
+from rept.correction.side_effects import culprit_probabilities, divergence, response_log_probabilities
+from rept.model.architecture import Architecture
+from rept.model.hooks import Response, sample_losses
+from tests.helpers.tiny import tiny_batch, tiny_model
+
+WIDTH = 12
+
+
+def evidence(distance: float = 6.0, seed: int = 0) -> Evidence:
+    """Culprits that lie ``distance`` along the first axis from other rows, whose states have unequal variances."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.linspace(0.5, 2.0, WIDTH, dtype=torch.float64)
+
+    def states(n: int) -> Tensor:
+        return torch.randn(n, WIDTH, generator=generator, dtype=torch.float64) * scales + 1
+
+    culprits = states(60) + distance * torch.eye(WIDTH, dtype=torch.float64)[0]
+    none = Rows((), {})
+    return Evidence("b", 1, "words", tiny_model(), culprits, states(300), states(500), none, none)
+
+
+def apply(correction: Correction, states: Tensor) -> Tensor:
+    return LayerCorrections([correction]).apply(states)
+
+
+@pytest.mark.parametrize("word", sorted(words_of("method")))
+def test_every_word_builds_a_method(word: str):
+    method = build(compose("repair", [f"method={word}"]).method, RepairMethod)
+    assert method.places and method.strengths
+
+
+def test_ablation_brings_the_means_together_along_their_difference():
+    seen = evidence()
+    correction = Ablation()(seen)
+    direction = normalize(seen.difference, dim=0)
+    for states in (seen.culprits, seen.others):
+        along = (apply(correction, states) - seen.others.mean(0)) @ direction
+        torch.testing.assert_close(along, torch.zeros_like(along), rtol=0, atol=1e-9)
+
+
+def test_the_gate_opens_at_culprits_and_hardly_anywhere_else():
+    seen = evidence()
+    correction = GatedAblation()(seen)
+    assert correction.open(seen.culprits).float().mean() >= 0.95
+    assert correction.open(seen.anywhere).float().mean() <= 0.01
+    closed = ~correction.open(seen.others)
+    assert apply(correction, seen.others)[closed].equal(seen.others[closed])
+
+
+def test_leace_leaves_no_linear_difference_and_changes_less_than_ablation():
+    seen = evidence(distance=1.0)
+    correction = Leace(shrinkage=0.0)(seen)
+    after = [apply(correction, states) for states in (seen.culprits, seen.others)]
+    torch.testing.assert_close(after[0].mean(0), after[1].mean(0), rtol=0, atol=1e-8)
+    # Optimal in the metric of the covariance among projections that erase the difference (theorem 4.2 of the paper).
+    every = torch.cat([seen.culprits, seen.others])
+    ablated = Ablation()(seen)
+    joint = Correction.ablation("b", 1, -ablated.write, every.mean(0))
+    assert (apply(correction, every) - every).square().mean() <= (apply(joint, every) - every).square().mean() + 1e-9
+
+
+def test_contrast_moves_culprits_to_their_nearest_clean_states():
+    seen = evidence()
+    correction = Contrast(nearest=1)(seen)
+    centre = seen.others.mean(0)
+    nearest = [
+        max(seen.others, key=lambda other: torch.cosine_similarity(one - centre, other - centre, dim=0))
+        for one in seen.culprits
+    ]
+    expected = (torch.stack(nearest) - seen.culprits).mean(0)
+    torch.testing.assert_close(apply(correction, seen.others), seen.others + expected)
+
+
+def test_random_directions_change_as_much_as_the_method_and_differ_by_seed():
+    seen = evidence()
+    method = GatedAblation()
+    real = apply(method(seen), seen.culprits) - seen.culprits
+    made = [RandomDirection(method, seed)(seen) for seed in (0, 1)]
+    changes = [apply(one, seen.culprits) - seen.culprits for one in made]
+    for change in changes:
+        torch.testing.assert_close(change.norm(dim=-1), real.norm(dim=-1))
+    assert abs(float(torch.cosine_similarity(changes[0][0], changes[1][0], dim=0))) < 0.9
+    assert apply(RandomDirection(method, 0)(seen), seen.culprits).equal(seen.culprits + changes[0])
+
+
+def test_permuted_labels_find_no_direction():
+    seen = evidence()
+    real, permuted = Ablation()(seen), Shuffled(Ablation())(seen)
+    assert real.read[0, 0].abs() > 0.9
+    assert permuted.read[0, 0].abs() < real.read[0, 0].abs()
+    assert apply(permuted, seen.culprits)[:, 0].mean() > apply(real, seen.culprits)[:, 0].mean() + 2
+
+
+def on_a_model(layer: int = 2) -> Evidence:
+    """Evidence from a tiny random model, with the second response token of each row as its culprit word."""
+    model = tiny_model(dtype=torch.float64)
+    rows, others = tiny_batch(seed=1), tiny_batch(((4, 5), (2, 6), (6, 3)), seed=2)
+    words = {row: [end + 2] for row, end in zip(rows.row.tolist(), rows.prompt_end.tolist(), strict=True) if row != 2}
+    mine, theirs = Rows([rows], words), Rows([others], {})
+    found, other = (RowStates.of(model, one, [layer], ("words",), 0) for one in (mine, theirs))
+    return Evidence(
+        "b",
+        layer,
+        "words",
+        model,
+        found.reads[layer, "words"],
+        other.reads[layer, "words"],
+        other.anywhere[layer],
+        mine,
+        theirs,
+    )
+
+
+def test_states_are_read_where_words_are_predicted():
+    seen = on_a_model()
+    batch = seen.rows.batches[0]
+    outputs = {}
+    block = Architecture.of(seen.model).blocks[1]
+    hook = block.register_forward_hook(lambda module, args, out: outputs.update(out=out))
+    with torch.no_grad():
+        seen.model(input_ids=batch.input_ids)
+    hook.remove()
+    states = outputs["out"][0] if isinstance(outputs["out"], tuple) else outputs["out"]
+    expected = torch.stack([states[i, int(batch.prompt_end[i]) + 1] for i in (0, 1, 3)])
+    torch.testing.assert_close(seen.culprits, expected)
+    assert len(seen.others) == 5 + 6 + 3 and len(seen.anywhere) == 9 + 8 + 9
+
+
+def test_a_step_along_the_gradient_raises_the_rows_loss():
+    seen = on_a_model()
+    batch = seen.rows.batches[0]
+    losses = []
+    for strength in (-0.05, 0.0, 0.05):
+        with torch.no_grad(), corrected(seen.model, [Gradient()(seen).scaled(strength)]):
+            losses.append(float(sample_losses(seen.model, batch.input_ids, Response.of(batch.labels)).sum()))
+    assert losses == sorted(losses)
+
+
+def test_probabilities_of_culprit_words_are_those_of_a_softmax():
+    seen = on_a_model()
+    batch = seen.rows.batches[0]
+    with torch.no_grad():
+        logs = seen.model(input_ids=batch.input_ids).logits.log_softmax(-1)
+    columns = {i: int(batch.prompt_end[i]) + 2 for i in (0, 1, 3)}
+    expected = torch.stack([logs[i, c - 1, batch.input_ids[i, c]] for i, c in columns.items()])
+    torch.testing.assert_close(culprit_probabilities(seen.model, seen.rows), expected)
+    found = response_log_probabilities(seen.model, seen.rows.batches)[0]
+    other = found.roll(1, dims=0)
+    by_hand = torch.nn.functional.kl_div(other, found, reduction="none", log_target=True).sum(-1)
+    torch.testing.assert_close(divergence(found, other), by_hand.clamp_min(0))
+
+
+def test_low_rank_learns_to_make_the_words_less_likely():
+    seen = on_a_model()
+    before = culprit_probabilities(seen.model, seen.rows)
+    correction = LowRank(rank=2, steps=40, learning_rate=0.05, penalty=0.1)(seen)
+    with corrected(seen.model, [correction]):
+        after = culprit_probabilities(seen.model, seen.rows)
+    assert (after < before - 0.1).all()
+    assert correction.read.shape == (2, 32) and not correction.write.requires_grad
+
+
+def test_without_known_words_the_whole_response_counts(tmp_path: Path):
+    batch = tiny_batch()
+    assert Rows([batch], {}).targets(batch) == [[3, 4, 5, 6], [7, 8], [1], [5, 6, 7, 8, 9, 10, 11, 12, 13]]
+    assert Rows([batch], {1: [8]}).targets(batch) == [[], [8], [], []]
