@@ -20,6 +20,7 @@ from rept.data.datamodule import AttributionDataModule
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_DIGITS = 3  # of the divergence, in nats: smaller differences are noise
 _MOST_POSITIONS = 4096  # of clean rows, at which the divergence is measured: their log-probabilities stay in memory
 
 
@@ -27,8 +28,9 @@ _MOST_POSITIONS = 4096  # of clean rows, at which the divergence is measured: th
 class Rule:
     """Which candidate is chosen: of those that are effective within the budget, the one that changes least.
 
-    These are sorted by strength, then by the share of other rows that they change, then by their mean divergence. If
-    none is both, the most effective one within the budget; if none is within it, the one with the least divergence.
+    These are sorted by strength, then by the share of other rows that they change, then by their mean divergence to
+    three digits; among equals the last layer is taken, where a behaviour shows whichever way it was called. If none is
+    both, the most effective one within the budget; if none is within it, the one with the least divergence.
 
     Attributes:
         likelihood: effective is a correction under which the culprit words of rows held back are at most this many
@@ -45,7 +47,7 @@ class Rule:
         within = candidate.percentile <= self.clean_kl
         effective = candidate.likelihood <= self.likelihood
         if within and effective:
-            return 0, candidate.strength, candidate.changed, candidate.divergence
+            return 0, candidate.strength, candidate.changed, round(candidate.divergence, _DIGITS), -candidate.layer
         return (1, candidate.likelihood) if within else (2, candidate.percentile)
 
     def met(self, candidate: Candidate) -> bool:
