@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from rept.errors import UsageError
 from rept.model.hooks import Response, gradients_of, record, sample_losses
 from rept.model.lm_head import logits_at
-from rept.model.placement import own_name
+from rept.model.splitting import own_name
 from rept.types import Batch
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from rept.model.placement import input_device, is_split
+from rept.model.placement import input_device
+from rept.model.splitting import is_split
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rept.errors import UsageError
 from rept.model.lm_head import logits_at, losses_at
-from rept.model.placement import is_split
+from rept.model.splitting import is_split
 from rept.types import IGNORE
 
 if TYPE_CHECKING:

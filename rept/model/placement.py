@@ -10,12 +10,13 @@ from lightning.pytorch.plugins import FSDPPrecision
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.distributed.fsdp.wrap import CustomPolicy
 
 from rept.config.schema import ModelConfig
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
+from rept.model.splitting import is_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,16 +25,6 @@ if TYPE_CHECKING:
 def splits(trainer: Trainer) -> bool:
     """Whether each rank has only a share of the parameters, so that all must run the model at the same time."""
     return isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy) and trainer.world_size > 1
-
-
-def is_split(model: nn.Module) -> bool:
-    """Whether `place` has split ``model`` over the ranks: all must then take the same number of passes, together."""
-    return any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules())
-
-
-def own_name(name: str) -> str:
-    """Returns the name of a parameter or module without the level that `FullyShardedDataParallel` adds."""
-    return name.replace("._fsdp_wrapped_module", "")
 
 
 def check_placement(trainer: Trainer, model: ModelConfig) -> None:

@@ -23,7 +23,7 @@ from rept.distributed.supervision import supervised
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
 from rept.model.loading import freeze
-from rept.model.placement import own_name
+from rept.model.splitting import own_name
 from rept.ranking.scorer import Scorer
 from rept.ranking.token_influence import choose_layer
 from rept.report.page import write_report

@@ -12,7 +12,8 @@ from lightning import LightningModule
 from torch import Tensor
 
 from rept.errors import UsageError
-from rept.model.placement import is_split, place
+from rept.model.placement import place
+from rept.model.splitting import is_split
 from rept.signatures.extractor import Extractor
 from rept.types import Batch, Extraction, Signature, Status
 from rept.utils.console import say

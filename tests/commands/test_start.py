@@ -46,12 +46,6 @@ def test_help_needs_no_library_that_takes_seconds(command: str) -> None:
     assert imported_by(command, "--help") == set()
 
 
-@pytest.mark.parametrize("script", ["attribute", "train"])
-def test_help_of_the_scripts_needs_none_either(script: str) -> None:
-    asked = f"from {script} import USAGE, main, run\nassert main('{script}', USAGE, run, ['--help']) == 0"
-    assert imported(asked) == set()
-
-
 @pytest.mark.parametrize(
     "command", ["rows {run}", "rows {run} --set-aside", "exclude {run} out={tmp}/rows.json", "report {run} out={tmp}"]
 )

@@ -20,7 +20,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from rept.config.compose import compose
 from rept.errors import UsageError
-from rept.model.placement import check_placement, input_device, is_split, own_name, place
+from rept.model.placement import check_placement, input_device, place
+from rept.model.splitting import is_split, own_name
 from rept.results.trace import Trace
 from rept.run.pipeline import attribute
 from rept.run.prepare import attribution_trainer
