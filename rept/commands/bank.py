@@ -54,11 +54,14 @@ def run(arguments: list[str]) -> None:
     from rept.evaluation.retraining import retraining
     from rept.results.trace import Trace
     from rept.utils.console import say
+    from rept.utils.ranks import own_rank
 
     out = Path(own.get("out", "runs/bank"))
     subsets = Subsets(own.get("trainings", 50), own.get("share", 0.5), own.get("subset_seed", 0))
     outcomes = compare(own["experiments"], rest, out)
     ran = [outcome for outcome in outcomes if outcome.reason is None]
+    if own_rank():  # the experiments may run on several devices; the trainings are rank 0's
+        return
     if not ran:
         raise UsageError("None of the experiments could run, for the reasons above.")
     recipe = None if own.get("recipe") is None else str(own["recipe"])

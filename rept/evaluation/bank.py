@@ -98,8 +98,12 @@ def train_bank(source: Retraining, subsets: Subsets, out: Path) -> Bank:
     The same call again resumes; more trainings add to those that are there.
 
     Raises:
-        UsageError: ``out`` holds another bank, or the recipe's base model is missing or has changed.
+        UsageError: ``out`` holds another bank, the recipe's base model is missing or has changed, or the recipe is for
+            several processes.
     """
+    for key in ("devices", "num_nodes"):
+        if (count := source.recipe.trainer.get(key, 1)) not in (1, "auto"):
+            raise UsageError(f"A bank is trained by one process, but the recipe has trainer.{key}={count}.")
     source.attach_base()
     data = source.data
     every = range(len(data.source("train")))

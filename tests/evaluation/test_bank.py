@@ -166,6 +166,13 @@ def test_another_bank_in_the_folder_is_refused(material: Material, copied: Path)
             call(material, copied, "trainings=4", other)
 
 
+def test_a_recipe_of_several_processes_is_refused(material: Material, copied: Path):
+    file = copied / "model/training.yaml"
+    file.write_text(file.read_text().replace("devices: 1", "devices: 2"))
+    with pytest.raises(UsageError, match="trained by one process, but the recipe has trainer.devices=2"):
+        call(material, copied, "trainings=4")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
