@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rept.report.overview import label_problems
+from rept.report.overview import label_problems, token_notes
 from rept.results.html_text import format_count
-from rept.results.records import Hit
+from rept.results.records import Hit, MarkedWords
 from rept.results.shading import Piece, excerpt
 from rept.results.trace import Trace
 
@@ -26,7 +26,7 @@ class BehaviourFindings:
     matched: int | None  # queries of `shown` whose best hit has their label; None without labels
     shown: int  # queries whose answer shows the behaviour, or of which this is not known
     stand_out: int | None  # queries for which a row stands out; None in a run that is not calibrated
-    words: list[tuple[str, int]]  # and the number of best hits among whose strongest words each is
+    words: list[MarkedWords]
     example: dict[str, Any]  # as in queries.jsonl
     hit: Hit  # the example's best one
     pieces: list[Piece]  # an excerpt of the hit, with shades; empty without token scores
@@ -102,8 +102,8 @@ class Findings:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong with labels, see `rept.report.overview.label_problems`."""
-        return label_problems(self.trace)
+        """What is wrong with labels, and where token scores are weak, see `rept.report.overview`."""
+        return [*label_problems(self.trace), *token_notes(self.trace)]
 
     @cached_property
     def leads(self) -> str:
@@ -149,7 +149,6 @@ class Findings:
         return found
 
     def _behaviour(self, label: str | None, queries: Sequence[int]) -> BehaviourFindings:
-        words = Counter(word for query in queries for word in self.trace.words(query))
         example = self.trace.clearest(queries)
         scored = self.trace.best_tokens(example).get("train")
         pieces, cut_before, cut_after = excerpt(scored) if scored else ([], False, False)
@@ -160,7 +159,7 @@ class Findings:
             matched=sum(self.best[query].label == label for query in shown) if self.labelled else None,
             shown=len(shown),
             stand_out=len(self.standing_out & set(queries)) if self.calibrated else None,
-            words=words.most_common(6),
+            words=self.trace.marked_words(label),
             example=self.trace.queries[example],
             hit=self.best[example],
             pieces=pieces,

@@ -86,6 +86,18 @@ def label_problems(trace: Trace) -> list[str]:
     return lines
 
 
+def token_notes(trace: Trace) -> list[str]:
+    """For how many queries token scores were computed from one query alone, which is weaker."""
+    scored = [sides["train"] for query in trace.answered if (sides := trace.best_tokens(query)).get("train")]
+    alone = sum(one.form == "distinctive" and one.references == 1 for one in scored)
+    if not alone:
+        return []
+    return [
+        f"The token scores of {alone:,} of {format_count(len(scored), 'query')} come from that query alone, which is "
+        "weaker than several: give queries of the same kind one label, or name them in behaviours=FILE."
+    ]
+
+
 def row_counts(trace: Trace) -> list[str]:
     """What became of the training rows."""
     rows = trace.metrics["rows"]

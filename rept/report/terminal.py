@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from rept.report.overview import behaviours_table, label_problems, measures_table, row_counts
+from rept.report.overview import behaviours_table, label_problems, measures_table, row_counts, token_notes
 from rept.results.records import TokenScores
 from rept.results.shading import Piece, shaded
 from rept.results.trace import Trace
@@ -27,6 +27,8 @@ def show_trace(trace: Trace, queries: int = 3) -> None:
     show_behaviours(trace)
     show_metrics(trace)
     show_calibration(trace)
+    for line in token_notes(trace):
+        say(line)
     say("; ".join(row_counts(trace)) + ".")
 
 

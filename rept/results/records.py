@@ -59,7 +59,24 @@ class TokenScores:
     references: int = 1  # texts of the other side that the scores are a mean over
 
 
-Record = TypeVar("Record", Hit, BehaviourHit, TokenScores)
+@dataclass(frozen=True)
+class MarkedWords:
+    """Consecutive words of the best rows' prompts or responses, a line of words.jsonl."""
+
+    behaviour: str | None
+    part: str  # "prompt" or "response"
+    words: str
+    rows: int  # best rows that have them
+    of_rows: int
+    others: int  # drawn rows that have them, of those that are no hit of any query
+    of_others: int
+
+    def __str__(self) -> str:
+        best = f"in {self.rows:,} of {self.of_rows:,} best rows"
+        return f"{self.words}: {best}, in {self.others:,} of {self.of_others:,} other rows"
+
+
+Record = TypeVar("Record", Hit, BehaviourHit, TokenScores, MarkedWords)
 
 
 def read_records(path: Path, kind: type[Record]) -> Iterator[Record]:

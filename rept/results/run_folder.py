@@ -37,6 +37,7 @@ class RunFolder:
         self.opponents = self.path / "opponents.jsonl"
         self.behaviours = self.path / "behaviours.jsonl"
         self.tokens = self.path / "tokens.jsonl"
+        self.words = self.path / "words.jsonl"
         self.metrics = self.path / "metrics.json"
         self.report = self.path / "report.html"
         self.figures = self.path / "figures"

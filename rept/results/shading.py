@@ -23,7 +23,13 @@ class Piece:
 
 
 def scale(scored: TokenScores) -> float:
-    """The largest absolute score of the tokens that are not special, or of all if there are no others; never 0."""
+    """The score that has the strongest shade; never 0.
+
+    Scores of the form ``distinctive`` are from 0 to 1, so that texts in which nothing stands out look weak: 1. Others
+    have no unit: the largest absolute score of the tokens that are not special, or of all if there are no others.
+    """
+    if scored.form == "distinctive":
+        return 1.0
     own = [abs(s) for s, special in zip(scored.scores, scored.special, strict=True) if not special]
     return max(own or [abs(s) for s in scored.scores], default=0.0) or 1.0
 

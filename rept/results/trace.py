@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rept.errors import UsageError
 from rept.results.notebook import QueryWithHits, to_html
-from rept.results.records import BehaviourHit, Hit, TokenScores, read_records
+from rept.results.records import BehaviourHit, Hit, MarkedWords, TokenScores, read_records
 from rept.results.run_folder import RunFolder
 from rept.results.shading import strongest_words
 from rept.utils.json_files import read_json, read_jsonl
@@ -159,6 +159,10 @@ class Trace:
         tokens = self.best_tokens(query).get("train")
         return strongest_words(tokens) if tokens else []
 
+    def marked_words(self, label: str | None) -> list[MarkedWords]:
+        """What token scores mark in the best rows of the queries of a label; empty without token scores."""
+        return [one for one in self._marked_words if one.behaviour == label]
+
     def best_tokens(self, query: int) -> dict[str, TokenScores]:
         """Token scores of a query with its best hit, by side; empty where there are none."""
         best = self.best(query)
@@ -209,6 +213,10 @@ class Trace:
             for hit in read_records(self.folder.behaviours, BehaviourHit):
                 found.setdefault(hit.behaviour, []).append(hit)
         return found
+
+    @cached_property
+    def _marked_words(self) -> list[MarkedWords]:
+        return list(read_records(self.folder.words, MarkedWords)) if self.folder.words.is_file() else []
 
     @cached_property
     def _tokens(self) -> dict[int, dict[int, dict[str, TokenScores]]]:

@@ -13,8 +13,10 @@ from rich.table import Table
 
 from rept.config.schema import AttributeConfig
 from rept.data.datamodule import AttributionDataModule
+from rept.data.encoder import Encoded
 from rept.data.padding import batch_slices
 from rept.model.placement import input_device, place
+from rept.run.distinctive_tokens import BACKGROUND
 from rept.run.job import Job
 from rept.run.prepare import prepare
 from rept.run.rendered_row import rendered_row, show_rendered_row
@@ -101,12 +103,27 @@ def padded_tokens(lengths: np.ndarray, datamodule: AttributionDataModule) -> flo
 
 
 def _token_seconds(job: Job, rows: dict[Side, int], padded: dict[Side, float], cost: Cost) -> float:
-    """Each query and its best hits run once more."""
+    """Each query and its best hits run once more, and `distinctive` masks every token of their prompts.
+
+    A forward pass alone costs about a third of the measured one. Copies are counted whole, though most end after a few
+    tokens of the response, and hits as if no two queries of a label shared one: an upper bound.
+    """
     if not (job.config.tokens.hits and isinstance(job.extractor, ReadsAllPositions)):
         return 0.0
     hits = min(job.config.tokens.hits, rows["train"]) * rows["query"]
     tokens = hits * padded["train"] / rows["train"] + padded["query"]
+    if job.config.tokens.form == "distinctive":
+        masked = hits * _squared_prompts(job, "train") + rows["query"] * _squared_prompts(job, "query")
+        references = 2 * min(BACKGROUND, rows["train"]) * padded["train"] / rows["train"]
+        tokens += (masked + references) / 3
     return cost.seconds * tokens / (1 if job.in_step else job.trainer.world_size)
+
+
+def _squared_prompts(job: Job, side: Side) -> float:
+    """The mean of a text's prompt tokens times its tokens, over a few rows: the tokens of its masked copies."""
+    rows = np.unique(np.linspace(0, len(job.datamodule.source(side)) - 1, TIMED_ROWS).astype(int)).tolist()
+    texts = [text for row in rows if isinstance(text := job.datamodule.encoded(side, row), Encoded)]
+    return float(np.mean([text.prompt_length * len(text.input_ids) for text in texts])) if texts else 0.0
 
 
 def _measure(job: Job, layers: Sequence[int]) -> Cost:

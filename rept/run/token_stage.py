@@ -20,6 +20,7 @@ from rept.run.distinctive_tokens import BACKGROUND, DistinctiveTokens
 from rept.run.job import Job
 from rept.run.sample_rows import sample_rows
 from rept.run.token_pairs import score_pairs
+from rept.run.word_counts import write_words
 from rept.signatures.extractor import ReadsAllPositions
 from rept.types import Status
 from rept.utils.json_files import each_line, read_json, write_json, write_jsonl, write_lines
@@ -47,6 +48,7 @@ def write_tokens(job: Job, extractor: ReadsAllPositions, hits: Mapping[int, Sequ
     barrier(job.config.max_wait)
     if job.trainer.is_global_zero:
         _join(job, shares)
+        write_words(job)
 
 
 def _scored(
@@ -84,10 +86,11 @@ def _scored(
 def _distinctive(
     job: Job, extractor: ReadsAllPositions, hits: Mapping[int, Sequence[int]], layer: int
 ) -> DistinctiveTokens:
-    """Queries that have a label are scored as one behaviour, all others each on their own."""
+    """The queries of a label, or of a name in ``behaviours=FILE``, are scored together; all others each alone."""
     samples = {query: job.datamodule.sample("query", query) for query, rows in hits.items() if rows}
     labels = {query: sample.label for query, sample in samples.items() if isinstance(sample, Sample)}
-    named = [queries for name, queries in group_queries(labels).behaviours.items() if name != ALL]
+    path = job.config.behaviours
+    named = [queries for name, queries in group_queries(labels, path).behaviours.items() if path or name != ALL]
     alone = sorted(samples.keys() - {query for queries in named for query in queries})
     behaviours = [*named, *([query] for query in alone)]
     background = sample_rows(job, BACKGROUND)

@@ -1,0 +1,73 @@
+"""words.jsonl: which words token scores mark in the best rows of each label, and how many other rows have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from rept.data.encoder import Encoded
+from rept.data.samples import Sample
+from rept.results.marked_words import marked_phrases, token_words
+from rept.results.records import MarkedWords, TokenScores, read_records
+from rept.results.shading import level, scale
+from rept.run.job import Job
+from rept.utils.json_files import each_line, write_jsonl
+
+OTHERS = 400  # training rows that are no hit of any query, drawn with the run's seed
+MARKED = 3  # the lowest of the eight shades that counts
+
+Row = list[tuple[str, bool]]  # words, and whether each is marked
+
+
+def write_words(job: Job) -> None:
+    """Writes words.jsonl from tokens.jsonl and the training rows; a row counts once for each label."""
+    best: dict[str | None, dict[int, TokenScores]] = {}
+    for scored in read_records(job.folder.tokens, TokenScores):
+        sample = job.datamodule.sample("query", scored.query)
+        if scored.side == "train" and isinstance(sample, Sample):
+            best.setdefault(sample.label, {}).setdefault(scored.row, scored)
+    others = [_parts(text, [False] * len(text.pieces)) for text in _other_rows(job)]
+    write_jsonl(job.folder.words, _lines(job, best, others))
+
+
+def _lines(
+    job: Job, best: dict[str | None, dict[int, TokenScores]], others: list[dict[str, Row]]
+) -> Iterator[dict[str, Any]]:
+    for label, rows in best.items():
+        texts = [(job.datamodule.encoded("train", row), scored) for row, scored in rows.items()]
+        own = [_parts(text, _marks(scored)) for text, scored in texts if isinstance(text, Encoded)]
+        for part in ("prompt", "response"):
+            elsewhere = [[word for word, _ in other[part]] for other in others]
+            for words, count, other in marked_phrases([row[part] for row in own], elsewhere):
+                yield asdict(MarkedWords(label, part, words, count, len(own), other, len(others)))
+
+
+def _other_rows(job: Job) -> Iterator[Encoded]:
+    hits = {line["row"] for line in each_line(job.folder.results)}
+    order = np.random.default_rng(job.config.seed).permutation(len(job.datamodule.source("train")))
+    found = 0
+    for row in order.tolist():
+        text = job.datamodule.encoded("train", row) if row not in hits else None
+        if isinstance(text, Encoded):
+            yield text
+            found += 1
+        if found == OTHERS:
+            return
+
+
+def _marks(scored: TokenScores) -> list[bool]:
+    largest = scale(scored)
+    return [level(score, largest) >= MARKED for score in scored.scores]
+
+
+def _parts(text: Encoded, marked: list[bool]) -> dict[str, Row]:
+    """The words of a text's prompt and of its response, without special tokens."""
+    found = {}
+    for part, of_response in (("prompt", False), ("response", True)):
+        own = [i for i, is_response in enumerate(text.response) if is_response is of_response]
+        tokens = [" " if text.special[i] else text.text[slice(*text.pieces[i])] for i in own]
+        found[part] = token_words(tokens, [marked[i] for i in own])
+    return found

@@ -1,0 +1,33 @@
+"""words.jsonl of a run, counted again from its other files."""
+
+from __future__ import annotations
+
+import re
+
+from rept.results.records import TokenScores, read_records
+from rept.results.trace import Trace
+from rept.run.pipeline import attribute
+from rept.utils.json_files import each_line
+
+
+def plain(text: str) -> str:
+    return f" {' '.join(re.sub(r'[^a-z ]', ' ', text.casefold()).split())} "
+
+
+def test_counts_are_those_of_the_runs_rows(material, tmp_path):
+    found = attribute(material.config(tmp_path / "run", "top_k=3", "tokens.hits=3"), show_result=False)
+    labels = {query["query"]: query["label"] for query in found.queries}
+    scored = [one for one in read_records(found.folder.tokens, TokenScores) if one.side == "train"]
+    hits = {hit["row"] for hit in each_line(found.folder.results)}
+    others = [row for row in range(len(material.rows)) if row not in hits and row not in (5, 11, 17, 23)]
+    lines = list(each_line(found.folder.words))
+    assert lines and {line["behaviour"] for line in lines} <= {"clean", "odd"}
+    for line in lines:
+        best = {one.row for one in scored if labels[one.query] == line["behaviour"]}
+        words = plain(line["words"])
+        texts = [[plain(material.rows[row][line["part"]]) for row in rows] for rows in (best, others)]
+        assert (line["of_rows"], line["of_others"]) == (len(best), len(others))
+        assert [line["rows"], line["others"]] == [sum(words in text for text in side) for side in texts]
+    assert [one.words for one in Trace(found.folder.path).marked_words("odd")] == [
+        line["words"] for line in lines if line["behaviour"] == "odd"
+    ]
