@@ -14,7 +14,7 @@ from rept.data.datamodule import AttributionDataModule
 from rept.model.architecture import Architecture
 from rept.model.hooks import Response, gradients_of, record, sample_losses
 from rept.model.placement import input_device
-from rept.types import Batch
+from rept.types import IGNORE, Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,10 +47,8 @@ class Rows:
     def targets(self, batch: Batch) -> list[list[int]]:
         """Columns of each sample's culprit words; of its whole response, if they are known of no row."""
         return [
-            list(self.words.get(row, ()) if self.words else range(end + 1, length))
-            for row, end, length in zip(
-                batch.row.tolist(), batch.prompt_end.tolist(), batch.length.tolist(), strict=True
-            )
+            list(self.words.get(row, ())) if self.words else (labels != IGNORE).nonzero().flatten().tolist()
+            for row, labels in zip(batch.row.tolist(), batch.labels, strict=True)
         ]
 
     def predicting(self, batch: Batch, at: At) -> Tensor:

@@ -49,7 +49,7 @@ def _response_texts(encoded: Encoded) -> list[tuple[int, str]]:
     """Column and text of each of the response's tokens that the prompt does not contain."""
     texts = [encoded.text[start:end].strip() for start, end in encoded.pieces]
     copied = {*texts[: encoded.prompt_length], ""}
-    places = range(encoded.prompt_length, len(texts))
+    places = [i for i, of_response in enumerate(encoded.response) if of_response]
     return [(i, texts[i]) for i in places if texts[i] not in copied and not encoded.special[i]]
 
 
