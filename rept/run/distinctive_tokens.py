@@ -75,19 +75,21 @@ class DistinctiveTokens:
         return self.references(self.number[query], "query" if side == "train" else "train")
 
     def prepare(self, queries: Iterable[int]) -> None:
-        """Reads the references of these queries' behaviours, and forgets those of all others."""
+        """Reads the references of these queries' behaviours, and forgets those of all others and all scores.
+
+        A group of queries starts without scores, so that it makes no difference which rank scored the group before.
+        """
         wanted = [(self.number[query], side) for query in queries for side in SIDES]
         missing = [one for one in dict.fromkeys(wanted) if one not in self._references]
         self._references = {one: found for one, found in self._references.items() if one in wanted}
-        self._known = {one: found for one, found in self._known.items() if one[:2] in wanted}
+        self._known = {}
         answers: list[list[Answer]] = []
         for behaviour, side in missing:
             rows = self.references(behaviour, side)
             states = dict(self._states(side, rows))
             answers.append([self._answer(side, row, states[row]) for row in rows])
-        compared = iter(self._compared([answer for several in answers for answer in several]))
-        for one, several in zip(missing, answers, strict=True):
-            self._references[one] = [next(compared) for _ in several]
+        if missing:
+            self._references |= zip(missing, self._compared(answers), strict=True)
 
     def score(self, side: Side, texts: Mapping[int, Tensor], queries: Mapping[int, Sequence[int]]) -> None:
         """Scores texts of one side for behaviours, each once; `scores` returns them.
@@ -96,8 +98,7 @@ class DistinctiveTokens:
             texts: representations (T D) by row.
             queries: by row, those for whose behaviours to score it.
         """
-        wanted = {(row, self.number[query]) for row in texts for query in queries[row]}
-        jobs = sorted((row, number) for row, number in wanted if (number, side, row) not in self._known)
+        jobs = sorted({(row, self.number[query]) for row in texts for query in queries[row]})
         answers = {row: self._answer(side, row, texts[row]) for row, _ in jobs}
         responses = [self._response(side, row, number, answers[row]) for row, number in jobs]
         masked = [self._maskable(self._text(side, row), one) for (row, _), one in zip(jobs, responses, strict=True)]
@@ -176,19 +177,23 @@ class DistinctiveTokens:
         self._centres = (states_sum / states).float()
         self._fill = (embedded_sum / embedded).float()
 
-    def _compared(self, answers: Sequence[Answer]) -> list[Reference]:
+    def _compared(self, groups: Sequence[Sequence[Answer]]) -> list[list[Reference]]:
         """Adds to each answer how near the background comes to each of its states."""
-        if not answers:
-            return []
-        states = torch.cat([answer.states for answer in answers])
-        every = torch.stack(
-            [
-                (states @ self._answer("train", row, other).states.T).amax(1)
-                for row, other in self._states("train", self._background)
-            ],
-            dim=1,
-        )  # (states, background rows)
-        deviation = every.std(1, correction=0).clamp_min(1e-6)
-        sizes = [len(answer.states) for answer in answers]
-        parts = zip(answers, torch.split(every.mean(1), sizes), torch.split(deviation, sizes), strict=True)
-        return [Reference(answer, mean, spread) for answer, mean, spread in parts]
+        # A product for each group: what else is read at the same time changes no bit of it.
+        states = [torch.cat([answer.states for answer in group]) for group in groups]
+        nearest: list[list[Tensor]] = [[] for _ in groups]
+        for row, other in self._states("train", self._background):
+            background = self._answer("train", row, other).states.T
+            for own, found in zip(states, nearest, strict=True):
+                found.append((own @ background).amax(1))
+        return [
+            [Reference(answer, *of_answer) for answer, *of_answer in _with_statistics(group, torch.stack(found, 1))]
+            for group, found in zip(groups, nearest, strict=True)
+        ]
+
+
+def _with_statistics(group: Sequence[Answer], nearest: Tensor) -> Iterator[tuple[Answer, Tensor, Tensor]]:
+    """Each answer with the mean and the deviation of its rows of ``nearest`` (states of all, background rows)."""
+    sizes = [len(answer.states) for answer in group]
+    deviation = nearest.std(1, correction=0).clamp_min(1e-6)
+    return zip(group, torch.split(nearest.mean(1), sizes), torch.split(deviation, sizes), strict=True)

@@ -39,7 +39,7 @@ def score_pairs(
     pairs: Sequence[tuple[int, int]],
     layer: int,
     form: PairForm | DistinctiveTokens,
-    queries_at_once: int = 16,
+    queries_at_once: int = 48,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[PairScores]:

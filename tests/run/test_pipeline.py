@@ -315,7 +315,8 @@ def test_several_layers_give_their_mean_and_each_on_request(material, tmp_path):
         assert value == pytest.approx(sum(one[pair] for one in alone) / 3, abs=1e-6)
 
 
-def test_token_scores_are_the_oracle_s(done, material):
+def test_token_scores_are_the_oracle_s(material, tmp_path):
+    done = attribute(material.config(tmp_path / "run", "tokens.form=matched"), show_result=False)
     model, module = rebuilt(material)
     query, best = 0, done.hits(0)[0].row
     states = {}
@@ -333,7 +334,7 @@ def test_token_scores_are_the_oracle_s(done, material):
 def test_files_of_the_run_folder(done):
     assert {p.name for p in done.folder.path.iterdir() if not p.name.startswith(".")} == {
         "config.yaml", "provenance.json", "queries.jsonl", "layers.json", "store",
-        "results.jsonl", "opponents.jsonl", "behaviours.jsonl", "tokens.jsonl", "metrics.json",
+        "results.jsonl", "opponents.jsonl", "behaviours.jsonl", "tokens.jsonl", "words.jsonl", "metrics.json",
     }  # fmt: skip
     known = done.provenance
     assert known["schema"] == 2
