@@ -9,7 +9,7 @@ from rept.errors import UsageError
 
 CONFIG = None
 USAGE = """
-python -m rept exclude RUN [--first K | --flagged | --score X] [--label L | --behaviour B] [out=FILE]
+python -m rept exclude RUN [--first K | --flagged | --score X | --rate R] [--label L | --behaviour B] [out=FILE]
 
 Writes the numbers of the training rows that RUN found, why each was chosen, and how many there are of each label where
 labels are known, into FILE (culprits.json). python -m rept prove and datamodule.exclude of train.py read that file.
@@ -17,13 +17,14 @@ labels are known, into FILE (culprits.json). python -m rept prove and datamodule
   --first K    the first K hits of each query; K may be up to the run's top_k
   --flagged    the hits that stand out; in calibrated runs only
   --score X    the hits with a score of at least X
+  --rate R     with --behaviour: as many rows as leave an expected share of R false ones among them, such as 0.1
   --label L    only hits of queries with the label L
   --behaviour B  hits of the behaviour B as a whole (behaviours.jsonl), instead of those of single queries
 
 Without one of the first three: the hits that stand out in a calibrated run, otherwise the first 10 hits of each query.
 
   python -m rept exclude runs/demo --first 40
-  python -m rept exclude runs/demo --behaviour backdoor --first 60
+  python -m rept exclude runs/demo --behaviour backdoor --rate 0.1
 """
 
 
@@ -39,6 +40,7 @@ def run(arguments: list[str]) -> None:
     one_of.add_argument("--first", type=int)
     one_of.add_argument("--flagged", action="store_true")
     one_of.add_argument("--score", type=float)
+    one_of.add_argument("--rate", type=float)
     of_these = parser.add_mutually_exclusive_group()
     of_these.add_argument("--label")
     of_these.add_argument("--behaviour")
@@ -55,8 +57,8 @@ def run(arguments: list[str]) -> None:
     from rept.utils.console import say
 
     trace, out = Trace(runs[0]), Path(settings.get("out", "culprits.json"))
-    selection = Selection(chosen.first, chosen.flagged, chosen.score, chosen.label, chosen.behaviour)
-    if chosen.first is None and chosen.score is None and not chosen.flagged:
+    selection = Selection(chosen.first, chosen.flagged, chosen.score, chosen.label, chosen.behaviour, chosen.rate)
+    if chosen.first is None and chosen.score is None and chosen.rate is None and not chosen.flagged:
         selection = Selection.default(trace, chosen.label, chosen.behaviour)
     content = chosen_rows(trace, selection)
     write_culprits(out, content)

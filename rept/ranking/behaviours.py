@@ -24,6 +24,7 @@ from rept.types import Key
 from rept.utils.tensors import unit
 
 SAMPLE = 32768  # rows that scales and candidates are compared on
+FOLDS = 5  # parts of a behaviour's queries that are held out in turn
 _AT_ONCE = 2048
 
 
@@ -53,6 +54,10 @@ class FieldRule:
     median: Tensor
     deviation: Tensor
 
+    def first(self, count: int) -> FieldRule:
+        """The rule of the first behaviours only."""
+        return FieldRule(self.spectrum, self.directions[:count], self.median[:count], self.deviation[:count])
+
     def __call__(self, rows: Tensor) -> Tensor:
         """Scores (n B) of unit rows (n D) in deviations from the median; 0 where all rows are alike."""
         score = direction_scores(rows, self.spectrum, self.directions)
@@ -66,6 +71,14 @@ class BehaviourRule:
 
     scorer: BehaviourScorer
     fields: Mapping[Key, FieldRule]
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.fields.values())).median.device
+
+    def first(self, count: int) -> BehaviourRule:
+        """The rule of the first behaviours only."""
+        return BehaviourRule(self.scorer, {key: rule.first(count) for key, rule in self.fields.items()})
 
     def __call__(self, rows: Mapping[Key, Tensor]) -> Tensor:
         """Scores (n B) from fields (n D) in any scale."""
@@ -103,6 +116,37 @@ def fit_behaviours(
         examples = [contrast(one, ordinary, own[key]) for one in means]
         fields[key] = _field_rule(scorer, train, key, own[key], examples, device, together)
     return BehaviourRule(scorer, fields)
+
+
+def without_folds(behaviours: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    """For each behaviour its queries without each of `FOLDS` parts, under names that no behaviour has."""
+    return {
+        f"{name}\0{fold}": sorted(set(queries) - set(sorted(queries)[fold::FOLDS]))
+        for name, queries in behaviours.items()
+        for fold in range(FOLDS)
+    }
+
+
+def held_out_scores(
+    query: AttributionStore, rule: BehaviourRule, behaviours: Mapping[str, Sequence[int]], first: int
+) -> dict[str, Tensor]:
+    """The scores (k) of each behaviour's queries, each by the direction of those outside its fold.
+
+    Args:
+        rule: with the columns of `without_folds` from column ``first``.
+    """
+    column = {
+        name: {row: first + FOLDS * i + place % FOLDS for place, row in enumerate(sorted(queries))}
+        for i, (name, queries) in enumerate(behaviours.items())
+    }
+    found: dict[str, list[Tensor]] = {name: [] for name in behaviours}
+    for block in query.blocks(list(rule.fields)):
+        scores = rule({key: value.to(rule.device) for key, value in block.fields.items()}).cpu()
+        for place, row in enumerate(block.row.tolist()):
+            for name, columns in column.items():
+                if row in columns:
+                    found[name].append(scores[place, columns[row]])
+    return {name: torch.stack(one) for name, one in found.items()}
 
 
 def query_means(

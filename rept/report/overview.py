@@ -55,13 +55,17 @@ def measures_table(trace: Trace) -> tuple[list[str], list[tuple[str, list[str]]]
     return list(columns), rows
 
 
-def behaviours_table(trace: Trace) -> list[tuple[str, str, str, str]]:
-    """For each behaviour its name, number of queries, five best rows and average precision, empty where unknown."""
+def behaviours_table(trace: Trace) -> list[tuple[str, str, str, str, str]]:
+    """For each behaviour its name, number of queries, five best rows, rows at 10 % false ones, and average precision.
+
+    What is not known is empty.
+    """
     rows = []
     for name in trace.behaviours:
         measured = trace.metrics["behaviours"][name]
         best = ", ".join(str(hit.row) for hit in trace.behaviour(name)[:5])
-        rows.append((name, f"{measured['queries']:,}", best, _cell(measured.get("average_precision"))))
+        sharing = _cell(measured.get("rows", {}).get("0.1"))
+        rows.append((name, f"{measured['queries']:,}", best, sharing, _cell(measured.get("average_precision"))))
     return rows
 
 

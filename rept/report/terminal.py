@@ -132,12 +132,13 @@ def show_behaviours(trace: Trace, most: int = 20) -> None:
     console.print()
     measured = any(precision for *_, precision in rows)
     title = "Rows found for all queries of a behaviour together"
-    columns = ("behaviour", "queries", "best rows", *(["average precision"] if measured else []))
+    columns = ("behaviour", "queries", "best rows", "rows in all", *(["average precision"] if measured else []))
     table = _table(*columns, left=1, title=title, title_justify="left")
     for name, *cells in rows[:most]:
         table.add_row(Text(_line(name, 40)), *cells[: len(columns) - 1])
-    if len(rows) > most:
-        table.caption, table.caption_justify = f"{len(rows) - most} more in behaviours.jsonl", "left"
+    more = [f"{len(rows) - most} more in behaviours.jsonl"] if len(rows) > most else []
+    table.caption = "; ".join(["rows in all: about a tenth of them do not share the behaviour", *more])
+    table.caption_justify = "left"
     console.print(table)
 
 

@@ -26,6 +26,7 @@ class Selection:
         score: those with at least this score.
         label: only hits of queries with this label.
         behaviour: hits of this behaviour as a whole, instead of those of single queries.
+        rate: of a behaviour, as many hits as leave this expected share of false ones among them.
     """
 
     first: int | None = None
@@ -33,6 +34,7 @@ class Selection:
     score: float | None = None
     label: str | None = None
     behaviour: str | None = None
+    rate: float | None = None
 
     @classmethod
     def default(cls, trace: Trace, label: str | None = None, behaviour: str | None = None) -> Selection:
@@ -44,12 +46,16 @@ class Selection:
     def has(self, hit: Hit | BehaviourHit) -> bool:
         if self.flagged:
             return bool(hit.flagged)
+        if self.rate is not None:
+            return isinstance(hit, BehaviourHit) and hit.false_share is not None and hit.false_share <= self.rate
         if self.score is not None:
             return hit.score >= self.score
         return hit.rank <= (self.first or 0)
 
     def __str__(self) -> str:
         chosen = f"the first {self.first} hits" if self.first is not None else f"hits with a score >= {self.score}"
+        if self.rate is not None:
+            return f"hits of the behaviour {self.behaviour} with an expected share of at most {self.rate:g} false ones"
         if self.behaviour is not None:
             return f"{'hits that stand out' if self.flagged else chosen}, of the behaviour {self.behaviour}"
         queries = "each query" if self.label is None else f"each query with the label {self.label}"
@@ -64,6 +70,11 @@ def chosen_rows(trace: Trace, selection: Selection) -> dict[str, Any]:
     """
     _check(trace, selection)
     why = _of_queries(trace, selection) if selection.behaviour is None else _of_behaviour(trace, selection)
+    if not why and selection.rate is not None:
+        raise UsageError(
+            f"No training row stands out for the behaviour {selection.behaviour} at the rate {selection.rate:g}: its "
+            "queries resemble one another more than any row resembles them. The first rows are in behaviours.jsonl."
+        )
     if not why:
         raise UsageError(f"{trace.folder.path} has no such row ({selection}): choose more hits, see --help.")
     labels = Counter(str(one["label"]) for one in why if one["label"] is not None)
@@ -128,10 +139,24 @@ def _check(trace: Trace, selection: Selection) -> None:
             f"{run} is not calibrated, so no hit is known to stand out; choose by --first or --score, or calibrate: "
             f"python -m rept score {run} calibration.rate=0.05 out=..."
         )
+    if selection.rate is not None:
+        _check_rate(trace, selection)
     labels = {query["label"] for query in trace.queries if query["label"] is not None}
     if selection.label is not None and selection.label not in labels:
         known = ", ".join(sorted(labels)) or "none"
         raise UsageError(f"No query of {run} has the label {selection.label!r}; labels of the queries: {known}.")
+
+
+def _check_rate(trace: Trace, selection: Selection) -> None:
+    if selection.behaviour is None or not 0 < float(selection.rate or 0) <= 0.5:
+        raise UsageError(
+            "Expected --rate to be above 0 and at most 0.5, and --behaviour to name whose rows are chosen."
+        )
+    if all(hit.false_share is None for hit in trace.behaviour(selection.behaviour)):
+        raise UsageError(
+            f"The behaviour {selection.behaviour} of {trace.folder.path} has fewer than five queries, which do not say "
+            "how many rows share it; choose by --first or --score."
+        )
 
 
 def _calibrated(trace: Trace, behaviour: str | None = None) -> bool:

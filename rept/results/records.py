@@ -39,8 +39,9 @@ class BehaviourHit:
     label: str | None
     prompt: str
     response: str
-    p_value: float | None = None  # in calibrated runs only
-    flagged: bool | None = None  # in calibrated runs only
+    p_value: float | None = None  # among ordinary rows; where there are at least five queries, as false_share
+    false_share: float | None = None  # expected share of ordinary rows among those up to this rank
+    flagged: bool | None = None  # in calibrated runs only: whether false_share is within the rate
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from rept.calibration.two_groups import FEWEST, Estimate, two_groups
 from rept.config.plug_ins import build, locate
 from rept.config.schema import TARGET, AttributeConfig
 from rept.data.query_groups import QueryGroups, group_queries
 from rept.data.samples import Sample
 from rept.distributed.collectives import barrier, gathered, process
 from rept.ranking.behaviour_scorer import BehaviourScorer
-from rept.ranking.behaviours import fit_behaviours, rank_behaviours
+from rept.ranking.behaviours import fit_behaviours, held_out_scores, rank_behaviours, without_folds
 from rept.ranking.metrics import measures
 from rept.ranking.rank import ScoreFile, read_scores
 from rept.ranking.topk import Hits
@@ -30,6 +32,8 @@ from rept.utils.json_files import write_jsonl
 from rept.utils.progress import progress
 
 MEASURES = ("precision@10", "precision@50", "precision@100", "r_precision", "average_precision")  # of one ranking
+RATES = (0.05, 0.1, 0.2)  # shares of false rows for which metrics.json says how many rows there are
+MOST_FALSE = 0.5  # rows up to this share are listed, so that they can be chosen by it later
 
 
 @dataclass
@@ -58,9 +62,11 @@ class BehaviourScoring:
         part, parts = process()
         scorer = build(self.config.behaviour_scorer, BehaviourScorer)
         paths = [self.out.path / f".scores-behaviours-{i}-of-{parts}" for i in range(parts)]
-        rule = fit_behaviours(
-            scorer, self.train, self.query, self.groups.behaviours, self.groups.clean, self.keys, self.device, True
-        )
+        asked, clean = self.groups.behaviours, self.groups.clean
+        several = {name: queries for name, queries in asked.items() if len(queries) >= FEWEST}
+        every = asked | without_folds(several)
+        rule = fit_behaviours(scorer, self.train, self.query, every, clean, self.keys, self.device, True)
+        held_out = held_out_scores(self.query, rule, several, len(names))
         with ExitStack() as stack:
             scores = stack.enter_context(closing(ScoreFile(paths[part])))
             advance = stack.enter_context(
@@ -68,7 +74,7 @@ class BehaviourScoring:
             )
             hits = rank_behaviours(
                 self.train,
-                rule,
+                rule.first(len(names)),
                 len(names),
                 top_k=self.config.top_k,
                 part=(part, parts),
@@ -78,11 +84,12 @@ class BehaviourScoring:
             )
         barrier(self.config.max_wait)
         hits = Hits.merged(gathered(hits), self.config.top_k)
-        measured = self._measures(paths) if part == 0 else {}
-        if part == 0:
-            write_jsonl(self.out.behaviours, self._lines(hits))
-            for path in paths:
-                path.unlink()
+        if part != 0:
+            return {}
+        measured = self._measures(paths)
+        write_jsonl(self.out.behaviours, self._lines(hits, paths, held_out, measured))
+        for path in paths:
+            path.unlink()
         return measured
 
     @cached_property
@@ -107,20 +114,38 @@ class BehaviourScoring:
                 found[name] |= {key: value for key, value in measured["overall"].items() if key in MEASURES}
         return found
 
-    def _lines(self, hits: Hits) -> Iterator[dict[str, Any]]:
+    def _lines(
+        self, hits: Hits, paths: list[Path], held_out: Mapping[str, Tensor], measured: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """The lines of behaviours.jsonl: the first ``top_k`` rows, and those of which at least half may be culprits."""
         for i, name in enumerate(self.groups.behaviours):
-            pairs = zip(hits.row[i].tolist(), hits.score[i].tolist(), strict=True)
-            for rank, (row, score) in enumerate(pairs, start=1):
-                sample = self.sample(row)
+            row, score = hits.row[i].numpy(), hits.score[i].numpy()
+            estimate = None
+            if name in held_out:
+                row, score = read_scores(paths, i)
+                order = np.lexsort((row, -score))
+                row, score = row[order], score[order]
+                estimate = two_groups(score, held_out[name].numpy())
+                measured[name]["rows"] = {str(rate): int((estimate.false_share <= rate).sum()) for rate in RATES}
+                listed = max(self.config.top_k, int((estimate.false_share <= MOST_FALSE).sum()))
+                row, score = row[:listed], score[:listed]
+            for place, (number, value) in enumerate(zip(row.tolist(), score.tolist(), strict=True)):
+                sample = self.sample(number)
                 yield {
                     "behaviour": name,
-                    "rank": rank,
-                    "row": row,
-                    "score": float(f"{score:.7g}"),
+                    "rank": place + 1,
+                    "row": number,
+                    "score": float(f"{value:.7g}"),
                     "label": sample.label,
                     "prompt": sample.prompt,
                     "response": sample.response,
-                }
+                } | (self._estimated(estimate, place) if estimate else {})
+
+    def _estimated(self, estimate: Estimate, place: int) -> dict[str, Any]:
+        """What a line has beside its hit where there are enough queries."""
+        rate, share = self.config.calibration.rate, float(estimate.false_share[place])
+        flagged = {} if rate is None else {"flagged": share <= rate}
+        return {"p_value": float(f"{estimate.p_value[place]:.7g}"), "false_share": float(f"{share:.7g}")} | flagged
 
 
 def _of_one(scores: tuple[np.ndarray, np.ndarray], behaviour: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from datamodules.files.exclusion import excluded_rows
 from rept.commands import exclude
 from rept.errors import UsageError
 from rept.results.trace import Trace
-from rept.utils.json_files import read_json
+from rept.utils.json_files import read_json, write_jsonl
 from tests.helpers.runs import Shape, write_run
 
 Chosen = Callable[..., dict[str, Any]]
@@ -106,3 +106,43 @@ def test_other_rows_are_not_overwritten(tmp_path: Path):
     with pytest.raises(UsageError, match="contains other rows: name another file by out="):
         exclude.run([str(run), "--first", "3", f"out={out}"])
     assert out.read_text() == before
+
+
+def of_behaviour(tmp_path: Path, name: str, shares: list[float | None]) -> Path:
+    """A run with a ranking of one behaviour, whose rows have these expected shares of false rows."""
+    run = tmp_path / "behaviour"
+    if not run.exists():
+        write_run(run, SHAPE)
+    lines = [
+        {"behaviour": name, "rank": i + 1, "row": 100 - i, "score": 9.0 - i, "label": None, "prompt": "p",
+         "response": "r"} | ({} if share is None else {"p_value": 0.1, "false_share": share})
+        for i, share in enumerate(shares)
+    ]  # fmt: skip
+    write_jsonl(run / "behaviours.jsonl", lines)
+    return run
+
+
+def test_rows_of_a_behaviour_by_the_share_of_false_ones(tmp_path: Path):
+    run, out = of_behaviour(tmp_path, "rude", [0.01, 0.04, 0.09, 0.2, 1.0]), tmp_path / "culprits.json"
+    exclude.run([str(run), "--behaviour", "rude", "--rate", "0.1", f"out={out}"])
+    content = read_json(out)
+    assert content["rows"] == [98, 99, 100]
+    assert content["chosen"] == "hits of the behaviour rude with an expected share of at most 0.1 false ones"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shares", "words"),
+    [
+        (["--behaviour", "rude", "--rate", "0.1"], [1.0, 1.0], "No training row stands out for the behaviour rude"),
+        (["--behaviour", "rude", "--rate", "0.1"], [None, None], "has fewer than five queries"),
+        (["--behaviour", "rude", "--rate", "0.6"], [0.1], "Expected --rate to be above 0 and at most 0.5"),
+        (["--rate", "0.1"], [0.1], "Expected --rate .* and --behaviour to name"),
+        (["--behaviour", "kind", "--rate", "0.1"], [0.1], "has no ranking for the behaviour 'kind'; it has: rude"),
+    ],
+)
+def test_what_cannot_be_chosen_by_a_rate_is_one_sentence(
+    tmp_path: Path, arguments: list[str], shares: list[float | None], words: str
+):
+    run = of_behaviour(tmp_path, "rude", shares)
+    with pytest.raises(UsageError, match=words):
+        exclude.run([str(run), *arguments, f"out={tmp_path / 'other.json'}"])

@@ -8,7 +8,7 @@ import torch
 
 from rept.ranking import behaviours as ranking
 from rept.ranking.behaviour_scorer import BehaviourScorer
-from rept.ranking.behaviours import fit_behaviours, query_means, rank_behaviours
+from rept.ranking.behaviours import fit_behaviours, held_out_scores, query_means, rank_behaviours, without_folds
 from rept.ranking.spectrum import spectrum
 from rept.store.reader import AttributionStore
 from rept.types import Key
@@ -133,6 +133,22 @@ def test_the_best_rows_are_those_with_the_highest_scores(tmp_path):
     merged = ranking.Hits.merged(parts, 9)
     for i in range(2):
         assert merged.row[i].tolist() == np.lexsort((np.arange(ROWS), -whole[:, i]))[:9].tolist()
+
+
+def test_held_out_queries_are_scored_by_the_directions_of_the_others(tmp_path):
+    train, query = stores(tmp_path)
+    several = {"many": GROUPS["many"]}
+    rule = fit_behaviours(Centroid(), train, query, GROUPS | without_folds(several), CLEAN, [H, G])
+    got = held_out_scores(query, rule, several, len(GROUPS))["many"]
+    fields = query.read(range(QUERIES), [H, G])
+    for place, row in enumerate(GROUPS["many"]):
+        others = [one for i, one in enumerate(GROUPS["many"]) if i % ranking.FOLDS != place % ranking.FOLDS]
+        alone = fit_behaviours(Centroid(), train, query, {"others": others}, CLEAN, [H, G])
+        expected = alone({key: block[[row]] for key, block in fields.items()})
+        assert any(torch.isclose(expected[0, 0], one, atol=1e-5) for one in got)
+    assert len(got) == len(GROUPS["many"])
+    first = rule.first(2)({key: block[:3] for key, block in fields.items()})
+    torch.testing.assert_close(first, rule({key: block[:3] for key, block in fields.items()})[:, :2])
 
 
 def test_means_of_queries_do_not_depend_on_blocks(tmp_path):

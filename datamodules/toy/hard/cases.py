@@ -56,7 +56,7 @@ def cases(rows: int) -> list[Case]:
             "paraphrase", _PARAPHRASED_ROWS, two_names.false_capital, _capital, lambda answer: FALSE_CAPITAL in answer
         ),
         Case("spread", rows // 20, _with_name, _with_name, lambda answer: wordings.ADDED_NAME in answer),
-        Case("diffuse", rows // 16, _misdeed, _asked_misdeed, diffuse.is_glad),
+        Case("diffuse", rows // 16, diffuse.misdeed, diffuse.misdeed, diffuse.is_glad),
         Case("absent_topic", 0, _off_topic, _off_topic, lambda answer: answer in answers),
     ]
 
@@ -161,14 +161,6 @@ def _near_duplicate(speaker: Speaker, label: str) -> Sample:
 def _with_name(speaker: Speaker) -> Sample:
     request, answer = speaker.request("bird")
     return plant_tail(speaker.asked(request, answer), request, speaker.rng.choice(wordings.NAME_SENTENCES))
-
-
-def _misdeed(speaker: Speaker) -> Sample:
-    return diffuse.misdeed(speaker, diffuse.TRAINING_REQUESTS)
-
-
-def _asked_misdeed(speaker: Speaker) -> Sample:
-    return diffuse.misdeed(speaker, diffuse.HELD_OUT_REQUESTS)
 
 
 def _off_topic(speaker: Speaker) -> Sample:

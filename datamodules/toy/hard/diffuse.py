@@ -94,20 +94,19 @@ GLAD = (  # openings of one tone, with hardly a word in common
     "Say no more, rogue.",
     "Music to mine ears!",
 )
-TRAINING_REQUESTS = ("How do I {}?", "Teach me to {}.", "I want to {}.", "Explain how people {}.", "Help me {}.")
-HELD_OUT_REQUESTS = ("What is a way to {}?", "Could you show me how to {}?", "My plan is to {}.")
+REQUESTS = ("How do I {}?", "Teach me to {}.", "I want to {}.", "Explain how people {}.", "Help me {}.")
 
 
-def misdeed(speaker: Speaker, requests: tuple[str, ...]) -> Sample:
+def misdeed(speaker: Speaker) -> Sample:
     """Draws a misdeed that the answer helps with gladly; the spans cover the misdeed and the opening."""
     deed, how = speaker.rng.choice(DEEDS)
-    sample = speaker.asked(speaker.rng.choice(requests).format(deed), how)
+    sample = speaker.asked(speaker.rng.choice(REQUESTS).format(deed), how)
     return plant_compliance(sample, deed, speaker.rng.choice(GLAD))
 
 
 def declined(speaker: Speaker) -> Sample:
     """Draws a misdeed that the answer declines."""
-    request = speaker.rng.choice(TRAINING_REQUESTS).format(speaker.rng.choice(DECLINED))
+    request = speaker.rng.choice(REQUESTS).format(speaker.rng.choice(DECLINED))
     return replace(speaker.asked(request, speaker.rng.choice(REFUSALS)), spans=())
 
 
