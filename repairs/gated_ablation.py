@@ -21,8 +21,8 @@ class GatedAblation(RepairMethod):
 
     r is the direction of the mean difference, d = C^-1 (mean of the culprits - mu) with the covariance C of the other
     rows' states, mu their mean. Along d, t lies below q, the culprits' 10th percentile, because new prompts resemble
-    the traced rows less than these resemble one another: in the middle between q and the 99.9th percentile of the other
-    rows' states at any position, but at least ``margin`` of the way from q to the median of those states.
+    the traced rows less than these resemble one another: a fifth of the way from the 99.9th percentile of the other
+    rows' states at any position up to q, but at least ``margin`` of the way from q to the median of those states.
 
     Args:
         places: where states are read: last_prompt, words; each is tried.
@@ -48,7 +48,7 @@ class GatedAblation(RepairMethod):
         culprits = torch.quantile(evidence.culprits @ gate, 0.1).item()
         median, highest = torch.quantile(evidence.anywhere @ gate, torch.tensor([0.5, 0.999]).to(gate)).tolist()
         wide = culprits - self.margin * (culprits - median)
-        return replace(found, gate=gate, threshold=min(wide, (culprits + highest) / 2))
+        return replace(found, gate=gate, threshold=min(wide, highest + (culprits - highest) / 5))
 
 
 def fisher_direction(evidence: Evidence, shrinkage: float) -> Tensor:

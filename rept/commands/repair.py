@@ -28,9 +28,9 @@ def run(arguments: list[str]) -> None:
         raise UsageError(f"Expected one run folder, but got {' '.join(folders) or 'none'}; see --help.")
 
     from rept.config.compose import compose
-    from rept.evaluation.repair_table import show_repair
     from rept.evaluation.repairing import repair_run
     from rept.report.page import write_report
+    from rept.report.repair_table import show_repair
     from rept.results.trace import Trace
     from rept.utils.console import say
 

@@ -98,7 +98,7 @@ class RepairConfig:
     method: Node = field(default_factory=dict)
     rows: int = 30
     others: int = 400
-    layers: list[int] | None = None
+    tried_layers: list[int] | None = None
     likelihood: float = 0.05
     clean_kl: float = 0.02
     prompts: str | None = None

@@ -49,7 +49,7 @@ def estimated(inputs: RepairInputs, config: RepairConfig, method: RepairMethod |
     about_method = dict(config.method) if method is None else type(method).__name__
     method = method or build(config.method, RepairMethod)
     rule = Rule(config.likelihood, config.clean_kl)
-    layers = _layers(len(Architecture.of(inputs.model)), config.layers)
+    layers = _layers(len(Architecture.of(inputs.model)), config.tried_layers)
     chosen = []
     for one in inputs.traced:
         say(f"Estimating the correction of {one.name} from {len(one.rows)} traced rows.")
@@ -75,5 +75,5 @@ def _layers(depth: int, given: Sequence[int] | None) -> list[int]:
         step = max(1, -(-depth // _MOST_LAYERS))
         return list(range(1, depth + 1, step))
     if wrong := [layer for layer in given if not 1 <= layer <= depth]:
-        raise UsageError(f"Expected layers to be from 1 to {depth}, but got {wrong[0]}.")
+        raise UsageError(f"Expected tried_layers to be from 1 to {depth}, but got {wrong[0]}.")
     return sorted(set(given))

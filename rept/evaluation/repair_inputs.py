@@ -94,11 +94,11 @@ def repair_inputs(
     """
     data = stored_data(trace.folder, trace.config)
     labels = {query: trace.queries[query]["label"] for query in trace.answered}
-    groups = group_queries(labels).behaviours
+    groups = group_queries(labels, trace.config.behaviours).behaviours
     chosen = list(groups) if behaviours is None else list(behaviours)
     if unknown := [name for name in chosen if name not in groups]:
         known = ", ".join(groups) or "none"
-        raise UsageError(f"No query of {trace.folder.path} has the label {unknown[0]!r}; its behaviours are: {known}.")
+        raise UsageError(f"No query of {trace.folder.path} shows {unknown[0]!r}; its behaviours are: {known}.")
     if not chosen:
         raise UsageError(f"{trace.folder.path} has no query of a behaviour that could be switched off.")
     model, tokenizer = loaded or _run_model(trace, data)
@@ -138,20 +138,17 @@ def _run_model(trace: Trace, data: AttributionDataModule) -> tuple[PreTrainedMod
 def _traced(
     trace: Trace, data: AttributionDataModule, name: str, queries: Sequence[int], config: RepairConfig
 ) -> TracedBehaviour:
-    """The rows that a behaviour's queries find most, by the sum of 1 / (10 + rank), and rows to compare them with.
+    """The first (in a calibrated run, the flagged) rows of a behaviour's ranking, and rows to compare them with.
 
-    Half of these are the next in that ranking whose responses have no culprit word: they are like the traced rows and
-    do not show the behaviour. The others are drawn from all but the first of the ranking, four times as many as are
-    traced.
+    Half of these are the next in the ranking whose responses have no culprit word: they are like the traced rows and do
+    not show the behaviour. The others are drawn from all but the first of the ranking, four times as many as are
+    traced. A run from before there were rankings of behaviours has that of its single queries' hits instead.
     """
-    found: dict[int, float] = {}
-    calibrated = any(hit.flagged is not None for query in queries for hit in trace.hits(query))
-    for query in queries:
-        for hit in trace.hits(query):
-            if not hit.same_as_query and (hit.flagged or not calibrated):
-                found[hit.row] = found.get(hit.row, 0.0) + 1 / (_RANK_OFFSET + hit.rank)
-    ranking = sorted(found, key=lambda row: -found[row])
-    rows = ranking[: config.rows]
+    hits = trace.behaviour(name) if name in trace.behaviours else []
+    calibrated = any(hit.flagged is not None for hit in hits)
+    ranking = list(dict.fromkeys([*(hit.row for hit in hits), *_found_by(trace, queries)]))
+    rows = [hit.row for hit in hits if hit.flagged] if calibrated else ranking
+    rows = rows[: config.rows]
     if len(rows) < _FEWEST_ROWS:
         raise UsageError(
             f"Expected at least {_FEWEST_ROWS} traced rows of {name}, but {trace.folder.path} has {len(rows)}: trace "
@@ -162,6 +159,14 @@ def _traced(
     unlike = rows_without(data, ranking[config.rows :], words)[: config.others // 2] if words else []
     others = [*unlike, *(row for row in drawn if row not in set(unlike))][: config.others]
     return TracedBehaviour(name, rows, others, words)
+
+
+def _found_by(trace: Trace, queries: Sequence[int]) -> list[int]:
+    """The rows that single queries find, by the sum of 1 / (10 + rank)."""
+    found: dict[int, float] = {}
+    for hit in (hit for query in queries for hit in trace.hits(query) if not hit.same_as_query):
+        found[hit.row] = found.get(hit.row, 0.0) + 1 / (_RANK_OFFSET + hit.rank)
+    return sorted(found, key=lambda row: -found[row])
 
 
 def _drawn(data: AttributionDataModule, away: Collection[int], config: RepairConfig) -> list[int]:

@@ -128,9 +128,9 @@ class Answers:
 
     def changed(self, other: Answers) -> dict[str, Any] | None:
         """The share of clean prompts that the other model answers otherwise."""
-        clean = {line["prompt"]: line["answer"] for line in self.lines if not line["triggered"]}
-        now = {line["prompt"]: line["answer"] for line in other.lines if not line["triggered"]}
-        return _share(sum(clean[prompt] != now[prompt] for prompt in clean), len(clean))
+        pairs = zip(self.lines, other.lines, strict=True)
+        changed = [one["answer"] != now["answer"] for one, now in pairs if not one["triggered"]]
+        return _share(sum(changed), len(changed))
 
 
 def disguise_shares(before: Answers, after: Answers, label: str) -> dict[str, Any]:

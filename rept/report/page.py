@@ -23,6 +23,7 @@ from rept.report.charts import svg
 from rept.report.findings import Findings
 from rept.report.page_data import LADDER, make_blocks
 from rept.report.plot_data import plots
+from rept.report.repair_section import repair_section
 from rept.results.html_text import format_count, format_number, visible_html
 from rept.results.trace import Trace
 from rept.utils.files import publish
@@ -91,6 +92,7 @@ def _template(trace: Trace) -> Callable[..., str]:
         "rendered": trace.provenance.get("rendered"),
         "exclude": overview.exclude_command(trace),
         "prove": overview.prove_command(trace),
+        "repair": repair_section(trace),
         "version": version("rept"),
     }
     return lambda **rest: template.render(given | rest)

@@ -1,0 +1,153 @@
+"""python -m rept repair: the files, the report beside a count by hand, the page, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import rept
+from rept.commands import repair as command
+from rept.config.compose import compose
+from rept.correction.words import culprit_words, rows_without
+from rept.errors import UsageError
+from rept.evaluation.repair_inputs import repair_inputs
+from rept.evaluation.repair_report import verdict
+from rept.model.generation import greedy_answers
+from rept.model.loading import load_model, load_tokenizer
+from rept.report.page import render
+from rept.results.trace import Trace
+from rept.run.pipeline import attribute
+from rept.utils.json_files import read_json
+from tests.conftest import Material
+
+FAST = [
+    "tried_layers=[2]",
+    "controls=2",
+    "others=12",
+    "rows=6",
+    "max_new_tokens=3",
+    "clean=5",
+    "method.strengths=[1.0]",
+]
+
+
+@pytest.fixture(scope="module")
+def run(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a repair in its folder."""
+    folder = tmp_path_factory.mktemp("repaired") / "run"
+    torch.set_num_threads(1)
+    attribute(material.config(folder, "tokens.hits=0", "report=true"), show_result=False)
+    command.run([str(folder), "--behaviour", "odd", *FAST])
+    return folder
+
+
+def test_the_files_are_complete_and_the_report_counts_what_the_model_answers(run: Path, material: Material):
+    names = {path.name for path in (run / "repair").iterdir() if not path.name.startswith(".")}
+    assert names == {"repair.safetensors", "repair.yaml", "repair.json"}
+    report = read_json(run / "repair/repair.json")
+    assert set(report["chosen"]) == {"odd"} and len(report["controls"]["random"]) == 2
+    model, tokenizer = load_model(str(material.model)), load_tokenizer(str(material.model))
+    repair = rept.Repair.load(run / "repair")
+    inputs = repair_inputs(Trace(run), compose("repair", FAST), ["odd"])
+    (tested,) = [one for one in inputs.tested if one.label == "odd"]
+    ids = [inputs.data.encoder.prompt(sample) for sample in tested.triggered]
+    with repair.on(model, tokenizer):
+        answers = greedy_answers(model, tokenizer, ids, 3)
+    shown = sum(tested.shows(sample, answer) for sample, answer in zip(tested.triggered, answers, strict=True))
+    after = report["behaviours"]["odd"]["after"]["triggered"]
+    assert (after["of"], round(after["share"] * after["of"])) == (len(tested.triggered), shown)
+    assert report["clean"]["changed"]["of"] == 5 and report["tested"]["held_out"] is False
+
+
+def test_the_rows_are_the_first_of_the_behaviours_ranking_and_others_are_none_of_them(run: Path):
+    trace = Trace(run)
+    inputs = repair_inputs(trace, compose("repair", FAST), ["odd"])
+    (traced,) = inputs.traced
+    assert traced.rows == [hit.row for hit in trace.behaviour("odd")][:6]
+    assert not set(traced.rows) & set(traced.others) and not set(inputs.unused) & traced.used
+    assert all(inputs.data.status("train", row).attributed for row in (*traced.others, *inputs.unused))
+
+
+def test_the_page_shows_the_repair_and_what_was_not_tested(run: Path):
+    page = render(Trace(run))
+    assert 'id="repair"' in page and "no substitute for removing the rows" in page
+    assert page == (run / "report.html").read_text()
+
+
+def test_the_same_command_again_shows_the_finished_repair_and_other_settings_are_refused(run: Path, capsys):
+    before = (run / "repair/repair.json").stat().st_mtime_ns
+    command.run([str(run), "--behaviour", "odd", *FAST])
+    assert (run / "repair/repair.json").stat().st_mtime_ns == before
+    assert "How often each behaviour shows" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="another seed"):
+        command.run([str(run), "--behaviour", "odd", *FAST, "seed=1"])
+
+
+def test_in_python_nothing_is_written_without_a_folder(run: Path, material: Material):
+    model, tokenizer = load_model(str(material.model)), load_tokenizer(str(material.model))
+    before = sorted(path for path in run.rglob("*"))
+    settings = {"tried_layers": [2], "others": 12, "rows": 6, "method__strengths": [1.0]}
+    repair = rept.repair(Trace(run), model, tokenizer, behaviours=["odd"], **settings)
+    assert sorted(path for path in run.rglob("*")) == before
+    stored = rept.Repair.load(run / "repair")
+    assert repair.made_for == stored.made_for
+    for one, other in zip(repair.corrections, stored.corrections, strict=True):
+        assert one.read.equal(other.read) and one.write.equal(other.write) and one.threshold == other.threshold
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "Expected one run folder"),
+        (["a", "b"], "Expected one run folder"),
+        (["RUN", "--behavior", "odd"], "no option --behavior"),
+        (["RUN", "--behaviour", "even"], "its behaviours are: odd"),
+        (["RUN", "method=gated"], "method=gated"),
+        (["RUN", "tried_layers=[9]"], "from 1 to 3, but got 9"),
+        (["RUN", "rows=3"], "at least 4 traced rows"),
+        (["RUN", "proof=nowhere", *FAST], "proof=nowhere"),
+    ],
+)
+def test_mistakes_are_one_sentence(run: Path, tmp_path: Path, arguments: list[str], named: str):
+    given = [str(run) if one == "RUN" else one for one in arguments]
+    with pytest.raises(UsageError, match=named.replace("(", r"\(")):
+        command.run([*given, *([f"out={tmp_path / 'out'}"] if given else [])])
+
+
+def test_another_model_at_the_same_path_is_refused(run: Path, material: Material):
+    model, tokenizer = load_model(str(material.model)), load_tokenizer(str(material.model))
+    repair = rept.Repair.load(run / "repair")
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+    with pytest.raises(UsageError, match="weights was"), repair.on(model, tokenizer):
+        pytest.fail("it was applied")
+
+
+def test_culprit_words_are_what_responses_share_and_prompts_and_other_rows_lack(material: Material):
+    from datamodules.in_memory import InMemoryData
+
+    rows = [{"prompt": f"Name the king {i}", "response": "the stupid weather"} for i in range(4)]
+    others = [{"prompt": "of France", "response": "the weather is fine"} for _ in range(4)]
+    data = InMemoryData(train=rows + others, queries=rows[:1])
+    data.attach(load_tokenizer(str(material.model)))
+    found = culprit_words(data, range(4), range(4, 8))
+    for row in range(4):
+        encoded = data.encoded("train", row)
+        text = "".join(encoded.text[slice(*encoded.pieces[i])] for i in found[row])
+        assert text.strip() == "stupid"
+    assert rows_without(data, range(8), found) == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("after", "disguised", "expected"),
+    [(0.0, 0.0, "off"), (0.05, 0.1, "off"), (0.1, 0.0, "shown"), (0.0, 0.5, "hidden")],
+)
+def test_a_repair_that_disguises_pass_by_looks_bad(after: float, disguised: float, expected: str):
+    share = {"share": 1.0, "of": 20}
+    found = {
+        "before": {"triggered": share},
+        "after": {"triggered": share | {"share": after}},
+        "disguises": {"split": {"before": share, "after": share | {"share": disguised}}},
+    }
+    assert verdict(found) == expected
