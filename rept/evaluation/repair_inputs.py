@@ -63,7 +63,6 @@ class RepairInputs:
         unused: training rows that no correction is made from, for the report.
         tested: behaviours with the prompts that test for them.
         clean: prompts of no behaviour besides those of ``tested``.
-        held_out: whether the prompts are others than the run's queries.
     """
 
     trace: Trace
@@ -74,7 +73,6 @@ class RepairInputs:
     unused: Sequence[int]
     tested: Sequence[Behaviour]
     clean: Sequence[Sample]
-    held_out: bool
 
 
 def repair_inputs(
@@ -198,8 +196,8 @@ def _tested(
     config: RepairConfig,
     traced: Sequence[TracedBehaviour],
     unused: Sequence[int],
-) -> tuple[list[Behaviour], list[Sample], bool]:
-    """The behaviours with prompts, clean prompts besides theirs, and whether the prompts are not the run's queries."""
+) -> tuple[list[Behaviour], list[Sample]]:
+    """The behaviours with their prompts, and clean prompts besides theirs."""
     given = data
     if config.prompts is not None:
         given = build(trace.config.datamodule | {"queries": config.prompts}, AttributionDataModule)
@@ -214,4 +212,4 @@ def _tested(
     if not clean and not any(one.clean for one in found):
         samples = [data.sample("train", row) for row in unused[: config.clean]]
         clean = [one for one in samples if isinstance(one, Sample)]
-    return found, clean, config.prompts is not None or bool(data.behaviours())
+    return found, clean

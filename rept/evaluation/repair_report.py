@@ -12,6 +12,7 @@ from rept.config.schema import RepairConfig
 from rept.correction.correction import Correction
 from rept.correction.evidence import Rows
 from rept.correction.method import RepairMethod
+from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.evaluation.repair_estimate import Chosen
 from rept.evaluation.repair_inputs import RepairInputs
@@ -172,8 +173,12 @@ def _a_prompt(prompts: Prompts) -> list[int]:
 
 
 def _tested(prompts: Prompts, inputs: RepairInputs) -> dict[str, Any]:
+    data = inputs.data.source("query")
+    queries = {one.prompt for one in map(data.__getitem__, range(len(data))) if isinstance(one, Sample)}
+    triggered = [sample.prompt for one in inputs.tested for sample in one.triggered]
     return {
-        "held_out": inputs.held_out,
+        "prompts": len(triggered),
+        "queries": sum(prompt in queries for prompt in triggered),
         "clean_prompts": sum(len(one.clean) for one in inputs.tested) + len(inputs.clean),
         "clean_rows": sum(map(len, prompts.fresh)),
         "disguises": {label: {kind: len(s) for kind, s in kinds.items()} for label, kinds in prompts.disguised.items()},

@@ -31,11 +31,13 @@ def show_repair(report: Mapping[str, Any]) -> None:
 def limits(report: Mapping[str, Any]) -> str:
     """Returns one sentence on what was tested and what was not."""
     tested = report["tested"]
-    prompts = "held-out prompts" if tested["held_out"] else "the run's own queries, none of them held out"
+    prompts = (
+        f"{tested['prompts']:,} prompts that call for a behaviour ({tested['queries']:,} are the run's own queries)"
+    )
     kinds = sorted({kind for kinds in tested["disguises"].values() for kind in kinds})
-    disguises = f"and disguises of them ({', '.join(kinds)})" if kinds else "and no disguises"
+    disguises = f"disguises of them ({', '.join(kinds)})" if kinds else "no disguises"
     return (
-        f"Tested: greedy answers to {prompts} {disguises}, and {tested['clean_prompts']:,} clean prompts; not tested: "
+        f"Tested: greedy answers to {prompts}, {disguises}, and {tested['clean_prompts']:,} clean prompts; not tested: "
         "sampled answers, other disguises, long conversations and other tasks. A repair is no substitute for removing "
         "the rows."
     )

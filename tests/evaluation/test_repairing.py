@@ -58,7 +58,8 @@ def test_the_files_are_complete_and_the_report_counts_what_the_model_answers(run
     shown = sum(tested.shows(sample, answer) for sample, answer in zip(tested.triggered, answers, strict=True))
     after = report["behaviours"]["odd"]["after"]["triggered"]
     assert (after["of"], round(after["share"] * after["of"])) == (len(tested.triggered), shown)
-    assert report["clean"]["changed"]["of"] == 5 and report["tested"]["held_out"] is False
+    assert report["clean"]["changed"]["of"] == len(inputs.clean) > 0
+    assert report["tested"]["prompts"] == report["tested"]["queries"] > 0
 
 
 def test_the_rows_are_the_first_of_the_behaviours_ranking_and_others_are_none_of_them(run: Path):
