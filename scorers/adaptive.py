@@ -44,4 +44,6 @@ class Adaptive(BehaviourScorer):
 
     def _ridge(self, examples: Examples, rows: Spectrum) -> float:
         signal = max(float(examples.shift.square().sum()) - examples.noise, 0.0)
-        return examples.noise / rows.trace * rows.square / signal if signal else math.inf
+        if not signal or not rows.trace:  # rows that are all alike have no metric
+            return math.inf
+        return examples.noise / rows.trace * rows.square / signal

@@ -25,6 +25,7 @@ from rept.utils.tensors import unit
 
 SAMPLE = 32768  # rows that scales and candidates are compared on
 FOLDS = 5  # parts of a behaviour's queries that are held out in turn
+ALIKE = 1e-12  # a deviation of scores that is mere rounding
 _AT_ONCE = 2048
 
 
@@ -47,7 +48,10 @@ class Means:
 
 @dataclass(frozen=True)
 class FieldRule:
-    """How the rows of one field are scored: each behaviour's direction (B), and median and deviation (B) of scores."""
+    """How the rows of one field are scored: each behaviour's direction (B), and median and deviation (B) of scores.
+
+    The deviation is of the scores below the median or, where there are none, of those above it.
+    """
 
     spectrum: Spectrum
     directions: Sequence[Direction]
@@ -61,7 +65,7 @@ class FieldRule:
     def __call__(self, rows: Tensor) -> Tensor:
         """Scores (n B) of unit rows (n D) in deviations from the median; 0 where all rows are alike."""
         score = direction_scores(rows, self.spectrum, self.directions)
-        informative = (self.deviation > 1e-12) & rows.any(1, keepdim=True)
+        informative = (self.deviation > ALIKE) & rows.any(1, keepdim=True)
         return torch.where(informative, (score - self.median) / self.deviation, 0)
 
 
@@ -211,7 +215,7 @@ def _spectrum(train: AttributionStore, key: Key, device: torch.device | str) -> 
             yield rows[rows.any(1)]
 
     width = train.read([], [key])[key].shape[1]
-    return spectrum(filter(len, blocks()), width)
+    return spectrum(filter(len, blocks()), width).to(device)
 
 
 def _field_rule(
@@ -236,5 +240,6 @@ def _field_rule(
     for one, group in zip(examples, candidates, strict=True):
         chosen.append(start + scorer.choose(one, rows, group, scores[:, start : start + len(group)]))
         start += len(group)
-    median, below, _ = deviations(scores[:, chosen])
-    return FieldRule(rows, [every[i] for i in chosen], median, below)
+    median, below, above = deviations(scores[:, chosen])
+    scale = torch.where(below > ALIKE, below, above)  # if at least half of the rows have the lowest score
+    return FieldRule(rows, [every[i] for i in chosen], median, scale)

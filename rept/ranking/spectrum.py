@@ -58,6 +58,8 @@ def spectrum(blocks: Iterable[Tensor], width: int, widest: int = WIDEST, rank: i
     moments = Moments(covariance=True)
     for block in blocks:
         moments.add(block)
+    if not moments.rows:
+        return _nothing(width)
     variance, axes = torch.linalg.eigh(moments.covariance)
     return Spectrum(moments.mean, axes.flip(1), variance.flip(0).clamp(min=0), 0.0)
 
@@ -68,16 +70,25 @@ def _low_rank(blocks: Iterable[Tensor], width: int, rank: int) -> Spectrum:
     for block in (part for whole in blocks for part in torch.split(whole, 2 * rank)):
         new = block.double()
         center, together = new.mean(0), rows + len(new)
+        mean = mean.to(center)
         step = (center - mean) * math.sqrt(rows * len(new) / together)
         added = torch.cat([new - center, step[None]])
         total += float(added.square().sum())
         scaled = _cut(torch.cat([scaled.to(added), added]), rank)
-        mean, rows = mean + (center - mean.to(center)) * (len(new) / together) if rows else center, together
+        mean, rows = mean + (center - mean) * (len(new) / together) if rows else center, together
+    if not rows:
+        return _nothing(width)
     square = scaled.square().sum(1)
     kept = square > square.max() * 1e-14
     rest = max(0.0, total - float(square.sum())) / rows / max(1, width - int(kept.sum()))
     axes = (scaled[kept] / square[kept].sqrt()[:, None]).T
     return Spectrum(mean, axes.contiguous(), square[kept] / rows, rest)
+
+
+def _nothing(width: int) -> Spectrum:
+    """Of no rows: nothing varies."""
+    mean, axes = torch.zeros(width, dtype=torch.float64), torch.zeros(width, 0, dtype=torch.float64)
+    return Spectrum(mean, axes, mean[:0], 0.0)
 
 
 def _cut(rows: Tensor, rank: int) -> Tensor:

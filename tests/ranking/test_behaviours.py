@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,13 @@ def stores(folder, world=1, zero=()):
         AttributionStore.finish(folder, side, rows)
         made.append(AttributionStore(folder, side))
     return made
+
+
+def small_stores(folder, rows, asked):
+    for side, values in (("train", rows), ("query", asked)):
+        write(folder, {H: values}, side, plan=batches(len(values)), dtype="float32")
+        AttributionStore.finish(folder, side, len(values))
+    return AttributionStore(folder, "train"), AttributionStore(folder, "query")
 
 
 def scored(train, query, scorer, keys=(H, G), clean=CLEAN, groups=GROUPS):
@@ -123,6 +132,24 @@ def test_rows_that_are_all_alike_score_zero(tmp_path, scorer):
         AttributionStore.finish(tmp_path, side, 20)
     train, query = AttributionStore(tmp_path, "train"), AttributionStore(tmp_path, "query")
     assert (scored(train, query, scorer, keys=[H], groups={"all": [0, 1]}, clean=[]) == 0).all()
+
+
+@pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: type(scorer).__name__)
+@pytest.mark.parametrize("values", [torch.ones(1, 4), torch.zeros(3, 4)], ids=["one row", "zero rows"])
+@pytest.mark.parametrize("widest", [4, 3])
+def test_where_nothing_varies_all_rows_score_zero(tmp_path, scorer, values, widest, monkeypatch):
+    monkeypatch.setattr(ranking, "spectrum", partial(spectrum, widest=widest))
+    got = scored(*small_stores(tmp_path, values, torch.eye(4)[:2]), scorer, keys=[H], groups={"all": [0, 1]}, clean=[])
+    assert got.shape == (len(values), 1) and (got == 0).all()
+
+
+@pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: type(scorer).__name__)
+@pytest.mark.parametrize("ordinary", [1, 2, 5])
+def test_a_row_stands_out_from_others_that_are_all_alike(tmp_path, scorer, ordinary):
+    rows = torch.tensor([[-1.0, 0.2, 0.1]] * ordinary + [[1.0, 0.1, 0.3]])
+    stored = small_stores(tmp_path, rows, torch.tensor([[1.0, 0.0, 0.2]]))
+    got = scored(*stored, scorer, keys=[H], groups={"all": [0]}, clean=[])
+    assert got[-1, 0] > got[:-1, 0].max() + 0.5
 
 
 def test_the_best_rows_are_those_with_the_highest_scores(tmp_path):
