@@ -31,6 +31,8 @@ REFERENCES = 20  # texts of a behaviour that scores are a mean over, at most
 class DistinctiveTokens:
     """Scores texts for behaviours: a training row is compared with the behaviour's queries, a query with its best hits.
 
+    Memory: the states of the background's responses.
+
     Args:
         extractor: its first site is read.
         layer: from 1.
@@ -55,10 +57,9 @@ class DistinctiveTokens:
         self.hits = hits
         self._words: dict[str, int] = {}
         self._encoded = lru_cache(maxsize=1024)(datamodule.encoded)
-        self._background = list(background)
         self._references: dict[tuple[int, Side], list[Reference]] = {}
         self._known: dict[tuple[int, Side, int], Tensor] = {}  # by behaviour and text
-        self._measure_background()
+        self._background = self._measured(background)
 
     def references(self, behaviour: int, side: Side) -> list[int]:
         """The texts of one side that show the behaviour: evenly spaced queries, or the best hits of these in turn."""
@@ -139,8 +140,9 @@ class DistinctiveTokens:
         return numbers[: text.prompt_length], numbers[text.prompt_length :]
 
     def _answer(self, side: Side, row: int, states: Tensor) -> Answer:
+        """From the states (T D) of all of a text, or of its last tokens from the last one of the prompt on."""
         asked, said = self._numbers(side, row)
-        last, response = states[len(asked) - 1 : len(asked)], states[len(asked) :]
+        last, response = states[-len(said) - 1][None], states[-len(said) :]
         centred = torch.cat([last - self._centres[0], response - self._centres[1]])
         return Answer(normalize(centred, dim=-1), torch.tensor(said), torch.tensor(asked))
 
@@ -158,34 +160,36 @@ class DistinctiveTokens:
         block = next(iter(blocks.values())).cpu()
         return ((row, block[i, : int(batch.length[i])]) for i, row in enumerate(batch.row.tolist()))
 
-    def _measure_background(self) -> None:
-        """Means of states and embeddings over the background, and how many of its texts contain each word."""
+    def _measured(self, rows: Sequence[int]) -> list[Answer]:
+        """Reads the background: means of its states and embeddings, and how many of its texts contain each word."""
+        kept: dict[int, Tensor] = {}
         states_sum, states, embedded_sum, embedded = torch.zeros(()), torch.zeros(2, 1), torch.zeros(()), 0
         self._asked: Counter[int] = Counter()
         self._said: Counter[int] = Counter()
         with record({"embedding": self.model.get_input_embeddings()}, gradients=False) as read:
-            for batch in self.datamodule.batches("train", self._background):
+            for batch in self.datamodule.batches("train", rows):
                 for i, (row, own) in enumerate(self._states_of(batch)):
                     asked, said = self._numbers("train", row)
                     start = len(asked)
                     states_sum = states_sum + torch.stack([own[start - 1], own[start:].sum(0)]).double()
                     states += torch.tensor([[1], [len(said)]])
+                    kept[row] = own[start - 1 :].clone()  # a view would keep the whole batch in memory
                     embedded_sum = embedded_sum + read["embedding"][i, : len(own)].double().sum(0).cpu()
                     embedded += len(own)
                     self._asked.update(set(asked))
                     self._said.update(set(said))
         self._centres = (states_sum / states).float()
         self._fill = (embedded_sum / embedded).float()
+        return [self._answer("train", row, own) for row, own in kept.items()]
 
     def _compared(self, groups: Sequence[Sequence[Answer]]) -> list[list[Reference]]:
         """Adds to each answer how near the background comes to each of its states."""
         # A product for each group: what else is read at the same time changes no bit of it.
         states = [torch.cat([answer.states for answer in group]) for group in groups]
         nearest: list[list[Tensor]] = [[] for _ in groups]
-        for row, other in self._states("train", self._background):
-            background = self._answer("train", row, other).states.T
+        for other in self._background:
             for own, found in zip(states, nearest, strict=True):
-                found.append((own @ background).amax(1))
+                found.append((own @ other.states.T).amax(1))
         return [
             [Reference(answer, *of_answer) for answer, *of_answer in _with_statistics(group, torch.stack(found, 1))]
             for group, found in zip(groups, nearest, strict=True)

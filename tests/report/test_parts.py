@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -207,3 +208,19 @@ def test_the_commands_on_the_page_are_those_that_exist(tmp_path: Path) -> None:
     assert words[:4] == ["python", "-m", "rept", "exclude"]
     exclude.run([*words[4:], f"out={tmp_path / 'culprits.json'}"])
     assert len(json.loads((tmp_path / "culprits.json").read_text())["why"]) > 3
+
+
+def test_token_scores_of_single_queries_are_said_to_be_weaker(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Shape(queries=4, hits=2, rows=10))
+    assert overview.token_notes(Trace(run)) == []
+    lines = [json.loads(line) | {"form": "distinctive"} for line in (run / "tokens.jsonl").read_text().splitlines()]
+    lines = [line | {"references": 1 if line["query"] == 2 else 20} for line in lines]
+    (run / "tokens.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (note,) = overview.token_notes(Trace(run))
+    assert note.startswith("The token scores of 1 of 4 queries come from that query alone, which is weaker")
+    assert note in Findings(Trace(run)).problems
+
+
+def test_distinctive_scores_have_a_fixed_scale() -> None:
+    weak = replace(_scored(("a", 0.1), ("b", 0.2)), form="distinctive")
+    assert scale(weak) == 1.0 and [piece.level for piece in shaded(weak)] == [1, 2]
