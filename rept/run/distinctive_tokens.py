@@ -103,7 +103,9 @@ class DistinctiveTokens:
         answers = {row: self._answer(side, row, texts[row]) for row, _ in jobs}
         responses = [self._response(side, row, number, answers[row]) for row, number in jobs]
         masked = [self._maskable(self._text(side, row), one) for (row, _), one in zip(jobs, responses, strict=True)]
-        effects = masking_effects(self.model, masked, self._fill, self.datamodule.tokens_per_batch)
+        # The copies of each text by themselves: what else this rank scores changes no bit, and nothing is padded.
+        limit = self.datamodule.tokens_per_batch
+        effects = [masking_effects(self.model, [one], self._fill, limit)[0] for one in masked]
         for (row, number), response, one, effect in zip(jobs, responses, masked, effects, strict=True):
             answer, special = answers[row], torch.tensor(self._text(side, row).special)[: -len(response)]
             every = torch.zeros(len(special)).index_put((torch.tensor(one.positions, dtype=torch.int64),), effect)

@@ -39,7 +39,7 @@ def score_pairs(
     pairs: Sequence[tuple[int, int]],
     layer: int,
     form: PairForm | DistinctiveTokens,
-    queries_at_once: int = 48,
+    queries_at_once: int = 128,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[PairScores]:
@@ -72,7 +72,8 @@ def score_pairs(
             known |= token_states(model, extractor, batch, layer)
         if isinstance(form, DistinctiveTokens):
             form.prepare(group)
-            form.score("query", {q: known[q].representation for q in group}, {q: [q] for q in group})
+            needed = {query for _, batch in own for row in batch.row.tolist() for query in queries_of[row]}
+            form.score("query", {q: known[q].representation for q in needed}, {q: [q] for q in needed})
         for i, batch in own:
             of_batch = token_states(model, extractor, batch, layer)
             if isinstance(form, DistinctiveTokens):
