@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Side = Literal["train", "query"]
 SIDES: tuple[Side, Side] = ("query", "train")  # in the order of extraction
-TEXT = "text"  # site of signatures that are a text's own bytes, which have no direction
+TEXT = "text"  # field of a text's own bytes, which have no direction
 FIELDS = ("representation", "gradient")  # what a site gives
 IGNORE = -100  # label of positions without loss, as in torch's cross_entropy
 

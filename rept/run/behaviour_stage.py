@@ -101,7 +101,7 @@ class BehaviourScoring:
         """The fields in which behaviours are compared; none where cosines do not measure similarity."""
         if not locate(self.config.extractor[TARGET]).comparable:
             return []
-        return [key for key in self.query.keys if key.field in self.fields and key.site != TEXT]
+        return [key for key in self.query.keys if key.field in self.fields and key.field != TEXT]
 
     def _measures(self, paths: list[Path]) -> dict[str, Any]:
         found: dict[str, Any] = {name: {"queries": len(group)} for name, group in self.groups.behaviours.items()}

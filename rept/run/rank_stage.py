@@ -31,7 +31,7 @@ from rept.results.run_folder import RunFolder
 from rept.run.behaviour_stage import BehaviourScoring
 from rept.run.query_labels import QueryLabels
 from rept.store.reader import AttributionStore
-from rept.types import Key, Side, Status
+from rept.types import TEXT, Key, Side, Status
 from rept.utils.json_files import write_json, write_jsonl
 from rept.utils.progress import progress
 
@@ -145,7 +145,7 @@ class Scoring:
     def _watch(self, fields: Mapping[Key, Tensor]) -> StatisticsCollector | None:
         if self.references is None:
             return None
-        read = {key: block for key, block in fields.items() if key.field in self.scorer.needs}
+        read = {key: block for key, block in fields.items() if key.field in self.scorer.needs and key.field != TEXT}
         return StatisticsCollector(self.train, read, self.references, self.config.top_k, self.device)
 
     def _calibration(self, decision: Decision, best: Hits, source: str, rate: float) -> dict[str, Any]:
