@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +26,7 @@ def misplaced(
         return f"{key} is a group: set its keys as {key}.NAME=VALUE, or a word as {key}=WORD." if is_group else None
     if not OmegaConf.is_dict(schema[group]):
         return f"There is no key {key}: {group} holds one value; set it as {group}=VALUE."
-    if schema[group]:  # a dataclass: its fields are known
+    if is_dataclass(OmegaConf.get_type(schema[group])):  # its fields are known
         return (
             None
             if name in schema[group]

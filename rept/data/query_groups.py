@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from omegaconf import OmegaConf
@@ -38,7 +38,7 @@ def group_queries(labels: Mapping[int, str | None], path: str | None = None) -> 
     Raises:
         UsageError: the file cannot be read, has another structure, or names a query without a signature.
     """
-    groups = {str(name): queries for name, queries in _read(path, labels).items()} if path else _by_label(labels)
+    groups = {str(name): queries for name, queries in read_groups(path, labels).items()} if path else _by_label(labels)
     return QueryGroups({name: one for name, one in groups.items() if name != CLEAN}, groups.get(CLEAN, []))
 
 
@@ -51,7 +51,12 @@ def _by_label(labels: Mapping[int, str | None]) -> dict[str, list[int]]:
     return groups
 
 
-def _read(path: str, known: Mapping[int, str | None]) -> dict[object, list[int]]:
+def read_groups(path: str, known: Collection[int]) -> dict[object, list[int]]:
+    """Returns the names and query numbers of a behaviours file; raises UsageError as `group_queries`.
+
+    Args:
+        known: the query numbers that it may name.
+    """
     try:
         content: object = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except Exception as error:  # the YAML parser behind OmegaConf raises types of its own

@@ -111,7 +111,7 @@ class RunFolder:
         metrics.json is removed first: without it the run counts as unfinished until the new one is written.
         """
         single = self.path.glob(self.results_of("*", "*").name)
-        for path in (self.metrics, self.opponents, self.behaviours, self.tokens, self.report, *single):
+        for path in (self.metrics, self.opponents, self.behaviours, self.tokens, self.words, self.report, *single):
             path.unlink(missing_ok=True)
 
     @contextmanager

@@ -1,9 +1,14 @@
-"""Checks of a configuration that need neither the model nor the data."""
+"""Checks of a configuration before anything slow starts; none needs the model."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from rept.config.plug_ins import build
 from rept.config.schema import AttributeConfig
+from rept.data.query_groups import read_groups
 from rept.errors import UsageError
+from rept.ranking.behaviour_scorer import BehaviourScorer
 from rept.ranking.scorer import Scorer
 from rept.signatures.extractor import Extractor
 from rept.store.shards import check_shards
@@ -20,6 +25,17 @@ def check_numbers(config: AttributeConfig) -> None:
         if value < least:
             raise UsageError(f"Expected {key} to be at least {least}, but got {value}.")
     check_shards(config.store.dtype, config.store.shard_rows)
+
+
+def check_behaviours(config: AttributeConfig, queries: Collection[int]) -> None:
+    """Raises UsageError for a behaviour scorer that cannot be built, or a behaviours file that does not fit.
+
+    Args:
+        queries: those that the file may name.
+    """
+    build(config.behaviour_scorer, BehaviourScorer)
+    if config.behaviours:
+        read_groups(config.behaviours, queries)
 
 
 def check_fields(extractor: Extractor, scorer: Scorer) -> None:

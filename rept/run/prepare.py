@@ -23,7 +23,7 @@ from rept.model.placement import check_placement, claim_device, keep_batches
 from rept.ranking.scorer import Scorer
 from rept.ranking.token_influence import check_form, check_layer
 from rept.results.run_folder import RunFolder
-from rept.run.checks import check_fields, check_numbers
+from rept.run.checks import check_behaviours, check_fields, check_numbers
 from rept.run.job import Job
 from rept.signatures.extractor import Extractor, ReadsAllPositions
 from rept.signatures.layer_strategy import LabelledLayerStrategy, LayerStrategy
@@ -80,6 +80,8 @@ def prepare(
     for side in sides:
         if not len(datamodule.source(side)):  # faults of the data are reported before the model is loaded
             raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
+    if "query" in sides:
+        check_behaviours(config, range(len(datamodule.source("query"))))
     if loaded is None:
         claim_device(trainer)
         if missing_model == "untrained" and (path := missing_path(config, datamodule)):

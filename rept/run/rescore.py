@@ -15,7 +15,7 @@ from rept.ranking.scorer import Scorer
 from rept.report.terminal import show_trace
 from rept.results.run_folder import RunFolder
 from rept.results.trace import Trace
-from rept.run.checks import check_numbers
+from rept.run.checks import check_behaviours, check_numbers
 from rept.run.rank_stage import Scoring
 from rept.run.recorded import check_rebuildable
 from rept.utils.console import say
@@ -87,6 +87,8 @@ def rescore(source: RunFolder, out: RunFolder, config: AttributeConfig) -> Trace
     datamodule, scorer = stored_data(source, config), build(config.scorer, Scorer)
     if config.calibration.rate is not None:
         check_calibration(config.calibration, locate(config.extractor[TARGET]))
+    scoring = Scoring(source, out, config, datamodule, scorer)
+    check_behaviours(config, scoring.queries)
     with out.lock(), out.stage("rank"):
-        Scoring(source, out, config, datamodule, scorer).run()
+        scoring.run()
     return Trace(out.path)

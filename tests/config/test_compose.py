@@ -29,10 +29,13 @@ def fault(*arguments: str) -> str:
 
 @pytest.mark.parametrize(("group", "word"), WORDS)
 def test_every_word_composes(group, word):
-    config = compose("train" if (group, word) == ("model", "scratch") else "attribute", [f"{group}={word}"])
-    for key, _, _ in documented(CONFIGS / group / f"{word}.yaml"):
+    command = "train" if (group, word) == ("model", "scratch") else "attribute"
+    config, keys = compose(command, [f"{group}={word}"]), documented(CONFIGS / group / f"{word}.yaml")
+    for key, _, _ in keys:
         node = getattr(config, group)
         assert key in (node if isinstance(node, dict) else asdict(node))
+    own = [f"{group}.{key}={value}" for key, value, _ in keys if key != TARGET]
+    assert compose(command, [f"{group}={word}", *own]) == config  # each key can be set
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda p: p.stem)

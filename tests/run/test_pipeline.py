@@ -234,12 +234,13 @@ def test_another_scorer_over_the_same_store_needs_no_model(done, tmp_path, capsy
 
 def test_what_belongs_to_a_replaced_ranking_goes(done, tmp_path, capsys):
     run, out = str(done.folder.path), tmp_path / "out"
-    page, each = out / "report.html", out / "results-residual_stream-2.jsonl"
+    page, words, each = out / "report.html", out / "words.jsonl", out / "results-residual_stream-2.jsonl"
     score([run, "each=true", f"out={out}"])
     page.touch()
+    words.touch()
     assert each.is_file() and Trace(out).opponents(0)
     other = score([run, "scorer=inner_product", "bottom_k=0", "each=false", f"out={out}"])
-    assert not each.exists() and not page.exists() and not other.opponents(0)
+    assert not any(path.exists() for path in (each, page, words)) and not other.opponents(0)
     assert f"All results are in {out}." in "".join(capsys.readouterr().out.split("\n"))
 
 
@@ -267,6 +268,11 @@ def test_a_ranking_stopped_while_it_is_written_is_reported_and_one_that_is_refus
         score([str(done.folder.path), "top_k=-1", f"out={run}"])
     with pytest.raises(UsageError):
         score([str(done.folder.path), "scorer=bm25", f"out={run}"])
+    with pytest.raises(UsageError, match="behaviours=none.yaml cannot be read"):
+        score([str(done.folder.path), "behaviours=none.yaml", f"out={run}"])
+    settings = ("behaviour_scorer=fisher", "behaviour_scorer.shrinkage=0")
+    with pytest.raises(UsageError, match="behaviour_scorer.shrinkage to be above 0"):
+        score([str(done.folder.path), *settings, f"out={run}"])
     assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.name in before}
 
     def stop(*_):

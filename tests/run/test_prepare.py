@@ -33,6 +33,21 @@ def test_a_number_out_of_its_range_is_reported_before_anything_is_computed(mater
         prepare(material.config(tmp_path / "run", argument))
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("behaviour_scorer._target_=scorers.cosine.Cosine", "to name a BehaviourScorer, but .* gives a Cosine"),
+        ("behaviours={folder}/none.yaml", "none.yaml cannot be read"),
+        ("behaviours={folder}/groups.yaml", "names query 5, but it is not in the data"),
+    ],
+)
+def test_faults_of_behaviours_are_reported_before_the_model_is_loaded(material, tmp_path, argument, message):
+    (tmp_path / "groups.yaml").write_text("insults: [0, 5]")
+    settings = (argument.format(folder=tmp_path), "model.path=/no/such/model")
+    with pytest.raises(UsageError, match=message):
+        prepare(material.config(tmp_path / "run", *settings))
+
+
 @pytest.mark.parametrize("arguments", [("tokens.layer=-1",), ("tokens.layer=3",), ("tokens.layer=99", "tokens.hits=0")])
 def test_what_is_in_its_range_or_not_used_is_taken(material, tmp_path, arguments):
     assert prepare(material.config(tmp_path / "run", *arguments))
