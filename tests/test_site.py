@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 
 import rept
 from rept.config.plug_ins import locate
+from rept.correction.correction import Correction
+from rept.correction.repair import identity
 from rept.model.loading import load_model, load_tokenizer
 from rept.run.pipeline import attribute
 from rept.store.reader import AttributionStore
@@ -39,7 +42,7 @@ def test_every_command_of_the_guides_exists_and_composes(command: str) -> None:
 
 def test_all_code_of_the_guides_is_run_here() -> None:
     with_code = {page.name for page in GUIDES if "```python" in page.read_text()}
-    assert with_code == {"own-trainer.md", "read-a-store.md"}  # all other code is included from README.md
+    assert with_code == {"own-trainer.md", "read-a-store.md", "repair.md"}  # all other code is included from README.md
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
@@ -88,6 +91,17 @@ def test_a_store_is_read_by_h5py_alone_as_the_page_says(material: Material, tmp_
         assert np.array_equal(index["row"][:][index["position"][:]], np.arange(store.rows))
         aside = np.flatnonzero(index["status"][:] >= 2)
         assert len(aside) == 4 and not index["residual_stream/2/representation"][:][index["position"][:][aside]].any()
+
+
+def test_a_repair_is_used_as_the_page_says(material: Material, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(material.model, "runs/demo/model")
+    model, tokenizer = load_model("runs/demo/model"), load_tokenizer("runs/demo/model")
+    shift = Correction.shift("b", 2, torch.ones(32))
+    rept.Repair([shift], identity(model, tokenizer)).save("runs/demo/repair")
+    (block,) = code("repair.md")
+    exec(block, {})
+    assert "blue lantern" in capsys.readouterr().out
 
 
 def test_the_tour_runs_and_proves_what_it_shows(tmp_path: Path, monkeypatch) -> None:
