@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> None:
     trace, config = Trace(folders[0]), compose("repair", settings)
     found, report = repair_run(trace, config, names or None)
     show_repair(report)
-    out = config.out or trace.folder.path / "repair"
+    out = config.out or trace.folder.repair
     if config.out is None and trace.config.report:
         write_report(trace)
     say(f"The repair and repair.json are in {out}.")

@@ -74,7 +74,7 @@ def repair_run(
         UsageError: the folder holds a repair that was made by other settings.
     """
     quiet()
-    out = Path(config.out or trace.folder.path / "repair")
+    out = Path(config.out or trace.folder.repair)
     settings = {name: value for name, value in asdict(config).items() if name != "out"}
     made_by = {"run": str(trace.folder.path), "behaviours": list(behaviours) if behaviours else None} | settings
     with lock_folder(out):

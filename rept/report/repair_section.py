@@ -29,9 +29,10 @@ class RepairSection:
 
 def repair_section(trace: Trace) -> RepairSection | None:
     """Returns the content of ``repair/repair.json`` in the run folder as text; None if there is none."""
-    if not trace.folder.repair.is_file():
+    file = trace.folder.repair / "repair.json"
+    if not file.is_file():
         return None
-    report: dict[str, Any] = read_json(trace.folder.repair)
+    report: dict[str, Any] = read_json(file)
     behaviours: list[tuple[str, ...]] = []
     disguises: list[tuple[str, ...]] = []
     for label, found in report["behaviours"].items():

@@ -38,7 +38,7 @@ class RunFolder:
         self.behaviours = self.path / "behaviours.jsonl"
         self.tokens = self.path / "tokens.jsonl"
         self.words = self.path / "words.jsonl"
-        self.repair = self.path / "repair" / "repair.json"
+        self.repair = self.path / "repair"
         self.metrics = self.path / "metrics.json"
         self.report = self.path / "report.html"
         self.figures = self.path / "figures"
