@@ -160,10 +160,9 @@ def query_means(
     members = [torch.tensor(sorted(group), dtype=torch.int64) for group in groups]
     total: list[Tensor] = [torch.zeros((), dtype=torch.float64, device=device)] * len(groups)
     count = [0] * len(groups)
-    for block in query.blocks([key]):
-        rows = unit(block.fields[key].double().to(device))
+    for row, rows in _in_order(query, key, device):
         for i, group in enumerate(members):
-            chosen = rows[torch.isin(block.row, group).to(device)]
+            chosen = rows[torch.isin(row, group).to(device)]
             total[i] = total[i] + chosen.sum(0)
             count[i] += int(chosen.any(1).sum())
     return [Means(n, one / max(n, 1)) for n, one in zip(count, total, strict=True)]
@@ -209,13 +208,16 @@ def rank_behaviours(
 
 
 def _spectrum(train: AttributionStore, key: Key, device: torch.device | str) -> Spectrum:
-    def blocks() -> Iterator[Tensor]:
-        for block in train.blocks([key], _AT_ONCE):
-            rows = unit(block.fields[key].double().to(device))
-            yield rows[rows.any(1)]
-
     width = train.read([], [key])[key].shape[1]
-    return spectrum(filter(len, blocks()), width).to(device)
+    blocks = (rows[rows.any(1)] for _, rows in _in_order(train, key, device))
+    return spectrum(filter(len, blocks), width).to(device)
+
+
+def _in_order(store: AttributionStore, key: Key, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Row numbers (n) and unit rows (n D), ascending: so that sums are the same whichever ranks wrote the shards."""
+    for start in range(0, len(store.attributed), _AT_ONCE):
+        row = store.attributed[start : start + _AT_ONCE]
+        yield torch.from_numpy(row), unit(store.read(row, [key])[key].double().to(device))
 
 
 def _field_rule(

@@ -27,7 +27,7 @@ def alone(material, tmp_path_factory) -> Trace:
 
 def assert_same(trace: Trace, other: Trace) -> None:
     """Bit for bit: every process computes with one thread."""
-    for name in ("results", "tokens", "queries", "metrics"):
+    for name in ("results", "behaviours", "tokens", "queries", "metrics"):
         assert getattr(trace.folder, name).read_bytes() == getattr(other.folder, name).read_bytes(), name
 
 
