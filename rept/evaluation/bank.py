@@ -175,8 +175,9 @@ def _check(source: Retraining, subsets: Subsets, out: Path) -> None:
 
 
 def _outputs(source: Retraining, folder: Path) -> np.ndarray:
-    """The log-likelihoods (Q) of a finished model, which are computed once for the same responses."""
-    asked = text_digest(*(f"{line['prompt']}\n{line['response']}" for line in source.trace.queries))
+    """The log-likelihoods (Q) of a finished model, which are computed once for the same responses and their tokens."""
+    read_by = [str(source.fingerprint(name)) for name in ("query data", "template", "max_length", "model dtype")]
+    asked = text_digest(*read_by, *(f"{line['prompt']}\n{line['response']}" for line in source.trace.queries))
     file = folder / "outputs.json"
     known = read_json(file) if file.is_file() else {}
     if known.get("queries") != asked:

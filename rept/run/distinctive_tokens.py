@@ -121,8 +121,9 @@ class DistinctiveTokens:
         return self._references[behaviour, "query" if side == "train" else "train"]
 
     def _response(self, side: Side, row: int, number: int, answer: Answer) -> Tensor:
-        special = torch.tensor(self._text(side, row).special[len(answer.asked) :])
-        return response_scores(answer, self._of(number, side), self._rarity(answer.said, self._said), special)
+        text, start = self._text(side, row), len(answer.asked)
+        other = ~torch.tensor(text.response[start:]) | torch.tensor(text.special[start:])  # also the turns between
+        return response_scores(answer, self._of(number, side), self._rarity(answer.said, self._said), other)
 
     def _maskable(self, text: Encoded, response: Tensor) -> Maskable:
         weights = torch.cat([torch.zeros(text.prompt_length), response / response.sum().clamp_min(1e-9)])

@@ -15,12 +15,14 @@ from rept.commands import bank as command
 from rept.config.compose import compose, read_yaml
 from rept.errors import UsageError
 from rept.evaluation import bank, oracle
-from rept.evaluation.bank import Agreement, Subsets
+from rept.evaluation.bank import Agreement, Subsets, train_bank
+from rept.evaluation.retraining import retraining
 from rept.model.loading import load_model, load_tokenizer
+from rept.results.run_folder import RunFolder
 from rept.results.trace import Trace
 from rept.run.rescore import stored_data
 from rept.training.finetune import train_model
-from rept.utils.json_files import read_json
+from rept.utils.json_files import read_json, write_json
 from tests.conftest import Material
 from tests.evaluation.test_proof import recipe
 
@@ -158,6 +160,15 @@ def test_log_likelihoods_are_computed_again_for_other_responses(material: Materi
     file.write_text(file.read_text().replace('"queries": "', '"queries": "other '))
     call(material, copied, "trainings=4")
     assert "other" not in file.read_text()
+
+
+@pytest.mark.parametrize("name", ["template", "max_length", "query data"])
+def test_log_likelihoods_are_computed_again_where_the_run_reads_responses_otherwise(copied: Path, name: str):
+    file, run = copied / "bank/trainings/000/outputs.json", RunFolder(copied / "bank/repsim")
+    write_json(file, read_json(file) | {"log_likelihood": [0.0] * 5})
+    assert not train_bank(retraining(run.path), Subsets(4), copied / "bank").outputs[0].any()  # not computed again
+    run.update_provenance(fingerprints=run.read_provenance()["fingerprints"] | {name: "other"})
+    assert train_bank(retraining(run.path), Subsets(4), copied / "bank").outputs[0].all()
 
 
 def test_another_bank_in_the_folder_is_refused(material: Material, copied: Path):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from itertools import groupby, pairwise
+
 import pytest
 import torch
 
 from rept.data.encoder import Encoded
 from rept.evaluation.oracle_words import WordStates, distinctive_scores
 from rept.run.distinctive_tokens import DistinctiveTokens
-from rept.run.pipeline import prepare
+from rept.run.pipeline import attribute, prepare
 from rept.run.token_pairs import score_pairs
 
 LAYER = 2
@@ -85,3 +88,24 @@ def test_references_are_spread_over_the_behaviour_and_hits_come_in_turn(job):
     rows = scorer.references(0, "train")
     assert len(rows) == 20 and rows[:7] == [0, 2, 5, 3, 1, 6, 4] and rows[7] == 10
     assert scorer.references_of(50, "train") == [50] and scorer.references_of(50, "query") == [1, 60]
+
+
+def test_turns_of_the_user_between_responses_have_no_scores(material, tmp_path):
+    rows = [
+        [one["prompt"], one["response"], two["prompt"], two["response"]]
+        for one, two in pairwise(material.rows[24:29] + material.rows[30:36])
+    ]
+    roles = ("user", "assistant", "user", "assistant")
+    for name, part in (("train", rows), ("queries", rows[:3])):
+        lines = [{"messages": [{"role": r, "content": c} for r, c in zip(roles, row, strict=True)]} for row in part]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = (f"datamodule.train={tmp_path}/train.jsonl", f"datamodule.queries={tmp_path}/queries.jsonl")
+    found = attribute(material.config(tmp_path / "run", "datamodule.targets=all", *files), show_result=False)
+    responses = 0
+    for query in range(3):
+        scored = found.tokens(query, found.hits(query)[0].row)["query"]
+        scores = zip(scored.special, scored.scores, strict=True)
+        of_turn = [[value for _, value in run] for special, run in groupby(scores, lambda one: one[0]) if not special]
+        assert len(of_turn) == 4 and not any(of_turn[2])
+        responses += sum(value > 0 for turn in (1, 3) for value in of_turn[turn])
+    assert responses >= 3
