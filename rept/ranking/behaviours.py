@@ -26,6 +26,7 @@ from rept.utils.tensors import unit
 SAMPLE = 32768  # rows that scales and candidates are compared on
 FOLDS = 5  # parts of a behaviour's queries that are held out in turn
 ALIKE = 1e-12  # a deviation of scores that is mere rounding
+EXAMPLES = 128  # behaviours, folds included, whose candidates are compared at once: 370 MB with 11 candidates each
 _AT_ONCE = 2048
 
 
@@ -118,7 +119,8 @@ def fit_behaviours(
     for key in keys:
         *means, ordinary = query_means(query, key, groups, device)
         examples = [contrast(one, ordinary, own[key]) for one in means]
-        fields[key] = _field_rule(scorer, train, key, own[key], examples, device, together)
+        several = [examples[start : start + EXAMPLES] for start in range(0, len(examples), EXAMPLES)]
+        fields[key] = _joined([_field_rule(scorer, train, key, own[key], some, device, together) for some in several])
     return BehaviourRule(scorer, fields)
 
 
@@ -218,6 +220,13 @@ def _in_order(store: AttributionStore, key: Key, device: torch.device | str) -> 
     for start in range(0, len(store.attributed), _AT_ONCE):
         row = store.attributed[start : start + _AT_ONCE]
         yield torch.from_numpy(row), unit(store.read(row, [key])[key].double().to(device))
+
+
+def _joined(parts: Sequence[FieldRule]) -> FieldRule:
+    """The rule of all behaviours in one field, from those of some each."""
+    directions = [direction for part in parts for direction in part.directions]
+    median, deviation = torch.cat([part.median for part in parts]), torch.cat([part.deviation for part in parts])
+    return FieldRule(parts[0].spectrum, directions, median, deviation)
 
 
 def _field_rule(

@@ -116,6 +116,7 @@ def test_against_a_direct_computation(tmp_path, scorer, clean):
 def test_shards_and_blocks_change_nothing(tmp_path, scorer, monkeypatch):
     expected = scored(*stores(tmp_path / "one"), scorer)
     monkeypatch.setattr(ranking, "_AT_ONCE", 7)
+    monkeypatch.setattr(ranking, "EXAMPLES", 1)
     np.testing.assert_allclose(scored(*stores(tmp_path / "three", world=3), scorer), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -150,6 +151,17 @@ def test_a_row_stands_out_from_others_that_are_all_alike(tmp_path, scorer, ordin
     stored = small_stores(tmp_path, rows, torch.tensor([[1.0, 0.0, 0.2]]))
     got = scored(*stored, scorer, keys=[H], groups={"all": [0]}, clean=[])
     assert got[-1, 0] > got[:-1, 0].max() + 0.5
+
+
+def test_memory_does_not_grow_with_the_number_of_behaviours(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ranking, "EXAMPLES", 4)
+    scored_by = ranking.direction_scores
+    monkeypatch.setattr(
+        ranking, "direction_scores", lambda rows, of, one: seen.append(len(one)) or scored_by(rows, of, one)
+    )
+    fit_behaviours(Adaptive(), *stores(tmp_path), {str(i): [i] for i in range(10)}, CLEAN, [H])
+    assert set(seen) == {4 * 11, 2 * 11}
 
 
 def test_the_best_rows_are_those_with_the_highest_scores(tmp_path):
