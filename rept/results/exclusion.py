@@ -135,6 +135,8 @@ def _check(trace: Trace, selection: Selection) -> None:
             f"{selection.first}; for more, rank again: python -m rept score {run} top_k=... out=..."
         )
     if selection.flagged and not _calibrated(trace, selection.behaviour):
+        if selection.behaviour is not None and trace.config.calibration.rate is not None:
+            raise _too_few_queries(trace, selection)
         raise UsageError(
             f"{run} is not calibrated, so no hit is known to stand out; choose by --first or --score, or calibrate: "
             f"python -m rept score {run} calibration.rate=0.05 out=..."
@@ -153,10 +155,14 @@ def _check_rate(trace: Trace, selection: Selection) -> None:
             "Expected --rate to be above 0 and at most 0.5, and --behaviour to name whose rows are chosen."
         )
     if all(hit.false_share is None for hit in trace.behaviour(selection.behaviour)):
-        raise UsageError(
-            f"The behaviour {selection.behaviour} of {trace.folder.path} has fewer than five queries, which do not say "
-            "how many rows share it; choose by --first or --score."
-        )
+        raise _too_few_queries(trace, selection)
+
+
+def _too_few_queries(trace: Trace, selection: Selection) -> UsageError:
+    return UsageError(
+        f"The behaviour {selection.behaviour} of {trace.folder.path} has fewer than five queries, which do not say how "
+        "many rows share it; choose by --first or --score."
+    )
 
 
 def _calibrated(trace: Trace, behaviour: str | None = None) -> bool:

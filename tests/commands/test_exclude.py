@@ -11,6 +11,7 @@ import pytest
 from datamodules.files.exclusion import excluded_rows
 from rept.commands import exclude
 from rept.errors import UsageError
+from rept.results.run_folder import RunFolder
 from rept.results.trace import Trace
 from rept.utils.json_files import read_json, write_jsonl
 from tests.helpers.runs import Shape, write_run
@@ -146,3 +147,12 @@ def test_what_cannot_be_chosen_by_a_rate_is_one_sentence(
     run = of_behaviour(tmp_path, "rude", shares)
     with pytest.raises(UsageError, match=words):
         exclude.run([str(run), *arguments, f"out={tmp_path / 'other.json'}"])
+
+
+def test_a_calibrated_run_whose_behaviour_has_too_few_queries_is_not_said_to_be_uncalibrated(tmp_path: Path):
+    run = of_behaviour(tmp_path, "rude", [None, None])
+    config = RunFolder(run).open_existing()
+    config.calibration.rate = 0.05
+    RunFolder(run).write_config(config)
+    with pytest.raises(UsageError, match="The behaviour rude .* has fewer than five queries"):
+        exclude.run([str(run), "--behaviour", "rude", "--flagged", f"out={tmp_path / 'other.json'}"])
