@@ -129,7 +129,7 @@ def test_sentence_embeddings_come_from_the_model_named(monkeypatch):
 
 def test_sentence_embeddings_without_the_package_or_a_path_are_refused(monkeypatch):
     monkeypatch.setattr("extractors.baselines.sentence_embedding.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="install the extra"):
+    with pytest.raises(UsageError, match="pip install sentence-transformers"):
         SentenceEmbedding("some/model")
     with pytest.raises(UsageError, match="extractor.path"):
         SentenceEmbedding()
