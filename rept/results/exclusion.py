@@ -57,9 +57,9 @@ class Selection:
         if self.rate is not None:
             return f"hits of the behaviour {self.behaviour} with an expected share of at most {self.rate:g} false ones"
         if self.behaviour is not None:
-            return f"{'hits that stand out' if self.flagged else chosen}, of the behaviour {self.behaviour}"
+            return f"{'hits that stand out' if self.flagged else chosen} of the behaviour {self.behaviour}"
         queries = "each query" if self.label is None else f"each query with the label {self.label}"
-        return f"{'hits that stand out' if self.flagged else chosen}, of {queries}"
+        return f"{'hits that stand out' if self.flagged else chosen} of {queries}"
 
 
 def chosen_rows(trace: Trace, selection: Selection) -> dict[str, Any]:

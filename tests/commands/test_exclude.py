@@ -46,9 +46,9 @@ def test_the_first_hits_beyond_those_on_the_page(chosen: Chosen, tmp_path: Path,
     rows = sorted({hit.row for hit in hits(tmp_path) if hit.rank <= 25})
     assert content["rows"] == rows and len({hit.row for hit in hits(tmp_path) if hit.rank <= 20}) < len(rows)
     assert excluded_rows(tmp_path / "culprits.json", 200) == set(rows)
-    assert content["chosen"] == "the first 25 hits, of each query"
+    assert content["chosen"] == "the first 25 hits of each query"
     printed = capsys.readouterr().out
-    assert f"{len(rows)} training rows: the first 25 hits, of each query; by label: " in printed
+    assert f"{len(rows)} training rows: the first 25 hits of each query; by label: " in printed
     assert content["labels"] == {name: sum(one["label"] == name for one in content["why"]) for name in SHAPE.labels}
 
 
@@ -69,7 +69,7 @@ def test_by_score_by_calibration_and_by_label(chosen: Chosen, tmp_path: Path, ca
     backdoors = [query["query"] for query in trace.queries if query["label"] == "backdoor"]
     of_label = chosen("--label", "backdoor", "--first", "3")
     assert of_label["rows"] == sorted({hit.row for query in backdoors for hit in trace.hits(query)[:3]})
-    assert of_label["chosen"] == "the first 3 hits, of each query with the label backdoor"
+    assert of_label["chosen"] == "the first 3 hits of each query with the label backdoor"
 
 
 def test_the_default_is_what_stands_out_or_the_first_ten(chosen: Chosen, tmp_path: Path):
@@ -89,7 +89,7 @@ def test_the_default_is_what_stands_out_or_the_first_ten(chosen: Chosen, tmp_pat
         (["--first", "2", "--flagged"], "not allowed with argument"),
         (["--flagged"], "is not calibrated"),
         (["--label", "odd"], "has the label 'odd'; labels of the queries: backdoor, false_fact"),
-        (["--score", "2"], "has no such row .hits with a score >= 2.0, of each query"),
+        (["--score", "2"], "has no such row .hits with a score >= 2.0 of each query"),
         (["--frist", "2"], "unrecognized arguments"),
         (["top_k=2"], "Expected one run folder and perhaps out=FILE"),
     ],

@@ -74,7 +74,7 @@ def test_rows_of_a_behaviour_are_excluded(done, tmp_path, capsys):
     content = read_json(out)
     hits = done.behaviour(name)[:3]
     assert content["rows"] == sorted(hit.row for hit in hits)
-    assert content["chosen"] == f"the first 3 hits, of the behaviour {name}"
+    assert content["chosen"] == f"the first 3 hits of the behaviour {name}"
     assert {one["row"]: (one["rank"], one["behaviour"]) for one in content["why"]} == {
         hit.row: (hit.rank, name) for hit in hits
     }
