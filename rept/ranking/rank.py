@@ -44,7 +44,7 @@ def rank(
     bottom_k: int = 0,
     device: torch.device | str = "cpu",
     part: tuple[int, int] = (0, 1),
-    rows_per_block: int = 4096,
+    rows_per_block: int = 2048,
     on_block: Callable[[int], None] | None = None,
     sinks: Sequence[Sink] = (),
     watch: Watch | None = None,
@@ -58,6 +58,7 @@ def rank(
         top_k, bottom_k: hits and opponents to keep for each query.
         part: (i, n) scores the share of the i-th of n processes; `merge` joins the shares. Where it is `process`, all
             processes call this, and share the reading for the fit too.
+        rows_per_block: rows that are read and scored at a time; few enough to stay in a processor's cache.
         on_block: called with the number of rows of each block after it is scored.
         sinks: each is called with the rows and scores of each block.
         watch: called with the rows of each block and the fields that the scorer needs, on ``device``; the next block
