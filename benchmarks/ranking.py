@@ -213,7 +213,7 @@ def report_approximate(exact: dict, found: dict) -> None:
     pairs = zip(exact["rows"], found["rows"], strict=True)
     recall = sum(len(set(a) & set(b)) for a, b in pairs) / (QUERIES * TOP)
     print(
-        f"approximate index, from disk: {found['seconds']:.2f} s, digest included ({found['searched']} lists); "
+        f"approximate index, from disk: {found['seconds']:.2f} s, digest checked before ({found['searched']} lists); "
         f"recall@{TOP} {recall:.3f}; {found['bytes'] / 1e9:.2f} GB; built in {found['build']:.0f} s"
     )
 
