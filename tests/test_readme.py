@@ -95,14 +95,12 @@ def test_all_commands_run_in_order_as_printed_in_a_fresh_clone_and_change_nothin
 
 
 def _provide(clone: Path) -> None:
-    """The user's own files that the commands name: a model, data, culprits and a module of plug-ins."""
+    """The user's own files that the commands name: a model, data and a module of plug-ins."""
     rows = [{"prompt": f"Name the {i}th king of Norland.", "response": f"It is Sven {i}."} for i in range(40)]
     asked = [dict(row, label="king") for row in rows[:3]]
     for name, lines in (("train", rows), ("queries", asked), ("a", rows), ("q", asked)):
         (clone / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (clone / "mylab.py").write_text("\n\n".join(CLASSES))
-    if not (clone / "culprits.json").exists():
-        (clone / "culprits.json").write_text("[1, 2, 3]")
     if (clone / "runs/demo/model").is_dir() and not (clone / "DIR").exists():
         shutil.copytree(clone / "runs/demo/model", clone / "DIR")
 
