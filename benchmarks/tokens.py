@@ -20,7 +20,7 @@ import sys
 from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -40,11 +40,9 @@ from rept.ranking.token_influence import PairForm, choose_layer
 from rept.results.trace import Trace
 from rept.run.distinctive_tokens import BACKGROUND, DistinctiveTokens
 from rept.run.token_pairs import score_pairs
+from rept.types import PreTrainedModel
 from rept.utils.console import console
 from rept.utils.library_logging import quiet
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 HIGHEST, STEPS, RESAMPLINGS = 3, 8, 2000
 MATCHED = "matched"

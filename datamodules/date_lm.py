@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,10 +36,7 @@ from datamodules.files.records import Record, Records
 from datamodules.instructions import InstructionData
 from rept.data.samples import Sample
 from rept.errors import UsageError
-from rept.types import Status
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rept.types import PreTrainedTokenizerBase, Status
 
 UNSAFE = "Unsafe"
 ENTITIES = ("true_entity", "counterfactual_entity")

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from rept.errors import UsageError
 from rept.signatures.extractor import Extractor, ReadsAllPositions
-from rept.types import FIELDS, Batch, Key, Signature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from rept.types import FIELDS, Batch, Key, PreTrainedModel, PreTrainedTokenizerBase, Signature
 
 
 class Combined(Extractor):

@@ -12,9 +12,13 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # these libraries take seconds to import
     import torch
+    import transformers
     from torch import Tensor
+
+PreTrainedModel: TypeAlias = "transformers.PreTrainedModel"
+PreTrainedTokenizerBase: TypeAlias = "transformers.PreTrainedTokenizerBase"
 
 Side = Literal["train", "query"]
 SIDES: tuple[Side, Side] = ("query", "train")  # in the order of extraction

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from extractors.gradients.projection import seeded
 from rept.signatures.extractor import Extractor
-from rept.types import Batch, Key, Signature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import Batch, Key, PreTrainedModel, Signature
 
 
 class RandomVector(Extractor):

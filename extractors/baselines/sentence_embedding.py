@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rept.errors import UsageError
 from rept.signatures.extractor import Extractor
-from rept.types import Batch, Key, Signature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import Batch, Key, PreTrainedModel, Signature
 
 
 class SentenceEmbedding(Extractor):

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rept.errors import UsageError
 from rept.signatures.extractor import Extractor
-from rept.types import Batch, Key, Signature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import Batch, Key, PreTrainedModel, Signature
 
 PARTS = ("prompt", "response")
 

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Iterable, Sequence
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from warnings import catch_warnings, filterwarnings
 
 import torch
@@ -20,10 +20,7 @@ from rept.distributed.collectives import process
 from rept.errors import UsageError
 from rept.model.hooks import Response
 from rept.model.lm_head import logits_at
-from rept.types import IGNORE, Batch, Signature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import IGNORE, Batch, PreTrainedModel, Signature
 
 _NAME = "factors"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -12,10 +12,7 @@ from extractors.gradients.parameter_gradient import ParameterGradient
 from extractors.gradients.weights import Factors
 from rept.errors import UsageError
 from rept.model.optimizer_state import MOMENTS, load_optimizer_state
-from rept.types import Batch, Signature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import Batch, PreTrainedModel, Signature
 
 Correction = Callable[[Tensor, Mapping[str, Any]], Tensor]  # of gradients (... M K), by the state of their weight
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,10 +11,7 @@ from extractors.gradients.projection import TwoSided
 from extractors.gradients.weights import Factors, choose_weights, gradient_factors
 from rept.errors import UsageError
 from rept.signatures.extractor import Extractor
-from rept.types import Batch, Key, Signature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import Batch, Key, PreTrainedModel, Signature
 
 
 class ParameterGradient(Extractor):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,7 @@ from extractors.sites.several_sites import single_site
 from rept.errors import UsageError
 from rept.model.hooks import Response
 from rept.signatures.extractor import Reading, Site
-from rept.types import FIELDS, Batch, Key, Signature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import FIELDS, Batch, Key, PreTrainedModel, Signature
 
 
 class VirtualLinear(SiteExtractor):

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
 from rept.signatures.layer_strategy import LayerChoice
-from rept.types import Batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import Batch, PreTrainedModel
 
 
 class LastLayer:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from extractors.layers.probe import probe_curves
 from rept.errors import UsageError
 from rept.signatures.layer_strategy import LayerChoice
-from rept.types import Batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import Batch, PreTrainedModel
 
 
 class GradientNorm:

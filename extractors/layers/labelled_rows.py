@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,10 +14,7 @@ from rept.errors import UsageError
 from rept.ranking.metrics import average_precision
 from rept.signatures.extractor import Position
 from rept.signatures.layer_strategy import LayerChoice
-from rept.types import Batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import Batch, PreTrainedModel
 
 
 class LabelledProbe:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -12,10 +11,7 @@ from torch.nn.functional import cosine_similarity
 from extractors.layers.probe import probe_curves
 from rept.errors import UsageError
 from rept.signatures.layer_strategy import LayerChoice
-from rept.types import Batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import Batch, PreTrainedModel
 
 
 class PhaseTransition:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,10 +11,7 @@ from extractors.sites.residual_stream import ResidualStream
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
 from rept.signatures.extractor import Position
-from rept.types import Batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import Batch, PreTrainedModel
 
 
 def layer_states(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,10 +10,7 @@ from torch import Tensor
 from extractors.layers.phase_transition import adjacent_cosine
 from rept.errors import UsageError
 from rept.signatures.layer_strategy import LayerChoice
-from rept.types import Batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import Batch, PreTrainedModel
 
 
 class StablePhaseTransition:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from extractors.sites.reader import SingleSite
 from rept.model.architecture import Architecture
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import PreTrainedModel
 
 
 class AttentionOutput(SingleSite):

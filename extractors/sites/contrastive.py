@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from torch import nn
 
@@ -13,10 +13,7 @@ from rept.model.architecture import Architecture, peft_wrapper
 from rept.model.loading import Dtype, load_model, load_tokenizer
 from rept.signatures import fingerprint
 from rept.signatures.extractor import Extractor
-from rept.types import FIELDS, Batch, Signature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from rept.types import FIELDS, Batch, PreTrainedModel, PreTrainedTokenizerBase, Signature
 
 
 class Contrastive(Extractor):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,7 @@ from rept.errors import UsageError
 from rept.model.architecture import Architecture
 from rept.model.hooks import Response, gradients_of, outputs_of, record, sample_losses
 from rept.signatures.extractor import POSITIONS, Extractor, Position, Reading, Site
-from rept.types import FIELDS, Batch, Key, Signature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import FIELDS, Batch, Key, PreTrainedModel, Signature
 
 SITES: dict[str, type[SingleSite]] = {}  # by name; every subclass of SingleSite with a name is entered
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -13,10 +12,7 @@ from extractors.sites.reader import SITES, SingleSite, SiteExtractor
 from extractors.sites.residual_stream import ResidualStream
 from rept.errors import UsageError
 from rept.signatures.extractor import Position, Site
-from rept.types import FIELDS
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import FIELDS, PreTrainedModel
 
 
 class SeveralSites(SiteExtractor):

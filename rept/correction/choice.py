@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +15,7 @@ from rept.correction.method import RepairMethod
 from rept.correction.repair import corrected
 from rept.correction.side_effects import culprit_probabilities, divergence, log_probabilities
 from rept.data.datamodule import AttributionDataModule
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import PreTrainedModel
 
 _DIGITS = 3  # of the divergence, in nats: smaller differences are noise
 _MOST_POSITIONS = 4096  # of clean rows, at which the divergence is measured: their log-probabilities stay in memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,10 +14,7 @@ from rept.data.datamodule import AttributionDataModule
 from rept.model.architecture import Architecture
 from rept.model.hooks import Response, gradients_of, record, sample_losses
 from rept.model.placement import input_device
-from rept.types import IGNORE, Batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import IGNORE, Batch, PreTrainedModel
 
 # Where states are read: at the last prompt token, or at the positions that predict the row's culprit words.
 At = Literal["last_prompt", "words"]

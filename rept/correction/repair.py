@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import yaml
@@ -18,11 +18,9 @@ from rept.correction.correction import Correction, LayerCorrections
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
 from rept.signatures.fingerprint import of_adapter, of_tokenizer, of_weights
+from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 from rept.utils.files import make_folder, publish
 from rept.utils.json_files import write_text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TENSORS, DESCRIPTION = "repair.safetensors", "repair.yaml"
 _STORED = ("read", "offset", "write", "gate", "threshold")

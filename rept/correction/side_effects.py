@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,10 +11,7 @@ from rept.correction.evidence import Rows
 from rept.model.hooks import Response
 from rept.model.lm_head import logits_at
 from rept.model.placement import input_device
-from rept.types import Batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import Batch, PreTrainedModel
 
 
 def response_log_probabilities(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Tensor]:

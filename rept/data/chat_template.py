@@ -10,13 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from rept.data.samples import Message, content_of
 from rept.errors import UsageError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rept.types import PreTrainedTokenizerBase
 
 # For tokenizers without a template. A turn is its role, a colon, a newline and the content; an empty line separates
 # turns; the response ends with the tokenizer's EOS token, if it has one. The encoder adds BOS.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -15,10 +15,7 @@ from rept.data.padding import batch_slices
 from rept.data.samples import Sample, SampleSource, samples_digest
 from rept.distributed.partition import Partition
 from rept.errors import UsageError
-from rept.types import Batch, Side, Status
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rept.types import Batch, PreTrainedTokenizerBase, Side, Status
 
 
 class AttributionDataModule(ABC):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
@@ -22,11 +22,7 @@ from rept.data.samples import Sample, SpanKind, content_of
 from rept.data.token_offsets import Tokens
 from rept.data.validation import is_text, prompt_problem, response_problem
 from rept.errors import UsageError
-from rept.types import Batch, Side, Status
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+from rept.types import Batch, PreTrainedTokenizerBase, Side, Status
 
 Targets = Literal["last", "all"]  # assistant turns that are the response
 

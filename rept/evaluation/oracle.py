@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import sqrt
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,7 @@ from torch import Tensor, nn
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
 from rept.signatures.extractor import Position
-from rept.types import IGNORE, Batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import IGNORE, Batch, PreTrainedModel
 
 
 class States(NamedTuple):

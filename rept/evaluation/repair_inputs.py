@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,9 +23,7 @@ from rept.results.trace import Trace
 from rept.run.prepare import load_configured
 from rept.run.rescore import stored_data
 from rept.signatures.fingerprint import of_adapter, of_weights
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 
 _FEWEST_ROWS = 4  # two to estimate from, two to judge by
 _UNSURE = 4  # times as many rows as are traced may be culprits

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,7 @@ from rept.evaluation.proof import wilson_interval
 from rept.model.hooks import Response, sample_losses
 from rept.model.placement import input_device
 from rept.training.behaviour_rates import Rate, ask_behaviours
-from rept.types import Batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from rept.types import Batch, PreTrainedModel, PreTrainedTokenizerBase
 
 _OTHER_CLEAN = "clean prompts"  # as the label of a behaviour that is never shown
 _DISGUISED = " disguised: "

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rept.config.compose import compose
 from rept.config.schema import RepairConfig
@@ -17,12 +17,10 @@ from rept.evaluation.repair_estimate import estimated
 from rept.evaluation.repair_inputs import repair_inputs
 from rept.evaluation.repair_report import measure_repair
 from rept.results.trace import Trace
+from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 from rept.utils.files import lock_folder
 from rept.utils.json_files import read_json, write_json
 from rept.utils.library_logging import quiet
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 REPORT = "repair.json"
 

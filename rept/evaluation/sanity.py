@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,9 +26,7 @@ from rept.ranking.scorer import Scorer
 from rept.results.trace import Trace
 from rept.run.rescore import stored_data
 from rept.store.reader import AttributionStore
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import PreTrainedModel
 
 CHECKS = ("randomised", "overlap", "self")
 SHARED = 10  # hits of a query that are compared with those of others

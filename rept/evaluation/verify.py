@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,10 +20,7 @@ from rept.model.loading import to_float64
 from rept.model.placement import input_device
 from rept.signatures.extractor import Extractor, ReadsSites
 from rept.signatures.module import underflowed
-from rept.types import IGNORE, Batch, Key, Signature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import IGNORE, Batch, Key, PreTrainedModel, Signature
 
 # Of a row's norm, in a sound model: between two paths in the same dtype, and between a dtype and the next wider one.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}

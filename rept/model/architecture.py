@@ -14,10 +14,11 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from rept.errors import UsageError
+from rept.types import PreTrainedModel
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 NAMES = ("blocks", "final_norm", "attention", "mlp")  # parameters of `Architecture.of`, and keys of a model's settings
 _WORDS = {"attention": ("attn", "attention"), "mlp": ("mlp", "feed_forward", "feedforward", "ffn", "moe", "ff")}

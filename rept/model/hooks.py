@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,7 @@ from torch import Tensor, nn
 from rept.errors import UsageError
 from rept.model.lm_head import logits_at, losses_at
 from rept.model.splitting import is_split
-from rept.types import IGNORE
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import IGNORE, PreTrainedModel
 
 Name = TypeVar("Name", bound=Hashable)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import PreTrainedModel
 
 CHUNK_LOGITS = 2**21  # logits of a chunk: 8 MiB in float32 fit in a processor's cache,
 CHUNK_ROWS = 256  # but with fewer rows than this the matrix product is slow, whatever the vocabulary

@@ -19,11 +19,12 @@ import torch
 from rept.data.chat_template import ChatTemplate
 from rept.errors import UsageError
 from rept.model.architecture import peft_wrapper
+from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 from rept.utils.console import say
 from rept.utils.library_logging import silence
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig
 
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 HUB_SECONDS = 10.0  # timeout of the question whether the hub has a model

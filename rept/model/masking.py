@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rept.data.padding import batch_slices
 from rept.model.lm_head import losses_at
 from rept.model.placement import input_device
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import PreTrainedModel
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning import Trainer
@@ -17,9 +17,7 @@ from rept.config.schema import ModelConfig
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
 from rept.model.splitting import is_split
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import PreTrainedModel
 
 
 def splits(trainer: Trainer) -> bool:

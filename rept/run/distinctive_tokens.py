@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import zip_longest
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,10 +18,7 @@ from rept.model.masking import Maskable, masking_effects
 from rept.model.placement import input_device
 from rept.ranking.distinctive_words import Answer, Reference, prompt_scores, rarity, response_scores
 from rept.signatures.extractor import ReadsAllPositions
-from rept.types import SIDES, Batch, Side, Status
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import SIDES, Batch, PreTrainedModel, Side, Status
 
 BACKGROUND = 300  # training rows, drawn with the run's seed, that every text is compared with
 REFERENCES = 20  # texts of a behaviour that scores are a mean over, at most

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lightning import Trainer
 
@@ -14,9 +13,7 @@ from rept.ranking.scorer import Scorer
 from rept.results.run_folder import RunFolder
 from rept.signatures.extractor import Extractor
 from rept.signatures.layer_strategy import LabelledLayerStrategy, LayerStrategy
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass

@@ -42,7 +42,7 @@ from rept.signatures.fingerprint import check_fingerprints
 from rept.signatures.layer_strategy import LabelledLayerStrategy, LayerStrategy
 from rept.signatures.module import AttributionModule
 from rept.training.trainer import callbacks_of
-from rept.types import SIDES
+from rept.types import SIDES, PreTrainedModel, PreTrainedTokenizerBase
 from rept.utils.console import console, say
 from rept.utils.digests import text_digest
 from rept.utils.environment import environment
@@ -50,7 +50,6 @@ from rept.utils.json_files import write_json, write_jsonl
 
 if TYPE_CHECKING:
     import pandas
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Given(TypedDict, total=False):

@@ -31,12 +31,10 @@ from rept.training.finetune import train_model
 from rept.training.initial_model import initial_model
 from rept.training.model_folder import ModelFolder
 from rept.training.trainer import build_trainer, set_timeout
-from rept.types import Side
+from rept.types import PreTrainedModel, PreTrainedTokenizerBase, Side
 from rept.utils.console import say
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 MissingModel = Literal["train", "untrained", "refuse"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +15,7 @@ from rept.model.placement import input_device
 from rept.ranking.token_influence import PairForm, TokenStates, token_agreement, token_influence
 from rept.run.distinctive_tokens import DistinctiveTokens
 from rept.signatures.extractor import ReadsAllPositions
-from rept.types import IGNORE, Batch, Side
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rept.types import IGNORE, Batch, PreTrainedModel, Side
 
 
 class PairScores(NamedTuple):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from torch import nn
 
-from rept.types import FIELDS, Batch, Signature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from rept.types import FIELDS, Batch, PreTrainedModel, PreTrainedTokenizerBase, Signature
 
 # Where a field is read: at the last prompt token, which predicts the first response token; averaged over all positions
 # that predict a response token; averaged over all positions of prompt and response.

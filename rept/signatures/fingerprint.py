@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from enum import Enum
 from os.path import commonprefix
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rept.errors import UsageError
+from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 from rept.utils.digests import text_digest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SAMPLED = 4096  # elements of each tensor that are read
 _UNRELATED = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")  # to what an adapter computes

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
-if TYPE_CHECKING:  # the report imports this file too, and torch takes seconds
-    from transformers import PreTrainedModel
-
-    from rept.types import Batch
-
+from rept.types import Batch, PreTrainedModel
 
 ADJACENT_COSINE = "cosine of adjacent layers"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from lightning import LightningModule
@@ -15,11 +14,8 @@ from rept.errors import UsageError
 from rept.model.placement import place
 from rept.model.splitting import is_split
 from rept.signatures.extractor import Extractor
-from rept.types import Batch, Extraction, Signature, Status
+from rept.types import Batch, Extraction, PreTrainedModel, Signature, Status
 from rept.utils.console import say
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class AttributionModule(LightningModule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -17,14 +17,11 @@ from rept.data.encoder import Encoder
 from rept.errors import UsageError
 from rept.model.generation import greedy_answers
 from rept.training.model_folder import ModelFolder
-from rept.types import Status
+from rept.types import PreTrainedModel, PreTrainedTokenizerBase, Status
 from rept.utils.console import console, say
 from rept.utils.json_files import read_json
 from rept.utils.progress import progress
 from rept.utils.text import visible
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import is_zipfile
 
 import torch
@@ -32,16 +32,13 @@ from rept.training.hyperparameters import Hyperparameters
 from rept.training.initial_model import initial_model, trainable
 from rept.training.model_folder import ModelFolder
 from rept.training.trainer import build_trainer
-from rept.types import Batch
+from rept.types import Batch, PreTrainedModel
 from rept.utils.console import say
 from rept.utils.environment import environment
 from rept.utils.files import lock_folder
 from rept.utils.library_logging import quiet
 from rept.utils.progress_callback import ShowProgress
 from rept.utils.ranks import own_rank
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 ANSWER_TOKENS = 32  # of a held-out prompt's answer: enough to see whether a behaviour shows
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from rept.config.plug_ins import build
 from rept.config.schema import TARGET, Node
@@ -12,15 +12,10 @@ from rept.errors import UsageError
 from rept.model.architecture import NAMES
 from rept.model.loading import load_model, load_tokenizer
 from rept.training.hyperparameters import Hyperparameters
-from rept.types import Status
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+from rept.types import PreTrainedModel, PreTrainedTokenizerBase, Status
 
 
-def initial_model(node: Node, datamodule: AttributionDataModule) -> ModelAndTokenizer:
+def initial_model(node: Node, datamodule: AttributionDataModule) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns the model and tokenizer of a configuration's ``model``.
 
     A node with a ``_target_`` is built and called with the training texts, as
@@ -28,7 +23,7 @@ def initial_model(node: Node, datamodule: AttributionDataModule) -> ModelAndToke
     :func:`rept.model.loading.load_model`.
     """
     if TARGET in node:
-        make = cast("Callable[[Iterable[str]], ModelAndTokenizer]", build(node, object))
+        make = cast("Callable[[Iterable[str]], tuple[PreTrainedModel, PreTrainedTokenizerBase]]", build(node, object))
         return make(_texts(datamodule))
     options: Node = {"path": None, "adapter": None, "trust_remote_code": False} | node
     options = {key: value for key, value in options.items() if key not in NAMES}  # which only attribution needs

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -15,13 +15,11 @@ from rept.config.schema import TrainConfig
 from rept.errors import UsageError
 from rept.model.optimizer_state import save_optimizer_state
 from rept.training.recipe import RECIPE, changes
+from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 from rept.utils.files import move_durably
 from rept.utils.json_files import read_json, write_json, write_jsonl, write_text
 from rept.utils.ranks import own_rank
 from rept.utils.text import clip
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LAST_WRITTEN = ("config.json", "adapter_config.json")
 
