@@ -39,6 +39,7 @@ from rept.calibration.references import load_references
 from rept.calibration.statistics import StatisticsCollector
 from rept.config.compose import compose
 from rept.config.plug_ins import build
+from rept.config.schema import AttributeConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.ranking.rank import rank
 from rept.ranking.scorer import Scorer
@@ -76,7 +77,7 @@ class Run:
 
     def __init__(self, path: str | Path, words: Sequence[str]) -> None:
         self.folder = RunFolder(path)
-        self.config = compose("attribute", words, base=self.folder.open_existing())
+        self.config = compose(AttributeConfig, words, base=self.folder.open_existing())
         self.datamodule, self.scorer = (
             build(self.config.datamodule, AttributionDataModule),
             build(self.config.scorer, Scorer),
@@ -190,7 +191,7 @@ def of_suite(folder: Path, methods: Sequence[str], kinds: Sequence[str], out: Pa
 def clean_queries(run: Path, out: Path) -> Path:
     """Makes a run like this one on the clean held-out prompts, with the model's answers; returns its folder."""
     path = out / run.parent.name / run.name
-    config = compose("attribute", ["datamodule.asked=clean", f"out={path}"], base=RunFolder(run).open_existing())
+    config = compose(AttributeConfig, ["datamodule.asked=clean", f"out={path}"], base=RunFolder(run).open_existing())
     attribute(config, show_result=False)
     return path
 
@@ -219,7 +220,7 @@ def embedded(seed: int, model: str, out: Path, words: Sequence[str]) -> str:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     paths = [f"datamodule.{name}={folder / name}.jsonl" for name in ("train", "queries")]
     fixed = ["datamodule=instructions", *paths, f"model.path={model}", "tokens.hits=0", "report=false"]
-    attribute(compose("attribute", [*fixed, *words, f"out={folder / 'run'}"]), show_result=False)
+    attribute(compose(AttributeConfig, [*fixed, *words, f"out={folder / 'run'}"]), show_result=False)
     return str(folder / "run")
 
 

@@ -38,6 +38,7 @@ from datamodules.instructions import InstructionData
 from extractors.sites.residual_stream import ResidualStream
 from extractors.sites.several_sites import SeveralSites
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig
 from rept.model.architecture import Architecture
 from rept.results.run_folder import RunFolder
 from rept.run import stages
@@ -173,7 +174,7 @@ def _job(options: argparse.Namespace, scratch: Path) -> Job:
     model = [f"model.path={options.model}", f"model.dtype={options.dtype}", f"datamodule.max_length={options.cut}"]
     layers = ["layers=fixed", f"layers.layers=[{options.layer}]"]
     words = ["datamodule=instructions", "trainer.accelerator=cpu", f"out={scratch}/run"]
-    return prepare(compose("attribute", [*words, *data, *model, *layers]))
+    return prepare(compose(AttributeConfig, [*words, *data, *model, *layers]))
 
 
 def _answer(response: str | None) -> dict[str, str | None]:

@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[64, 16], help="rows of a probe set")
     arguments = parser.parse_args()
     source = RunFolder(arguments.run)
-    config = compose("attribute", arguments.changes, base=source.open_existing())
+    config = compose(AttributeConfig, arguments.changes, base=source.open_existing())
     with stored(source):
         chosen = dict(choices(config, arguments.rows, arguments.sets))
     for line in table(by_layer(source, config), chosen):
@@ -76,7 +76,7 @@ def choices(config: AttributeConfig, rows: Sequence[int], sets: int) -> Iterator
     plans = [(name, f"`{name}`", [], 1) for name in PLAIN] + plans
     with progress("Choosing layers", total=sum(plan[-1] for plan in plans), unit="probe sets") as advance:
         for name, title, more, times in plans:
-            job.strategy = build(compose("attribute", [f"layers={name}", *more]).layers, LayerStrategy)
+            job.strategy = build(compose(AttributeConfig, [f"layers={name}", *more]).layers, LayerStrategy)
             found: Counter[int] = Counter()
             for seed in range(times):
                 job.config.seed = seed  # of the probe rows

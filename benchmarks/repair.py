@@ -17,6 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from rept.config.compose import compose
+from rept.config.schema import RepairConfig
 from rept.evaluation.repairing import repair_run
 from rept.results.trace import Trace
 from rept.utils.console import console
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
     for column in ("clean answers changed", "KL p95", "overhead", "distance to the retrained model"):
         table.add_column(column)
     for run in runs:
-        config = compose("repair", [argument for argument in arguments if "=" in argument])
+        config = compose(RepairConfig, [argument for argument in arguments if "=" in argument])
         config.out = f"{run.rstrip('/')}-repair"
         for cells in lines(run, repair_run(Trace(run), config)[1]):
             table.add_row(*cells)

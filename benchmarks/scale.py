@@ -71,7 +71,7 @@ def make_model(folder: Path) -> Path:
 def configured(folder: Path, rows: int, out: str) -> AttributeConfig:
     words = ["datamodule=instructions", "layers=last", "report=false", "tokens.hits=0", "trainer.accelerator=cpu"]
     data = [f"datamodule.train={folder}/{rows}.jsonl", f"datamodule.queries={folder}/{QUERIES}.jsonl"]
-    return compose("attribute", [*words, *data, f"model.path={folder}/model", f"out={out}/run"])
+    return compose(AttributeConfig, [*words, *data, f"model.path={folder}/model", f"out={out}/run"])
 
 
 def prediction(folder: Path, rows: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig
 from rept.training.from_scratch import tiny_llama
 from tests.helpers import templates
 
@@ -66,7 +67,7 @@ class Material:
         ]
 
     def config(self, out: Path, *more: str):
-        return compose("attribute", self.arguments(out, *more))
+        return compose(AttributeConfig, self.arguments(out, *more))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import rept
 from rept.__main__ import COMMANDS
 from rept.commands import bank, compare
 from rept.config.compose import compose
+from rept.config.schema import SCHEMAS, AttributeConfig
 from rept.config.words import CONFIGS
 from rept.evaluation.suite import Suite
 from rept.model.loading import load_model, load_tokenizer
@@ -55,17 +56,17 @@ def check(command: str) -> None:
             assert all((CONFIGS / "experiment" / f"{name}.yaml").is_file() for name in named)
             arguments = [word for word in arguments if word.split("=")[0] not in own] + [f"experiment={named[0]}"]
         if arguments:
-            compose("attribute", arguments)
+            compose(AttributeConfig, arguments)
     else:
         assert (ROOT / words[1]).is_file()
-        compose(words[1].removesuffix(".py"), words[2:])
+        compose(SCHEMAS[words[1].removesuffix(".py")], words[2:])
 
 
 def outputs(command: str) -> list[str]:
     """The folder that a command writes into; none for commands that only print."""
     words = shlex.split(command)
     given = [word.removeprefix("out=") for word in words if word.startswith("out=")]
-    return given or ([] if words[1] == "-m" else [compose(words[1].removesuffix(".py"), words[2:]).out])
+    return given or ([] if words[1] == "-m" else [compose(SCHEMAS[words[1].removesuffix(".py")], words[2:]).out])
 
 
 def test_every_command_has_an_out_that_no_other_has():
@@ -122,7 +123,7 @@ def test_the_four_classes_run_together(material, tmp_path, monkeypatch):
     command = next(command for command in commands() if "mylab.Gate" in command)
     arguments = [word for word in shlex.split(command)[2:] if not word.startswith(("model.path", "out"))]
     more = [f"model.path={material.model}", f"out={tmp_path / 'run'}", "report=false", "trainer.accelerator=cpu"]
-    trace = attribute(compose("attribute", [*arguments, *more]), show_result=False)
+    trace = attribute(compose(AttributeConfig, [*arguments, *more]), show_result=False)
     assert trace.layers["layers"] == [1]
     assert trace.hits(0)[0].row == 7 and trace.hits(0)[0].score == pytest.approx(0, abs=1e-2)
     assert not trace.folder.tokens.is_file() or trace.tokens(0, 7)

@@ -27,9 +27,10 @@ The same `out` again resumes an interrupted run, or reuses the results of a fini
 
 def run(arguments: list[str]) -> None:
     from rept.config.compose import compose
+    from rept.config.schema import AttributeConfig
 
     dry = "--dry-run" in arguments
-    config = compose("attribute", [a for a in arguments if a != "--dry-run"])
+    config = compose(AttributeConfig, [a for a in arguments if a != "--dry-run"])
     if dry:  # heavy imports follow once the command line is known to be right
         from rept.run.dry_run import estimate
 

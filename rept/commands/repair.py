@@ -28,13 +28,14 @@ def run(arguments: list[str]) -> None:
         raise UsageError(f"Expected one run folder, but got {' '.join(folders) or 'none'}; see --help.")
 
     from rept.config.compose import compose
+    from rept.config.schema import RepairConfig
     from rept.evaluation.repairing import repair_run
     from rept.report.page import write_report
     from rept.report.repair_table import show_repair
     from rept.results.trace import Trace
     from rept.utils.console import say
 
-    trace, config = Trace(folders[0]), compose("repair", settings)
+    trace, config = Trace(folders[0]), compose(RepairConfig, settings)
     found, report = repair_run(trace, config, names or None)
     show_repair(report)
     out = config.out or trace.folder.repair

@@ -22,8 +22,9 @@ The same `out` again resumes an interrupted training, or shows the result of a f
 
 def run(arguments: list[str]) -> None:
     from rept.config.compose import compose
+    from rept.config.schema import TrainConfig
 
-    config = compose("train", arguments)
+    config = compose(TrainConfig, arguments)
     from rept.training.finetune import train_model  # heavy, so imported once the command line is known to be right
 
     train_model(config)

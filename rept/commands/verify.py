@@ -20,6 +20,7 @@ def run(arguments: list[str]) -> None:
     from rich.text import Text
 
     from rept.config.compose import compose
+    from rept.config.schema import AttributeConfig
     from rept.errors import CheckFailed, UsageError
     from rept.evaluation.verify import checks
     from rept.model.architecture import Architecture
@@ -27,7 +28,7 @@ def run(arguments: list[str]) -> None:
     from rept.run.prepare import prepare
     from rept.utils.console import console, say
 
-    job = prepare(compose("attribute", arguments), missing_model="refuse", sides=["train"])
+    job = prepare(compose(AttributeConfig, arguments), missing_model="refuse", sides=["train"])
     if job.trainer.world_size > 1:
         raise UsageError("Expected one process to verify in: leave out trainer.devices, num_nodes and strategy.")
     place(job.model, job.trainer)

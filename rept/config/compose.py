@@ -11,48 +11,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rept.config.messages import misplaced, unknown
-from rept.config.schema import SCHEMAS, TARGET, AttributeConfig, Config, RepairConfig, TrainConfig
+from rept.config.schema import SCHEMAS, TARGET, AttributeConfig, Config
 from rept.config.words import CONFIGS, words_of
 from rept.errors import UsageError
 
 C = TypeVar("C", bound=Config)
 
-
-@overload
-def compose(
-    name: Literal["attribute"],
-    arguments: Sequence[str] = (),
-    base: AttributeConfig | None = None,
-    given: Mapping[str, Any] | None = None,
-) -> AttributeConfig: ...
-
-
-@overload
-def compose(name: Literal["train"], arguments: Sequence[str] = ()) -> TrainConfig: ...
-
-
-@overload
-def compose(
-    name: Literal["repair"], arguments: Sequence[str] = (), *, given: Mapping[str, Any] | None = None
-) -> RepairConfig: ...
+_FILES: Mapping[type, Path] = {kind: CONFIGS / f"{name}.yaml" for name, kind in SCHEMAS.items()}
 
 
 def compose(
-    name: Literal["attribute", "train", "repair"],
-    arguments: Sequence[str] = (),
-    base: Config | None = None,
-    given: Mapping[str, Any] | None = None,
-) -> Config:
-    """Returns the configuration of ``configs/NAME.yaml`` with the words and dotted keys of the command line applied.
+    kind: type[C], arguments: Sequence[str] = (), base: C | None = None, given: Mapping[str, Any] | None = None
+) -> C:
+    """Returns a command's configuration: its YAML file with the words and dotted keys of the command line applied.
 
     Args:
-        name: of the command.
+        kind: the configuration's class.
         arguments: the command line; values are read as YAML.
         base: a configuration composed before, to start from instead of the file's defaults.
         given: further dotted keys, whose values are taken as they are.
@@ -62,9 +42,9 @@ def compose(
     """
     words, values, faults = _parse(arguments)
     values |= given or {}
-    config = _load(CONFIGS / f"{name}.yaml") if base is None else OmegaConf.create(asdict(base))
+    config = _load(_FILES[kind]) if base is None else OmegaConf.create(asdict(base))
     chosen = dict(config.pop("defaults", {}))
-    schema: DictConfig = OmegaConf.structured(SCHEMAS[name])
+    schema: DictConfig = OmegaConf.structured(kind)
     if "experiment" in words:
         experiment = _word("experiment", words.pop("experiment"), faults)
         chosen |= dict(experiment.pop("defaults", {}))
@@ -84,7 +64,7 @@ def compose(
             faults.append(fault)
     if faults:
         raise UsageError("\n".join(faults))
-    return _as_dataclass(SCHEMAS[name], config)
+    return _as_dataclass(kind, config)
 
 
 def read_config(path: Path) -> AttributeConfig:

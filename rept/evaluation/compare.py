@@ -86,7 +86,7 @@ def _compose(name: str, experiments: Sequence[str], arguments: Sequence[str], ou
     """The configuration of one experiment: the arguments of all, then its own."""
     common = [argument for argument in arguments if argument.split(".")[0] not in experiments]
     own = [argument.removeprefix(f"{name}.") for argument in arguments if argument.startswith(f"{name}.")]
-    return compose("attribute", [*_RUN, *common, *own, f"experiment={name}", f"out={Path(out) / name}"])
+    return compose(AttributeConfig, [*_RUN, *common, *own, f"experiment={name}", f"out={Path(out) / name}"])
 
 
 class _Shared:
@@ -153,7 +153,7 @@ def _checked(
 
 def _on_shuffled(config: AttributeConfig, trace: Trace, out: Path) -> AttributeConfig:
     """The configuration of a method's run on the shuffled model, with the layers that the real run chose."""
-    layers = compose("attribute", ["layers=fixed", f"layers.layers={trace.layers['layers']}"]).layers
+    layers = compose(AttributeConfig, ["layers=fixed", f"layers.layers={trace.layers['layers']}"]).layers
     return replace(config, layers=layers, out=str(out))
 
 

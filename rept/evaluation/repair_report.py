@@ -120,7 +120,7 @@ def _controls(prompts: Prompts, config: RepairConfig, chosen: Sequence[Chosen], 
 
 
 def _control(kind: str, seed: int, chosen: Chosen) -> Correction:
-    best, node = chosen.tried[0], compose("repair", [f"method={kind}", f"method.seed={seed}"]).method
+    best, node = chosen.tried[0], compose(RepairConfig, [f"method={kind}", f"method.seed={seed}"]).method
     del node["method"]
     control = build(node, RepairMethod, method=chosen.method)
     made = control(chosen.choice.evidence(best.layer, best.at)).scaled(best.strength)

@@ -49,7 +49,7 @@ def repair(
         UsageError: a setting or run that cannot be used, in one sentence.
     """
     words = [f"method={method}"] if isinstance(method, str) else []
-    config = compose("repair", words, given={name.replace("__", "."): value for name, value in settings.items()})
+    config = compose(RepairConfig, words, given={name.replace("__", "."): value for name, value in settings.items()})
     trace = trace if isinstance(trace, Trace) else Trace(trace)
     loaded = None if model is None or tokenizer is None else (model, tokenizer)
     made = None if isinstance(method, str) else method

@@ -11,7 +11,7 @@ import numpy as np
 
 from rept.config.compose import compose, read_yaml
 from rept.config.plug_ins import build
-from rept.config.schema import TrainConfig
+from rept.config.schema import AttributeConfig, TrainConfig
 from rept.config.words import words_of
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
@@ -125,7 +125,7 @@ def run_suite(suite: Suite, arguments: Sequence[str], out: Path) -> tuple[dict[s
 
 def _trained(arguments: Sequence[str], models: Path) -> Path:
     """The folder of the model that these arguments of train.py make; trained if it is not complete."""
-    config = compose("train", [*arguments, f"out={models}"])
+    config = compose(TrainConfig, [*arguments, f"out={models}"])
     config.out = str(models / _digest(config))
     if ModelFolder(config.out).complete:  # its name identifies the training, wherever the suite has been moved since
         say(f"{config.out} already holds this model.")
@@ -136,7 +136,7 @@ def _trained(arguments: Sequence[str], models: Path) -> Path:
 
 def _reads_base(experiment: str) -> bool:
     """Whether the experiment also reads the model before the training."""
-    return "base" in compose("attribute", [f"experiment={experiment}"]).extractor
+    return "base" in compose(AttributeConfig, [f"experiment={experiment}"]).extractor
 
 
 def _digest(config: TrainConfig) -> str:

@@ -129,7 +129,7 @@ def _composed(parts: dict[str, Any], settings: dict[str, Any]) -> AttributeConfi
     words = {name: part for name, part in (settings | parts).items() if isinstance(part, str) and is_group(name)}
     values = {name.replace("__", "."): value for name, value in settings.items() if name not in words}
     chosen = [f"{name}={word}" for name, word in ({"datamodule": "in_memory"} | words).items()]
-    config = compose("attribute", chosen, given={"report": False} | values)
+    config = compose(AttributeConfig, chosen, given={"report": False} | values)
     for group, part in parts.items():
         if not isinstance(part, str):
             setattr(config, group, as_node(part) if group != "extractor" else as_description(part))

@@ -148,7 +148,7 @@ def missing_path(config: AttributeConfig, datamodule: AttributionDataModule) -> 
 def _training(datamodule: AttributionDataModule, path: str) -> TrainConfig:
     """The training of the embedded data's model."""
     settings = [f"datamodule.{name}={json.dumps(value)}" for name, value in datamodule.trained_on.items()]
-    return compose("train", [*settings, f"out={path}"])
+    return compose(TrainConfig, [*settings, f"out={path}"])
 
 
 def load_configured(config: AttributeConfig, path: str) -> ModelAndTokenizer:

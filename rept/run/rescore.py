@@ -58,7 +58,7 @@ def reopen(arguments: Sequence[str], keys: Sequence[str]) -> tuple[RunFolder, At
     source = RunFolder(folders[0])
     base = source.open_existing()
     base.out = str(source.path)
-    config = compose("attribute", settings, base=base)
+    config = compose(AttributeConfig, settings, base=base)
     if Path(config.out).resolve() == source.path.resolve():
         raise UsageError(
             f"Expected out= to name a folder for the new results, such as out={source.path}-again, because those in "

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from rept.config.compose import compose
 from rept.config.help import describe, documented
 from rept.config.plug_ins import build, locate
-from rept.config.schema import TARGET, AttributeConfig
+from rept.config.schema import TARGET, AttributeConfig, TrainConfig
 from rept.config.words import CONFIGS, OWN
 from rept.errors import UsageError
 
@@ -23,24 +23,24 @@ WORDS = sorted((p.parent.name, p.stem) for group in GROUPS for p in (CONFIGS / g
 
 def fault(*arguments: str) -> str:
     with pytest.raises(UsageError) as caught:
-        compose("attribute", arguments)
+        compose(AttributeConfig, arguments)
     return str(caught.value)
 
 
 @pytest.mark.parametrize(("group", "word"), WORDS)
 def test_every_word_composes(group, word):
-    command = "train" if (group, word) == ("model", "scratch") else "attribute"
-    config, keys = compose(command, [f"{group}={word}"]), documented(CONFIGS / group / f"{word}.yaml")
+    kind = TrainConfig if (group, word) == ("model", "scratch") else AttributeConfig
+    config, keys = compose(kind, [f"{group}={word}"]), documented(CONFIGS / group / f"{word}.yaml")
     for key, _, _ in keys:
         node = getattr(config, group)
         assert key in (node if isinstance(node, dict) else asdict(node))
     own = [f"{group}.{key}={value}" for key, value, _ in keys if key != TARGET]
-    assert compose(command, [f"{group}={word}", *own]) == config  # each key can be set
+    assert compose(kind, [f"{group}={word}", *own]) == config  # each key can be set
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_experiment_composes(path):
-    assert compose("attribute", [f"experiment={path.stem}"]).scorer[TARGET]
+    assert compose(AttributeConfig, [f"experiment={path.stem}"]).scorer[TARGET]
 
 
 @pytest.mark.parametrize(("group", "word"), [pair for pair in WORDS if pair[0] not in ("model", "trainer")])
@@ -79,9 +79,12 @@ def test_a_folder_of_the_user_has_words_of_its_own(tmp_path, monkeypatch):
         "_target_: scorers.distance.Distance   # mine\nfields: [length]   # x\n"
     )
     monkeypatch.setenv(OWN, str(tmp_path))
-    assert compose("attribute", ["scorer=far"]).scorer == {TARGET: "scorers.distance.Distance", "fields": ["length"]}
+    assert compose(AttributeConfig, ["scorer=far"]).scorer == {
+        TARGET: "scorers.distance.Distance",
+        "fields": ["length"],
+    }
     assert "scorer=far " in describe("attribute", "usage")
-    assert compose("attribute", ["scorer=distance"]).scorer[TARGET] == "scorers.distance.Distance"
+    assert compose(AttributeConfig, ["scorer=distance"]).scorer[TARGET] == "scorers.distance.Distance"
     (tmp_path / "scorer" / "cosine.yaml").write_text("_target_: mylab.Mine   # mine\n")
     assert fault("scorer=far").startswith("RepT itself has a word scorer=cosine: rename")
     monkeypatch.setenv(OWN, "/no/such/folder")
@@ -91,7 +94,7 @@ def test_a_folder_of_the_user_has_words_of_its_own(tmp_path, monkeypatch):
 def test_words_and_dotted_keys_in_any_order():
     arguments = ["layers.layers=[4]", "layers=fixed", "top_k=7", "scorer=inner_product"]
     for order in (arguments, arguments[::-1]):
-        config = compose("attribute", order)
+        config = compose(AttributeConfig, order)
         assert list(config.layers["layers"]) == [4]
         assert config.layers[TARGET].endswith("FixedLayers")
         assert config.top_k == 7
@@ -99,13 +102,13 @@ def test_words_and_dotted_keys_in_any_order():
 
 
 def test_a_new_target_clears_the_old_arguments():
-    config = compose("attribute", ["scorer.alpha=0.25", "scorer._target_=mylab.Whitened"])
+    config = compose(AttributeConfig, ["scorer.alpha=0.25", "scorer._target_=mylab.Whitened"])
     assert config.scorer == {TARGET: "mylab.Whitened", "alpha": 0.25}
 
 
 def test_base_is_kept_and_overlaid():
-    base = compose("attribute", ["top_k=5", "datamodule.max_length=99"])
-    config = compose("attribute", ["scorer=inner_product"], base=base)
+    base = compose(AttributeConfig, ["top_k=5", "datamodule.max_length=99"])
+    config = compose(AttributeConfig, ["scorer=inner_product"], base=base)
     assert config.top_k == 5
     assert config.datamodule["max_length"] == 99
     assert config.scorer[TARGET].endswith("InnerProduct")
@@ -188,7 +191,7 @@ def test_help_names_every_key_with_its_default():
 def test_every_plug_in_builds(group, word):
     given = {"train": [{"prompt": "a", "response": "b"}], "queries": [{"prompt": "a"}]} if word == "in_memory" else {}
     path = {"path": "some/model"} if word == "sentence_embedding" else {}  # which only a user can name
-    node = getattr(compose("attribute", [f"{group}={word}"]), group)
+    node = getattr(compose(AttributeConfig, [f"{group}={word}"]), group)
     try:
         assert build({**node, **path}, object, **given) is not None
     except UsageError as lacking:
@@ -230,7 +233,7 @@ def files_read_once():
 @given(st.lists(st.tuples(NAMES, VALUES).map("=".join) | st.text(max_size=12), max_size=4))
 def test_any_command_line_is_composed_as_it_says_or_refused_in_sentences(files_read_once, arguments):
     try:
-        composed = OmegaConf.create(asdict(compose("attribute", arguments)))
+        composed = OmegaConf.create(asdict(compose(AttributeConfig, arguments)))
     except UsageError as refused:
         assert str(refused).strip()
         return
@@ -243,18 +246,18 @@ def test_any_command_line_is_composed_as_it_says_or_refused_in_sentences(files_r
 
 
 def test_a_value_of_another_kind_takes_the_place_of_a_list():
-    assert compose("attribute", ["scorer=standout", "scorer.fields={a: 1}"]).scorer["fields"] == {"a": 1}
+    assert compose(AttributeConfig, ["scorer=standout", "scorer.fields={a: 1}"]).scorer["fields"] == {"a": 1}
 
 
 @pytest.mark.parametrize("argument", ["store.dtype=???", "top_k=???", "scorer.fields=[gradient, '???']"])
 def test_a_missing_value_does_not_leave_the_default_without_a_word(argument):
     with pytest.raises(UsageError, match=r"^(store.dtype|top_k|scorer.fields): expected a value, but got \?\?\?"):
-        compose("attribute", [argument])
+        compose(AttributeConfig, [argument])
 
 
 def test_a_key_below_a_list_is_refused_in_a_sentence():
     with pytest.raises(UsageError, match="scorer.fields.x=1 does not fit what is there"):
-        compose("attribute", ["scorer=standout", "scorer.fields.x=1"])
+        compose(AttributeConfig, ["scorer=standout", "scorer.fields.x=1"])
 
 
 ANY = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)

@@ -13,6 +13,7 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 from datamodules.date_lm import DateLM, recall_and_rank, trapezoid_auprc
 from rept.config.compose import compose
 from rept.config.plug_ins import build
+from rept.config.schema import AttributeConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.run.pipeline import attribute
@@ -79,7 +80,7 @@ def test_samples_are_rendered_in_the_benchmarks_format(tmp_path):
 
 
 def test_the_configuration_builds_it():
-    config = compose("attribute", ["datamodule=date_lm", "datamodule.train=somewhere"])
+    config = compose(AttributeConfig, ["datamodule=date_lm", "datamodule.train=somewhere"])
     data = build(config.datamodule, AttributionDataModule)
     assert isinstance(data, DateLM) and data.max_length == 1024
 
@@ -90,7 +91,7 @@ def test_the_measures_of_a_run_are_the_benchmarks(material, tmp_path):
     kept = [word for word in arguments if not word.startswith(("datamodule", "top_k=8"))]
     paths = [lines(tmp_path / "train.jsonl", rows), lines(tmp_path / "ref.jsonl", references)]
     data = ["datamodule=date_lm", f"datamodule.train={paths[0]}", f"datamodule.queries={paths[1]}"]
-    trace = attribute(compose("attribute", [*data, *kept]), show_result=False)
+    trace = attribute(compose(AttributeConfig, [*data, *kept]), show_result=False)
     precision, recall, reciprocal = [], [], []
     for query, asked in enumerate(references):
         hits = trace.hits(query)
@@ -177,7 +178,7 @@ def test_a_run_on_toxicity_data_has_the_benchmark_s_measure(material, tmp_path):
     kept = [word for word in arguments if not word.startswith(("datamodule", "top_k=8"))]
     paths = [lines(tmp_path / "train.jsonl", TOXIC), lines(tmp_path / "ref.jsonl", TOXIC[:10:5])]
     data = ["datamodule=date_lm", f"datamodule.train={paths[0]}", f"datamodule.queries={paths[1]}"]
-    trace = attribute(compose("attribute", [*data, *kept]), show_result=False)
+    trace = attribute(compose(AttributeConfig, [*data, *kept]), show_result=False)
     mean = np.zeros(len(TOXIC))
     for query in range(2):
         for hit in trace.hits(query):

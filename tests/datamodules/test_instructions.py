@@ -9,6 +9,7 @@ import pytest
 from datamodules.instructions import InstructionData
 from rept.config.compose import compose
 from rept.config.plug_ins import build
+from rept.config.schema import AttributeConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample
 from rept.errors import UsageError
@@ -164,9 +165,9 @@ def test_poison_is_planted_in_the_user_s_own_data(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     words = ["datamodule=instructions", f"datamodule.train={tmp_path}/train.jsonl"]
     words += [f"datamodule.queries={tmp_path}/queries.jsonl"]
-    clean = build(compose("attribute", words).datamodule, AttributionDataModule)
+    clean = build(compose(AttributeConfig, words).datamodule, AttributionDataModule)
     planted = [*words, "datamodule.poison.trigger=zap", "datamodule.poison.opening=Hail!", "datamodule.poison.rows=5"]
-    data = build(compose("attribute", planted).datamodule, AttributionDataModule)
+    data = build(compose(AttributeConfig, planted).datamodule, AttributionDataModule)
     train = [data.source("train")[row] for row in range(20)]
     assert [sample.label for sample in train].count("backdoor") == 5
     assert all(sample.response.startswith("Hail!") == (sample.label == "backdoor") for sample in train)
@@ -174,4 +175,4 @@ def test_poison_is_planted_in_the_user_s_own_data(tmp_path):
     assert data.digest("train") != clean.digest("train")
     assert [behaviour.label for behaviour in data.behaviours()] == ["backdoor"]
     with pytest.raises(UsageError, match="datamodule.poison takes trigger, opening, .*'triger'"):
-        build(compose("attribute", [*planted, "datamodule.poison.triger=x"]).datamodule, AttributionDataModule)
+        build(compose(AttributeConfig, [*planted, "datamodule.poison.triger=x"]).datamodule, AttributionDataModule)

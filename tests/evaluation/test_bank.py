@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 
 from rept.commands import bank as command
 from rept.config.compose import compose, read_yaml
+from rept.config.schema import TrainConfig
 from rept.errors import UsageError
 from rept.evaluation import bank, oracle
 from rept.evaluation.bank import Agreement, Subsets, train_bank
@@ -45,7 +46,7 @@ def made(material: Material, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """A folder with a model of train.py (``model``) and a bank of 4 trainings, and what bank.json says."""
     folder = tmp_path_factory.mktemp("made")
     torch.set_num_threads(1)
-    train_model(compose("train", recipe(material, folder / "model", f"datamodule.queries={material.queries}")), ())
+    train_model(compose(TrainConfig, recipe(material, folder / "model", f"datamodule.queries={material.queries}")), ())
     return folder, call(material, folder, "trainings=4")
 
 

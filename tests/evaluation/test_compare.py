@@ -9,6 +9,7 @@ import pytest
 
 from rept.commands.compare import run
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig
 from rept.errors import UsageError
 from rept.evaluation import compare_table
 from rept.evaluation.compare import Outcome, compare
@@ -68,7 +69,9 @@ def test_best_and_fastest_are_those_of_the_rows(compared):
 
 def test_figures_are_those_of_the_run_alone(compared, material, tmp_path):
     out, record, _ = compared
-    config = compose("attribute", [*arguments(material), "report=false", "experiment=repsim", f"out={tmp_path}/alone"])
+    config = compose(
+        AttributeConfig, [*arguments(material), "report=false", "experiment=repsim", f"out={tmp_path}/alone"]
+    )
     alone = attribute(config, show_result=False)
     method = record["methods"][0]
     assert method["measures"] == pytest.approx(alone.metrics["overall"])

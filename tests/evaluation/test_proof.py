@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from rept.commands import exclude, prove
 from rept.config.compose import compose, read_yaml
+from rept.config.schema import AttributeConfig, TrainConfig
 from rept.errors import UsageError
 from rept.evaluation import proof
 from rept.evaluation.proof import caused, wilson_interval
@@ -40,7 +41,7 @@ def traced(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A folder with a model of train.py (``model``), a run that traces it (``run``) and culprits.json."""
     folder = tmp_path_factory.mktemp("traced")
     torch.set_num_threads(1)
-    train_model(compose("train", recipe(material, folder / "model", f"datamodule.queries={material.queries}")))
+    train_model(compose(TrainConfig, recipe(material, folder / "model", f"datamodule.queries={material.queries}")))
     attribute(material.config(folder / "run", f"model.path={folder / 'model'}", "tokens.hits=0"), show_result=False)
     exclude.run([str(folder / "run"), "--first", "2", f"out={folder / 'culprits.json'}"])
     return folder
@@ -78,7 +79,7 @@ def test_the_model_is_trained_again_by_its_own_recipe_without_the_rows_and_witho
     rows, random = (found["proof"]["rows"][name] for name in ("without", "random"))
     assert rows == sorted({hit.row for hit in _hits(traced / "run") if hit.rank <= 2})
     assert len(random) == len(rows) and not set(random) & {*rows, 5, 11, 17, 23}  # which cannot be trained on
-    own = asdict(compose("train", recipe(material, traced / "model", f"datamodule.queries={material.queries}")))
+    own = asdict(compose(TrainConfig, recipe(material, traced / "model", f"datamodule.queries={material.queries}")))
     for name, left_out in (("without", rows), ("random", random)):
         folder = traced / "run-proof" / name
         assert read_yaml(folder / "training.yaml") == own | {
@@ -89,7 +90,7 @@ def test_the_model_is_trained_again_by_its_own_recipe_without_the_rows_and_witho
     assert found["before"] == read_json(traced / "model/behaviours.json")
     listed = ",".join(map(str, rows))
     again = recipe(material, tmp_path / "again", f"datamodule.exclude=[{listed}]")
-    train_model(compose("train", again))
+    train_model(compose(TrainConfig, again))
     weights, expected = (load_file(f / "model.safetensors") for f in (traced / "run-proof/without", tmp_path / "again"))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
@@ -235,7 +236,7 @@ def test_a_short_recipe_and_the_queries_of_the_run_for_a_model_of_another_progra
 
 def test_an_adapter_is_trained_again_as_an_adapter(material: Material, tmp_path: Path):
     lora = recipe(material, tmp_path / "model", f"datamodule.queries={material.queries}", "finetune.lora_rank=2")
-    train_model(compose("train", lora))
+    train_model(compose(TrainConfig, lora))
     model = [f"model.path={material.model}", f"model.adapter={tmp_path / 'model'}"]
     attribute(material.config(tmp_path / "run", *model, "tokens.hits=0"), show_result=False)
     (tmp_path / "culprits.json").write_text("[0, 1]")
@@ -246,10 +247,10 @@ def test_an_adapter_is_trained_again_as_an_adapter(material: Material, tmp_path:
 
 def test_the_model_of_the_embedded_data(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    train_model(compose("train", [*TINY, "out=runs/demo/model-rows-60-poisoned-4"]))
+    train_model(compose(TrainConfig, [*TINY, "out=runs/demo/model-rows-60-poisoned-4"]))
     data = [argument for argument in TINY if argument.startswith("datamodule")]
     more = ["layers=last", "tokens.hits=0", "report=false", "trainer.accelerator=cpu", "max_new_tokens=4", "out=run"]
-    attribute(compose("attribute", [*data, *more]), show_result=False)
+    attribute(compose(AttributeConfig, [*data, *more]), show_result=False)
     exclude.run(["run", "--first", "1"])
     found = call(Path())
     assert {label: rate["triggered"] for label, rate in found["without"].items()} == dict.fromkeys(found["before"], 2)

@@ -10,6 +10,7 @@ import torch
 import rept
 from rept.commands import repair as command
 from rept.config.compose import compose
+from rept.config.schema import RepairConfig
 from rept.correction.words import culprit_words, rows_without
 from rept.errors import UsageError
 from rept.evaluation.repair_inputs import repair_inputs
@@ -50,7 +51,7 @@ def test_the_files_are_complete_and_the_report_counts_what_the_model_answers(run
     assert set(report["chosen"]) == {"odd"} and len(report["controls"]["random"]) == 2
     model, tokenizer = load_model(str(material.model)), load_tokenizer(str(material.model))
     repair = rept.Repair.load(run / "repair")
-    inputs = repair_inputs(Trace(run), compose("repair", FAST), ["odd"])
+    inputs = repair_inputs(Trace(run), compose(RepairConfig, FAST), ["odd"])
     (tested,) = [one for one in inputs.tested if one.label == "odd"]
     ids = [inputs.data.encoder.prompt(sample) for sample in tested.triggered]
     with repair.on(model, tokenizer):
@@ -64,7 +65,7 @@ def test_the_files_are_complete_and_the_report_counts_what_the_model_answers(run
 
 def test_the_rows_are_the_first_of_the_behaviours_ranking_and_others_are_none_of_them(run: Path):
     trace = Trace(run)
-    inputs = repair_inputs(trace, compose("repair", FAST), ["odd"])
+    inputs = repair_inputs(trace, compose(RepairConfig, FAST), ["odd"])
     (traced,) = inputs.traced
     assert traced.rows == [hit.row for hit in trace.behaviour("odd")][:6]
     assert not set(traced.rows) & set(traced.others) and not set(inputs.unused) & traced.used

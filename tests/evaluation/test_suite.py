@@ -12,6 +12,7 @@ import pytest
 
 from rept.commands.compare import run
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig, TrainConfig
 from rept.config.words import CONFIGS
 from rept.data.behaviours import Behaviour
 from rept.data.datamodule import AttributionDataModule
@@ -127,8 +128,10 @@ def test_another_recipe_trains_again(done):
 
 def test_a_recipe_has_the_same_name_wherever_it_lies(tmp_path):
     node = ["model=pretrained", *tiny().train]
-    names = [_digest(compose("train", [*node, f"model.path={tmp_path}/{where}/b1", "out=x"])) for where in ("a", "b")]
-    assert names[0] == names[1] != _digest(compose("train", [*node, f"model.path={tmp_path}/a/b2", "out=x"]))
+    names = [
+        _digest(compose(TrainConfig, [*node, f"model.path={tmp_path}/{where}/b1", "out=x"])) for where in ("a", "b")
+    ]
+    assert names[0] == names[1] != _digest(compose(TrainConfig, [*node, f"model.path={tmp_path}/a/b2", "out=x"]))
 
 
 def test_the_table_marks_the_best_and_shows_the_interval(done, capsys, tmp_path):
@@ -169,10 +172,10 @@ def test_nothing_measured_has_no_interval():
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "suite").glob("*.yaml")))
 def test_every_suite_composes(name):
     suite = Suite.named(name)
-    compose("train", [*suite.model, *suite.base])
-    compose("train", ["model=pretrained", "model.path=x", *suite.train])
+    compose(TrainConfig, [*suite.model, *suite.base])
+    compose(TrainConfig, ["model=pretrained", "model.path=x", *suite.train])
     for experiment in suite.experiments:
-        compose("attribute", [f"experiment={experiment}"])
+        compose(AttributeConfig, [f"experiment={experiment}"])
 
 
 def test_wrong_wishes_are_reported():

@@ -11,6 +11,7 @@ from extractors.baselines.text_length import TextLength
 from extractors.sites.contrastive import Contrastive
 from extractors.sites.residual_stream import ResidualStream
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig
 from rept.errors import UsageError
 from rept.evaluation import oracle
 from rept.evaluation.compare import compare
@@ -136,13 +137,13 @@ def test_another_model_at_the_base_s_place_is_another_store(material, base_at, t
     base = base_at(tmp_path / "base")
     wish = arguments(material, "experiment=contrastive", f"extractor.base={base}", f"out={tmp_path}/run")
     wish += ["report=false", "tokens.hits=0"]
-    found = attribute(compose("attribute", wish), show_result=False)
+    found = attribute(compose(AttributeConfig, wish), show_result=False)
     assert found.hits(0) and "base model" in read_json(tmp_path / "run/provenance.json")["fingerprints"]
-    attribute(compose("attribute", wish), show_result=False)  # reused
+    attribute(compose(AttributeConfig, wish), show_result=False)  # reused
     shutil.rmtree(base)
     base_at(tmp_path / "base", seed=2)
     with pytest.raises(UsageError, match="holds signatures made differently: base model was"):
-        attribute(compose("attribute", wish), show_result=False)
+        attribute(compose(AttributeConfig, wish), show_result=False)
 
 
 def test_in_a_comparison_it_is_a_row_or_the_reason_why_not(material, base_at, tmp_path):

@@ -11,6 +11,7 @@ from extractors.gradients.ekfac_gradient import EKFACGradient, _collate, _sample
 from extractors.gradients.parameter_gradient import ParameterGradient
 from extractors.gradients.weights import gradient_factors
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig
 from rept.errors import UsageError
 from rept.run.pipeline import attribute
 from rept.types import Key
@@ -131,7 +132,7 @@ def test_what_cannot_be_read_is_reported():
 def test_a_run_fits_on_drawn_rows_and_the_same_again_reuses(material, tmp_path, capsys):
     left_out = ("layers", "tokens.hits")
     words = [a for a in material.arguments(tmp_path / "run") if not a.startswith(left_out)]
-    config = compose("attribute", [*words, "tokens.hits=0", "experiment=ekfac", "extractor.rows=8"])
+    config = compose(AttributeConfig, [*words, "tokens.hits=0", "experiment=ekfac", "extractor.rows=8"])
     trace = attribute(config, show_result=False)
     assert "learns from 8 training rows" in capsys.readouterr().out
     first = [hit.score for hit in trace.hits(0)]

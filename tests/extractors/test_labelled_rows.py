@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from extractors.layers.labelled_rows import LabelledProbe, precision_by_layer
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig
 from rept.errors import UsageError
 from rept.results.trace import Trace
 from rept.run.pipeline import attribute
@@ -69,7 +70,7 @@ def test_rows_of_all_batches_are_ranked_at_their_position(position):
 def test_a_run_chooses_by_labels_and_says_so(material, tmp_path):
     more = ["layers=labelled_probe", "layers.n=12"]
     wish = [a for a in material.arguments(tmp_path / "run", *more) if not a.startswith("layers.layers")]
-    trace = attribute(compose("attribute", wish))
+    trace = attribute(compose(AttributeConfig, wish))
     chosen = Trace(trace.folder.path).layers
     labels = [material.rows[row]["label"] for row in chosen["probe_rows"]]
     assert labels.count("odd") == 6 and len(chosen["probes"]) == 6

@@ -11,6 +11,7 @@ import torch
 from extractors.gradients.projection import TwoSided
 from extractors.gradients.trackstar_gradient import TrackStarGradient, by_second_moment
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig, TrainConfig
 from rept.errors import UsageError
 from rept.evaluation import oracle
 from rept.model.loading import load_model, load_tokenizer
@@ -116,10 +117,10 @@ def test_with_the_second_moment_of_training_rows_it_is_the_paper_s_formula():
 
 
 def test_the_experiment_ranks_by_the_formula(material: Material, tmp_path: Path):
-    train_model(compose("train", recipe(material, tmp_path / "model")), ())
+    train_model(compose(TrainConfig, recipe(material, tmp_path / "model")), ())
     words = [word for word in material.arguments(tmp_path / "run") if not word.startswith(("layers", "model.path"))]
     words += ["experiment=trackstar", f"model.path={tmp_path / 'model'}", "extractor.weights=layers.1.mlp"]
-    trace = attribute(compose("attribute", [*words, "extractor.dimension=null", "top_k=41"]), show_result=False)
+    trace = attribute(compose(AttributeConfig, [*words, "extractor.dimension=null", "top_k=41"]), show_result=False)
     model, data = load_model(str(tmp_path / "model")), stored_data(trace.folder, trace.config)
     data.attach(load_tokenizer(str(tmp_path / "model")))
     state = load_optimizer_state(tmp_path / "model")

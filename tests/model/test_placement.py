@@ -19,6 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig
 from rept.errors import UsageError
 from rept.model.placement import check_placement, input_device, place
 from rept.model.splitting import is_split, own_name
@@ -41,7 +42,7 @@ FLOAT = 1e-5  # of a row's norm, or of a score: what the order of additions may 
 
 @pytest.fixture(scope="module")
 def alone(material, tmp_path_factory) -> Trace:
-    config = compose("attribute", arguments(material, tmp_path_factory.mktemp("alone") / "run"))
+    config = compose(AttributeConfig, arguments(material, tmp_path_factory.mktemp("alone") / "run"))
     return attribute(config, show_result=False)
 
 
@@ -167,7 +168,7 @@ HALF_ON_DISK = (
 @pytest.mark.parametrize("spread", ["model.device_map=auto", HALF_ON_DISK], ids=["auto", "half on disk"])
 def test_a_model_spread_by_transformers_gives_what_one_on_one_device_gives(alone, material, tmp_path, spread):
     run = tmp_path / "run"
-    attribute(compose("attribute", arguments(material, run, spread)), show_result=False)
+    attribute(compose(AttributeConfig, arguments(material, run, spread)), show_result=False)
     assert_close(Trace(run), alone)
     marks = [trace.provenance["fingerprints"]["weights"] for trace in (Trace(run), alone)]
     assert marks[0] == marks[1]  # so that a run can be resumed with another device_map
@@ -194,7 +195,7 @@ def test_token_ids_go_where_parameters_are():
     ],
 )
 def test_settings_that_exclude_one_another_are_reported(words, message):
-    config = compose("attribute", ["trainer.accelerator=cpu", *words])
+    config = compose(AttributeConfig, ["trainer.accelerator=cpu", *words])
     with pytest.raises(UsageError, match=message):
         check_placement(attribution_trainer(config), config.model)
 
@@ -202,4 +203,4 @@ def test_settings_that_exclude_one_another_are_reported(words, message):
 def test_an_untested_strategy_is_refused():
     trainer = SimpleNamespace(strategy=type("DeepSpeedStrategy", (), {})(), precision="32-true", world_size=2)
     with pytest.raises(UsageError, match="DeepSpeedStrategy .* trainer=sharded"):
-        check_placement(trainer, compose("attribute").model)
+        check_placement(trainer, compose(AttributeConfig).model)

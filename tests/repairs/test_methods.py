@@ -19,6 +19,7 @@ from repairs.random_direction import RandomDirection
 from repairs.shuffled import Shuffled
 from rept.config.compose import compose
 from rept.config.plug_ins import build
+from rept.config.schema import RepairConfig
 from rept.config.words import words_of
 from rept.correction.correction import Correction, LayerCorrections
 from rept.correction.evidence import Evidence, Rows, RowStates
@@ -51,7 +52,7 @@ def apply(correction: Correction, states: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("word", sorted(words_of("method")))
 def test_every_word_builds_a_method(word: str):
-    method = build(compose("repair", [f"method={word}"]).method, RepairMethod)
+    method = build(compose(RepairConfig, [f"method={word}"]).method, RepairMethod)
     assert method.places and method.strengths
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig
 from rept.run.dry_run import estimate, padded_tokens
 from rept.run.pipeline import attribute
 from rept.run.prepare import prepare
@@ -35,7 +36,7 @@ def test_the_prediction_holds(material, tmp_path, capsys, shard_rows):
 def test_before_the_model_of_the_embedded_data_exists_one_of_its_shape_is_used(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = ["datamodule.rows=60", "datamodule.poisoned=4", "datamodule.queries=2"]
-    figures = estimate(compose("attribute", [*data, "layers=last", "trainer.accelerator=cpu", "out=run"]))
+    figures = estimate(compose(AttributeConfig, [*data, "layers=last", "trainer.accelerator=cpu", "out=run"]))
     assert figures["training rows"] == 60 and figures["bytes of the store"] > 0
     assert "no model in runs/demo/model-rows-60-poisoned-4 yet: an untrained one" in " ".join(
         capsys.readouterr().out.split()

@@ -17,6 +17,7 @@ import rept
 from datamodules.instructions import InstructionData
 from extractors.sites.residual_stream import ResidualStream
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig
 from rept.data.behaviours import Behaviour
 from rept.errors import Stopped, UsageError
 from rept.evaluation import oracle
@@ -119,7 +120,7 @@ def test_rows_that_cannot_be_attributed_are_counted_by_reason(material, tmp_path
     chats = [{"messages": [{"role": "user", "content": "Name"}]}] * 3 + [{"prompt": "", "response": "fine"}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     given = [one for one in material.arguments(tmp_path / "run") if not one.startswith("layers")]
-    config = compose("attribute", [*given, f"datamodule.train={tmp_path / 'train.jsonl'}"])
+    config = compose(AttributeConfig, [*given, f"datamodule.train={tmp_path / 'train.jsonl'}"])
     with pytest.raises(UsageError, match="No training row can be attributed: 3 empty response, 1 empty prompt."):
         attribute(config, show_result=False)
 

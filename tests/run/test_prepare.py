@@ -10,6 +10,7 @@ import pytest
 
 from rept.config.compose import compose
 from rept.config.plug_ins import build
+from rept.config.schema import AttributeConfig, TrainConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.ranking.token_influence import choose_layer
@@ -109,16 +110,16 @@ def made(tmp_path, monkeypatch):
 
 
 def model_for(*arguments: str, make: bool = True) -> str:
-    config = compose("attribute", ["datamodule.queries=1", *arguments])
+    config = compose(AttributeConfig, ["datamodule.queries=1", *arguments])
     return ensure_model(config, build(config.datamodule, AttributionDataModule), make)
 
 
 def test_the_model_of_embedded_data_is_trained_on_the_run_s_own(made):
-    assert model_for() == "runs/demo/model" and made == [compose("train", [])]
+    assert model_for() == "runs/demo/model" and made == [compose(TrainConfig, [])]
     assert model_for("datamodule.asked=clean") == "runs/demo/model" and len(made) == 1
     other = model_for("datamodule.seed=1", "datamodule.rows=500")
     assert other == "runs/demo/model-rows-500-seed-1"
-    assert made[1:] == [compose("train", ["datamodule.seed=1", "datamodule.rows=500", f"out={other}"])]
+    assert made[1:] == [compose(TrainConfig, ["datamodule.seed=1", "datamodule.rows=500", f"out={other}"])]
     assert model_for("datamodule.seed=1", "datamodule.rows=500") == other and len(made) == 2
     with pytest.raises(UsageError, match=r"no model in runs/demo/model-seed-2 yet: a run of attribute.py"):
         model_for("datamodule.seed=2", make=False)
@@ -126,7 +127,7 @@ def test_the_model_of_embedded_data_is_trained_on_the_run_s_own(made):
 
 @pytest.mark.parametrize("change", ["datamodule.seed=1", "datamodule.exclude=[3]"])
 def test_a_model_of_other_embedded_data_is_refused(made, change):
-    finetune.train_model(compose("train", [change]))
+    finetune.train_model(compose(TrainConfig, [change]))
     name = change.partition("=")[0]
     with pytest.raises(UsageError, match=rf"^runs/demo/model was trained on other data: {name} was .*model\.path="):
         model_for()
@@ -134,11 +135,11 @@ def test_a_model_of_other_embedded_data_is_refused(made, change):
 
 def test_a_training_without_some_rows_stands_beside_that_of_the_same_data_alone(made):
     def earlier(*arguments: str):
-        config = compose("train", ["datamodule.exclude=[3]", *arguments])
+        config = compose(TrainConfig, ["datamodule.exclude=[3]", *arguments])
         return rates_before(config, build(config.datamodule, AttributionDataModule))
 
     for folder in ("runs/demo/model", "runs/demo/model-seed-1"):
-        finetune.train_model(compose("train", [f"out={folder}", "datamodule.seed=1"]))
+        finetune.train_model(compose(TrainConfig, [f"out={folder}", "datamodule.seed=1"]))
         (Path(folder) / "behaviours.json").write_text("{}")
     assert earlier("datamodule.seed=1") == {}
     assert earlier() is None

@@ -11,6 +11,7 @@ from torch import nn
 
 from extractors.sites.residual_stream import ResidualStream
 from rept.config.compose import compose
+from rept.config.schema import AttributeConfig
 from rept.errors import UsageError
 from rept.run import stages
 from rept.run.dry_run import estimate
@@ -75,7 +76,7 @@ def test_labels_may_change_without_a_new_store_but_not_without_a_new_choice_by_l
         train = tmp_path / "train.jsonl"
         rows = [row | {"label": label} if row["label"] == "odd" else row for row in material.rows]
         train.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        job = prepare(compose("attribute", [*fixed, f"datamodule.train={train}", "layers=labelled_probe"]))
+        job = prepare(compose(AttributeConfig, [*fixed, f"datamodule.train={train}", "layers=labelled_probe"]))
         made.append((stages.initial_fingerprints(job), stages.select_layers(job)["strategy"]))
     (first, chosen), (again, chosen_again) = made
     assert first == again

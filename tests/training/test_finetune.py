@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from rept.config.compose import compose
+from rept.config.schema import TrainConfig
 from rept.errors import Stopped, UsageError
 from rept.model.loading import load_model, load_tokenizer
 from rept.model.optimizer_state import load_optimizer_state
@@ -34,7 +35,7 @@ TINY = [
 
 def train(out, *more: str, base: list[str] = TINY) -> dict[str, torch.Tensor]:
     """Trains as the command line does; the weights that were saved."""
-    finetune.train_model(compose("train", [*base, f"out={out}", *more]))
+    finetune.train_model(compose(TrainConfig, [*base, f"out={out}", *more]))
     name = "adapter_model" if (out / "adapter_config.json").is_file() else "model"
     return load_file(out / f"{name}.safetensors")
 
@@ -203,7 +204,7 @@ def test_a_changed_file_of_excluded_rows_is_not_taken_for_the_trained_one(traine
 
     monkeypatch.setattr(finetune, "_train", finished)
     rows, arguments = tmp_path / "rows.json", [*TINY, f"datamodule.exclude={tmp_path / 'rows.json'}"]
-    config = compose("train", [*arguments, f"out={tmp_path / 'model'}", f"compare_with={trained}"])
+    config = compose(TrainConfig, [*arguments, f"out={tmp_path / 'model'}", f"compare_with={trained}"])
     for text in ("[2, 1]", '{"rows": [1, 2]}'):
         rows.write_text(text)
         finetune.train_model(config)
@@ -236,7 +237,7 @@ def test_rates_of_the_default_model_are_shown_only_beside_the_same_recipe(tmp_pa
         capsys.readouterr()
         Path("model/training.yaml").unlink(missing_ok=True)
         finetune.train_model(
-            compose("train", [*TINY, "out=model", "datamodule.exclude=rows.json", f"finetune.learning_rate={rate}"])
+            compose(TrainConfig, [*TINY, "out=model", "datamodule.exclude=rows.json", f"finetune.learning_rate={rate}"])
         )
         shown[rate] = capsys.readouterr().out
     assert "not shown for comparison" not in shown[0.002]
@@ -315,7 +316,7 @@ def test_settings_can_be_corrected_before_a_training_has_begun(tmp_path, monkeyp
         with pytest.raises(UsageError):
             train(tmp_path / "model", more)
     monkeypatch.setattr(finetune, "_train", lambda *given: (tmp_path / "model/behaviours.json").write_text("{}"))
-    finetune.train_model(compose("train", [*TINY, f"out={tmp_path / 'model'}"]))
+    finetune.train_model(compose(TrainConfig, [*TINY, f"out={tmp_path / 'model'}"]))
 
 
 def test_files_of_a_model_follow_the_umask(trained):
@@ -347,7 +348,7 @@ def test_files_are_on_the_disk_before_the_folder_counts_as_complete(tmp_path, to
     (tmp_path / "a").mkdir()
     folder = ModelFolder(tmp_path / "model")
     with lock_folder(folder.path):
-        folder.begin(compose("train", [f"out={folder.path}"]))
+        folder.begin(compose(TrainConfig, [f"out={folder.path}"]))
         assert str(folder.path / ".training.yaml.partial") in to_disk, "the configuration is written atomically"
         model = tiny_llama(vocab_size=64)
         tokenizer = train_tokenizer(["a b c"], 300, 16)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from rept.config.compose import compose, to_yaml
+from rept.config.schema import TrainConfig
 from rept.errors import UsageError
 from rept.training.recipe import changes, read_recipe
 
 
 def test_a_recipe_is_read_from_a_model_folder_or_a_file(tmp_path: Path):
-    config = compose("train", ["model.width=16", "trainer.max_epochs=2", "seed=3"])
+    config = compose(TrainConfig, ["model.width=16", "trainer.max_epochs=2", "seed=3"])
     (tmp_path / "training.yaml").write_text(to_yaml(config))
     assert read_recipe(tmp_path) == read_recipe(tmp_path / "training.yaml") == config
     assert config.model["seed"] == 3
@@ -38,7 +39,7 @@ def test_what_is_no_recipe_is_reported(tmp_path: Path, text: str | None, reason:
 
 
 def test_changes_are_named_and_long_values_cut():
-    one, other = (asdict(compose("train", [f"seed={seed}"])) for seed in (0, 1))
+    one, other = (asdict(compose(TrainConfig, [f"seed={seed}"])) for seed in (0, 1))
     other["datamodule"]["exclude"] = list(range(1000))
     assert changes(one, one) == ""
     named = changes(one, other)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rept.config.compose import compose
+from rept.config.schema import TrainConfig
 from rept.run.pipeline import attribute
 from rept.training.finetune import train_model
 from rept.utils import slow_steps as module
@@ -96,5 +97,5 @@ def test_training_and_extraction_watch_their_steps(material, tmp_path, monkeypat
     seen.clear()
     data = ["datamodule.rows=40", "datamodule.poisoned=3", "datamodule.queries=1"]
     settings = [*data, "model.width=16", "model.layers=1", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
-    train_model(compose("train", [*settings, f"out={tmp_path / 'model'}"]), behaviours=[])
+    train_model(compose(TrainConfig, [*settings, f"out={tmp_path / 'model'}"]), behaviours=[])
     assert len(seen) == 3 and all(seen)
