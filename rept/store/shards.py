@@ -11,7 +11,9 @@ from __future__ import annotations
 import io
 import math
 import mmap
+import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +31,9 @@ REPAIR = "run again with store.repair=true to recompute its rows"
 # A fixed version keeps the bytes the same whatever HDF5 is installed; without a start at a multiple of 64 bytes,
 # a float32 dataset could not be read in place.
 HDF5 = {"libver": ("v110", "v110"), "alignment_threshold": 1, "alignment_interval": 64}
+SETTLED = 1.0  # seconds after a change of a file from which on the next change must give it another time stamp
+
+_checked: dict[Path, tuple[int, ...] | None] = {}  # the `_state` of each shard whose digest this process has computed
 
 
 class DamagedStore(UsageError):
@@ -113,6 +118,8 @@ class Shard:
 def read_shard(path: Path, side: Side, fingerprint: str | None = None) -> Shard:
     """Reads a shard. Its arrays are the file itself, mapped into memory: nothing is copied.
 
+    A run reads its store several times; a process computes a file's digest again only if the file has changed since.
+
     Args:
         fingerprint: of the run that it must belong to; None accepts any.
 
@@ -124,13 +131,15 @@ def read_shard(path: Path, side: Side, fingerprint: str | None = None) -> Shard:
     if name is None:
         raise DamagedStore(path, "does not belong to this store (its name is not one that the store gives)")
     try:
-        data = _map(path)
+        data, state = _map(path)
     except FileNotFoundError:
         raise DamagedStore(path, "is missing") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
-    if content_digest(data) != name.digest:
-        raise DamagedStore(path, "is damaged (its content does not have the digest in its name)")
+    if state is None or _checked.get(path) != state:
+        if content_digest(data) != name.digest:
+            raise DamagedStore(path, "is damaged (its content does not have the digest in its name)")
+        _checked[path] = state
     try:
         with h5py.File(data, "r") as file:
             shard = _read(file, data)
@@ -164,11 +173,20 @@ def keys_below(group: h5py.Group) -> list[Key]:
     return sorted(map(Key.parse, paths))
 
 
-def _map(path: Path) -> bytes | mmap.mmap:
-    if not path.stat().st_size:
-        return b""  # an empty file cannot be mapped
+def _map(path: Path) -> tuple[bytes | mmap.mmap, tuple[int, ...] | None]:
+    """The file's content and its state."""
     with path.open("rb") as stream:
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        state = _state(os.fstat(stream.fileno()))
+        if not path.stat().st_size:
+            return b"", state  # an empty file cannot be mapped
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY), state
+
+
+def _state(found: os.stat_result) -> tuple[int, ...] | None:
+    """What any later change of a file alters; None for a file that changed so recently that it may not."""
+    if time.time() - max(found.st_mtime, found.st_ctime) <= SETTLED:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _in_place(data: bytes | mmap.mmap, dataset: h5py.Dataset) -> np.ndarray:

@@ -1,5 +1,6 @@
 """One shard: its precision, its bytes, and what is refused."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -93,3 +94,21 @@ def test_nothing_in_a_store_is_a_string_or_pickled(folder):
     for path in folder.rglob("*.h5"):
         with h5py.File(path) as file:
             file.visititems(check)
+
+
+@pytest.mark.parametrize(("settled", "digests"), [(0.0, 1), (3600.0, 2)], ids=["old file", "new file"])
+def test_a_digest_is_computed_again_only_if_the_file_may_have_changed(folder, monkeypatch, settled, digests):
+    seen = []
+    monkeypatch.setattr(shards, "content_digest", lambda data: seen.append(1) or content_digest(data))
+    monkeypatch.setattr(shards, "SETTLED", settled)
+    monkeypatch.setattr(shards, "_checked", {})
+    path = first_shard(folder)
+    time.sleep(0.05)  # time stamps have the resolution of the kernel's clock
+    read_shard(path, "train")
+    read_shard(path, "train")
+    assert len(seen) == digests
+    with path.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"\x7f")
+    with pytest.raises(DamagedStore, match="is damaged"):
+        read_shard(path, "train")
