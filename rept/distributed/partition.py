@@ -17,11 +17,7 @@ class Partition(NamedTuple):
 
     def overlaps(self, piece: int, rank: int) -> bool:
         """Returns whether a part of the piece may belong to the rank; it need not read other pieces."""
-        shared = self.pieces % self.ranks
-        place = piece - (self.pieces - shared)
-        if place < 0:
-            return piece % self.ranks == rank
-        return rank * shared < (place + 1) * self.ranks and (rank + 1) * shared > place * self.ranks
+        return self.owner(piece, 0, self.ranks) <= rank <= self.owner(piece, self.ranks - 1, self.ranks)
 
     def owner(self, piece: int, part: int, parts: int) -> int:
         """Returns the rank to which part number ``part`` of the piece's ``parts`` belongs."""

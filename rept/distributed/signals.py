@@ -16,9 +16,8 @@ from rept.errors import Ended, Stopped
 class StopBetweenBatches(Callback):
     """Ends a prediction after the current batch. Lightning would ignore SIGTERM, and lose the open shard at Ctrl-C."""
 
-    def __init__(self) -> None:
-        self._predicting = False
-        self._reason: Ended | None = None
+    _predicting = False
+    _reason: Ended | None = None
 
     def request(self, reason: Ended) -> None:
         """Raises ``reason`` after the current batch; the first reason counts."""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import cache
 
 from lightning import LightningModule, Trainer
@@ -100,15 +101,13 @@ def _failure(trainer: Trainer, key: str) -> RankFailed | None:
         _children.extend(launcher.procs)
         launcher.procs.clear()  # otherwise Lightning kills this process as soon as one of them fails
         atexit.register(_end_children)
-    orphaned = os.environ[PARENT] not in (str(os.getpid()), str(os.getppid()))
     try:
-        if (process()[1] > 1 or any(child.poll() for child in _children)) and _store().check([key]):
+        if (process()[1] > 1 or _orphaned() or any(child.poll() for child in _children)) and _store().check([key]):
             return RankFailed(*json.loads(_store().get(key)))
     except distributed.DistError:  # the store is a part of rank 0, or of its torchrun
-        orphaned = not _children
-    if orphaned:  # ends at once, because rank 0's lock of the run folder is gone
-        print(f"Rank 0 has died. {RESUME}", file=sys.stderr, flush=True)
-        os._exit(1)
+        if not _children:  # ends at once, because rank 0's lock of the run folder is gone
+            print(f"Rank 0 has died. {RESUME}", file=sys.stderr, flush=True)
+            os._exit(1)
     for rank, child in enumerate(_children, trainer.global_rank + 1):
         if code := child.poll():
             way = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -129,8 +128,18 @@ def _report(key: str, rank: int, error: BaseException) -> None:
 
 @cache
 def _store() -> TCPStore:
-    """Returns a connection to the store by which the ranks join."""
-    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False)
+    """Returns a connection to the store by which the ranks join; raises DistNetworkError if it has ended."""
+    address, port, wait = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=GRACE)
+    for _ in range(1 if _children else 30):  # rank 0 may load its model for minutes before it opens the store
+        with suppress(distributed.DistNetworkError):
+            if not _orphaned():
+                return TCPStore(address, port, wait_for_workers=False, timeout=wait)
+    raise distributed.DistNetworkError("no store")
+
+
+def _orphaned() -> bool:
+    """Returns whether rank 0, which has started this rank, has ended."""
+    return os.environ[PARENT] not in (str(os.getpid()), str(os.getppid()))
 
 
 def _end_children() -> None:

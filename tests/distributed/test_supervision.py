@@ -13,7 +13,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ddp, fsdp
 from lightning.pytorch.strategies import model_parallel as mp
 from lightning.pytorch.strategies.launchers import subprocess_script
+from torch import distributed
 
+from rept.distributed import supervision
 from rept.distributed.signals import StopBetweenBatches
 from rept.distributed.supervision import supervised
 from rept.errors import RESUME, RankMissing, UsageError
@@ -128,3 +130,39 @@ def test_nodes_that_do_not_join_are_reported_in_a_sentence(monkeypatch):
     with pytest.raises(RankMissing, match="Not all ranks joined within max_wait"):  # noqa: SIM117
         with supervised(trainer, StopBetweenBatches(), 90):
             pytest.fail("alone")
+
+
+def test_an_orphan_ends_without_waiting_for_the_store_that_is_gone(monkeypatch, capsys):
+    """Whose rank 0 was killed between two checks: a connection to its store would be tried for minutes."""
+    monkeypatch.setattr(supervision, "process", lambda: (1, 2))
+    monkeypatch.setattr(supervision, "TCPStore", lambda *_, **__: pytest.fail("connected"))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setenv(supervision.PARENT, "1")  # neither this process nor its parent
+    monkeypatch.setattr(os, "_exit", lambda code: sys.exit(code))
+    supervision._store.cache_clear()
+    with pytest.raises(SystemExit, match="1"):
+        supervision._failure(trainer_of("ddp"), "key")
+    assert capsys.readouterr().err.startswith("Rank 0 has died.")
+    supervision._report("key", 1, RuntimeError("an effect"))
+
+
+def test_a_rank_reports_once_the_store_is_open(monkeypatch):
+    """Rank 0 may still load its model when another rank is refused."""
+    tries = []
+
+    def connect(*_, **__):
+        tries.append(1)
+        if len(tries) < 3:
+            raise distributed.DistNetworkError("not open yet")
+        return distributed.HashStore()
+
+    monkeypatch.setattr(supervision, "TCPStore", connect)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setenv(supervision.PARENT, str(os.getppid()))
+    supervision._store.cache_clear()
+    supervision._report("key", 1, UsageError("There is no such file."))
+    reason, code = json.loads(supervision._store().get("key"))
+    assert (reason, code, len(tries)) == ("Rank 1: There is no such file.", 2, 3)
+    supervision._store.cache_clear()
