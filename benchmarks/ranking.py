@@ -5,7 +5,8 @@
 Makes a store of random signatures (2 blocks x 512, float16) around 1,000 centres, as if there were 1,000 kinds of
 samples, and then measures, each in a separate process and taking turns:
 
-* `rank` on that store, digests checked, with the memory of the process
+* `rank` on that store with the memory of the process: with the digests checked, and again, when the process has
+  checked them before
 * FAISS IndexFlatIP (extra ``faiss``) on the same vectors, in memory as normalized float32: with its default settings,
   and through BLAS, which FAISS uses by default for larger searches only
 * the matrix product alone, in memory: a bound for any exact float32 method
@@ -70,10 +71,14 @@ def queries(folder: Path) -> dict[Key, torch.Tensor]:
 
 def ours(folder: Path) -> dict:
     asked = queries(folder)
-    start = time.perf_counter()
-    best = rank(AttributionStore(folder, "train"), asked, Cosine(), top_k=TOP).best
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        best = rank(AttributionStore(folder, "train"), asked, Cosine(), top_k=TOP).best
+        seconds.append(time.perf_counter() - start)
     return {
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds[0],
+        "again": seconds[1],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "rows": best.row.tolist(),
         "scores": best.score.tolist(),
@@ -192,7 +197,7 @@ def main() -> None:
 
 
 def report(folder: Path, rows: int, rounds: list[tuple[dict, dict]]) -> None:
-    seconds = min(ours["seconds"] for ours, _ in rounds)
+    seconds, again = (min(ours[name] for ours, _ in rounds) for name in ("seconds", "again"))
     peak = max(ours["peak_mib"] for ours, _ in rounds)
     titles = {
         "product": "the product alone, in memory",
@@ -202,10 +207,11 @@ def report(folder: Path, rows: int, rounds: list[tuple[dict, dict]]) -> None:
     others = {title: min(one[name] for _, one in rounds) for name, title in titles.items() if name in rounds[0][1]}
     others["one pair at a time (from a slice)"] = rows * QUERIES / one_pair_at_a_time(folder)
     print(f"{rows:,} rows x {len(KEYS)} blocks x {WIDTH}, {QUERIES} queries, top {TOP}, {os.cpu_count()} cores")
-    print(f"{'':44s}{'seconds':>10s}{'our speedup':>13s}")
+    print(f"{'':44s}{'seconds':>10s}{'our speedup':>13s}{'again':>9s}")
     print(f"{f'ours, from disk (peak {peak:.0f} MiB)':44s}{seconds:10.2f}")
+    print(f"{'ours, again: digests checked before':44s}{again:10.2f}")
     for title, other in others.items():
-        print(f"{title:44s}{other:10.2f}{other / seconds:11.2f} x")
+        print(f"{title:44s}{other:10.2f}{other / seconds:11.2f} x{other / again:7.2f} x")
     print(exactness(folder, *rounds[0]))
 
 
