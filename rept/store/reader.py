@@ -22,7 +22,7 @@ from rept.errors import UsageError
 from rept.store.index import write_index
 from rept.store.manifest import Listing, check_listed, finished_side, open_index
 from rept.store.scan import positions, scan
-from rept.store.shards import DamagedStore, Shard, is_attributed, keys_below, read_shard, shard_paths
+from rept.store.shards import DamagedStore, Shard, is_attributed, keys_below, paths_of, read_shard, shard_paths
 from rept.types import Key, Side, Status
 
 
@@ -107,10 +107,10 @@ class AttributionStore:
         buffers: dict[Key, Tensor] = {}
         for number in range(part[0], len(self._shards), part[1]):
             shard = self._shard(number)
-            if not shard.unit:
+            if not shard.keys:
                 continue
             if reuse and not buffers:
-                buffers = {key: torch.empty(rows_per_block, shard.unit[key].shape[1]) for key in keys}
+                buffers = {key: torch.empty(rows_per_block, shard.columns[key.path].shape[1]) for key in keys}
             for start in range(0, len(shard), rows_per_block):
                 block = slice(start, start + rows_per_block)
                 attributed = is_attributed(shard.status[block])
@@ -145,7 +145,7 @@ class AttributionStore:
             shard = self._shard(int(number))
             wanted = np.flatnonzero(shards == number)
             within = position[wanted] - (self._end[number] - len(shard))
-            for key in keys if shard.unit else ():
+            for key in keys if shard.keys else ():
                 out[key][wanted] = _restore(shard, key, within)
         if ranks > 1:
             for where, part in gathered((own, {key: block[own] for key, block in out.items()})):
@@ -254,6 +254,6 @@ class AttributionStore:
 
 def _restore(shard: Shard, key: Key, index: slice | np.ndarray, buffer: Tensor | None = None) -> Tensor:
     """Rows (n D) of a block in float32 and in their original scale."""
-    unit = torch.from_numpy(shard.unit[key][index])
+    unit, norm = (torch.from_numpy(shard.columns[path][index]) for path in paths_of(key))
     rows = unit.to(torch.float32, copy=True) if buffer is None else buffer[: len(unit)].copy_(unit)
-    return rows.mul_(torch.from_numpy(shard.norm[key][index])[:, None])
+    return rows.mul_(norm[:, None])

@@ -30,8 +30,7 @@ class ShardSummary:
     def read(cls, path: Path, side: Side, fingerprint: str | None) -> ShardSummary:
         """Raises DamagedStore: the shard is damaged or belongs elsewhere."""
         shard = read_shard(path, side, fingerprint)
-        arrays = {key.path: unit for key, unit in shard.unit.items()}
-        arrays |= {f"norm/{key.path}": norm for key, norm in shard.norm.items()}
+        norms = {path: norm for path, norm in shard.columns.items() if path.startswith("norm/")}
         name = ShardName.parse(path)
         assert name is not None  # or read_shard had raised
         return cls(
@@ -40,8 +39,8 @@ class ShardSummary:
             fingerprint=shard.fingerprint,
             row=shard.row.copy(),  # a view would keep the whole file mapped
             status=shard.status.copy(),
-            blocks={path: (array.shape, array.dtype) for path, array in arrays.items()},
-            norms={f"norm/{key.path}": float(norm.sum(dtype=np.float64)) for key, norm in shard.norm.items()},
+            blocks={path: (column.shape, column.dtype) for path, column in shard.columns.items() if "/" in path},
+            norms={path: float(norm.sum(dtype=np.float64)) for path, norm in norms.items()},
         )
 
 

@@ -85,19 +85,28 @@ class Shard:
 
     side: Side
     fingerprint: str  # of the run
-    row: np.ndarray  # (n) int64
-    status: np.ndarray  # (n) uint8
-    unit: dict[Key, np.ndarray]  # each (n D), rows of norm 1; empty if no row is attributed
-    norm: dict[Key, np.ndarray]  # each (n) float32
+    columns: dict[str, np.ndarray]  # the datasets of its file by their paths, in any order
 
     def __len__(self) -> int:
         return len(self.row)
 
     @property
+    def row(self) -> np.ndarray:
+        return self.columns["row"]
+
+    @property
+    def status(self) -> np.ndarray:
+        return self.columns["status"]
+
+    @property
+    def keys(self) -> list[Key]:
+        """The keys of its signatures, in order; none if no row is attributed."""
+        return sorted(Key.parse(path[5:]) for path in self.columns if path.startswith("norm/"))
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
-        columns = (self.row, self.status, *self.unit.values(), *self.norm.values())
-        return sum(values.itemsize * math.prod(values.shape[1:]) for values in columns)
+        return sum(values.itemsize * math.prod(values.shape[1:]) for values in self.columns.values())
 
     def image(self) -> memoryview:
         """The bytes of the shard's file, made in memory so that no HDF5 call fails on a full disk."""
@@ -107,11 +116,8 @@ class Shard:
             file.attrs["side"] = np.bytes_(self.side)
             file.attrs["fingerprint"] = np.bytes_(self.fingerprint)
             file.create_group("norm")
-            for key in sorted(self.unit):
-                file.create_dataset(key.path, data=self.unit[key])
-                file.create_dataset(f"norm/{key.path}", data=self.norm[key])
-            file.create_dataset("row", data=self.row)
-            file.create_dataset("status", data=self.status)
+            for path in (*(path for key in self.keys for path in paths_of(key)), "row", "status"):
+                file.create_dataset(path, data=self.columns[path])
         return image.getbuffer()
 
 
@@ -155,15 +161,14 @@ def read_shard(path: Path, side: Side, fingerprint: str | None = None) -> Shard:
 def _read(file: h5py.File, data: bytes | mmap.mmap) -> Shard:
     if file.attrs["schema"] != SCHEMA:
         raise KeyError(f"schema {file.attrs['schema']}")
-    keys = keys_below(file["norm"])
-    return Shard(
-        side=file.attrs["side"].decode(),
-        fingerprint=file.attrs["fingerprint"].decode(),
-        row=_in_place(data, file["row"]),
-        status=_in_place(data, file["status"]),
-        unit={key: _in_place(data, file[key.path]) for key in keys},
-        norm={key: _in_place(data, file[f"norm/{key.path}"]) for key in keys},
-    )
+    paths = ("row", "status", *(path for key in keys_below(file["norm"]) for path in paths_of(key)))
+    columns = {path: _in_place(data, file[path]) for path in paths}
+    return Shard(file.attrs["side"].decode(), file.attrs["fingerprint"].decode(), columns)
+
+
+def paths_of(key: Key) -> tuple[str, str]:
+    """The paths of the datasets of a key: its rows of norm 1, and their norms."""
+    return key.path, f"norm/{key.path}"
 
 
 def keys_below(group: h5py.Group) -> list[Key]:

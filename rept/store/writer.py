@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rept.errors import UsageError
 from rept.store.open_shard import OpenShard
-from rept.store.shards import Shard, ShardName, check_shards, is_attributed, read_shard
+from rept.store.shards import Shard, ShardName, check_shards, is_attributed, paths_of, read_shard
 from rept.types import Batch, Extraction, Side, Signature
 from rept.utils.digests import content_digest
 from rept.utils.files import make_folder, publish
@@ -128,25 +128,19 @@ class ShardWriter:
             self._write()
 
     def _part(self, rows: Tensor, status: Tensor, signature: Signature) -> Shard:
-        row = rows.cpu().numpy().astype(np.int64)
-        codes = status.cpu().numpy().astype(np.uint8)
-        blocks = {key: unit_rows(block, self._dtype) for key, block in signature.items()}
-        counts = {"status": len(codes)} | {key.path: len(unit) for key, (unit, _) in blocks.items()}
-        if any(count != len(row) for count in counts.values()):
-            raise ValueError(f"expected status and blocks of {len(row)} rows, but got {counts}")
+        row, codes = rows.cpu().numpy().astype(np.int64), status.cpu().numpy().astype(np.uint8)
+        columns: dict[str, np.ndarray] = {"row": row, "status": codes}
         any_attributed = is_attributed(codes).any()
-        if any_attributed and not blocks:
+        if any_attributed and not signature:
             raise ValueError("expected a signature of each row that is attributed, but got none")
-        if not any_attributed:
-            blocks = {}  # so that equal rows give equal shards on any rank
-        return Shard(
-            self._side,
-            self._fingerprint,
-            row,
-            codes,
-            unit={key: unit for key, (unit, _) in blocks.items()},
-            norm={key: norm for key, (_, norm) in blocks.items()},
-        )
+        for key, block in signature.items():
+            columns |= zip(paths_of(key), unit_rows(block, self._dtype), strict=True)
+        counts = {path: len(column) for path, column in columns.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"expected status and blocks of {len(row)} rows, but got {counts}")
+        if not any_attributed:  # so that equal rows give equal shards on any rank
+            columns = {"row": row, "status": codes}
+        return Shard(self._side, self._fingerprint, columns)
 
     def _full(self, shard: Shard) -> bool:
         if self._shard_rows:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rept.store.open_shard import OpenShard
-from rept.store.shards import Shard
+from rept.store.shards import Shard, paths_of
 from rept.store.writer import ShardWriter
 from rept.types import Status
 from tests.helpers.stores import FINGERPRINT, G, H, signatures
@@ -20,10 +20,12 @@ from tests.helpers.stores import FINGERPRINT, G, H, signatures
 def part(rows: range, width: int = 3) -> Shard:
     """Rows filled with their number; without signatures if ``width`` is 0."""
     row = np.array(rows, np.int64)
-    unit = {key: np.repeat(row[:, None], width, axis=1).astype(np.float16) for key in (H, G)} if width else {}
-    norm = {key: row.astype(np.float32) for key in unit}
     status = np.full(len(row), Status.ATTRIBUTED if width else Status.EMPTY_PROMPT, np.uint8)
-    return Shard("train", FINGERPRINT, row, status, unit, norm)
+    columns = {"row": row, "status": status}
+    for key in (H, G) if width else ():
+        unit, norm = paths_of(key)
+        columns |= {unit: np.repeat(row[:, None], width, axis=1).astype(np.float16), norm: row.astype(np.float32)}
+    return Shard("train", FINGERPRINT, columns)
 
 
 @pytest.mark.parametrize("without", [(), (0,), (0, 1), (2,), (5,), tuple(range(6))])
@@ -37,10 +39,10 @@ def test_rows_stand_in_order_and_those_without_signatures_are_zero(without: tupl
     assert (shard.row == expected).all() and len(opened) == len(shard) == 20
     assert np.flatnonzero(shard.status).tolist() == lost
     expected[lost] = 0
-    assert list(shard.unit) == list(shard.norm) == ([] if len(without) == 6 else [H, G])
-    for key in shard.unit:
-        assert (shard.unit[key] == expected[:, None]).all() and shard.unit[key].shape == (20, 3)
-        assert (shard.norm[key] == expected).all()
+    assert shard.keys == ([] if len(without) == 6 else sorted([H, G]))
+    for unit, norm in (([shard.columns[path] for path in paths_of(key)]) for key in shard.keys):
+        assert (unit == expected[:, None]).all() and unit.shape == (20, 3)
+        assert (norm == expected).all()
 
 
 def test_other_blocks_than_before_are_refused() -> None:

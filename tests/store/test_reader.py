@@ -122,7 +122,7 @@ def test_layers_are_ordered_by_number(tmp_path):
 def test_a_shard_without_any_attributed_row(tmp_path):
     lost = {row for batch in batches(ROWS)[2:4] for row in batch.tolist()}
     store = make(tmp_path, signatures(ROWS), lost=lost, shard_rows=4)
-    assert min(len(read_shard(path, "train").unit) for path in (tmp_path / "train" / "shards").iterdir()) == 0
+    assert min(len(read_shard(path, "train").keys) for path in (tmp_path / "train" / "shards").iterdir()) == 0
     assert store.attributed.tolist() == [row for row in ALL if row not in lost]
     assert not store.read(sorted(lost), [H])[H].any()
     with h5py.File(tmp_path / "train" / "index.h5") as index:

@@ -34,7 +34,8 @@ def test_a_row_is_a_unit_row_in_the_stores_dtype_and_a_norm(tmp_path, dtype):
     signature = signatures(ROWS)
     store = make(tmp_path, signature, dtype=dtype)
     for path in shard_files(tmp_path):
-        assert all(unit.dtype == dtype for unit in read_shard(path, "train").unit.values())
+        shard = read_shard(path, "train")
+        assert all(shard.columns[key.path].dtype == dtype for key in shard.keys)
     stored = store.read(range(ROWS), [H, G])
     for key, block in signature.items():
         norm = block.double().norm(dim=1, keepdim=True)
