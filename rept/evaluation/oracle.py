@@ -6,8 +6,7 @@ It shares nothing with :mod:`rept.model.hooks`: no batch, no padding, full logit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from math import sqrt
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,70 +106,5 @@ def signature(sample: States, labels: Tensor, position: Position = "last_prompt"
     return States(sample.representation[columns].mean(0), sample.gradient[columns].mean(0))
 
 
-def pair_score(
-    train: States,
-    query: States,
-    form: Literal["cosine", "inner_product", "gradient_representation", "block_cosine"] = "cosine",
-    weight: float = 0.5,
-) -> float:
-    """Returns the influence of one training sample on one query, from their signatures.
-
-    With h = representation, g = gradient, s = concat(h, g):
-    cosine: ``cos(s, s')``. inner_product: ``s . s'``. gradient_representation: ``cos(g, g') * cos(h, h')``.
-    block_cosine: ``weight * cos(h, h') + (1 - weight) * cos(g, g')``.
-    """
-    h, h_query = train.representation.tolist(), query.representation.tolist()
-    g, g_query = train.gradient.tolist(), query.gradient.tolist()
-    if form == "cosine":
-        return _cosine(h + g, h_query + g_query)
-    if form == "inner_product":
-        return _dot(h + g, h_query + g_query)
-    if form == "gradient_representation":
-        return _cosine(g, g_query) * _cosine(h, h_query)
-    return weight * _cosine(h, h_query) + (1 - weight) * _cosine(g, g_query)
-
-
-def token_scores(
-    train: States, query: States, query_labels: Tensor, form: Literal["published", "anchored", "matched"] = "published"
-) -> list[float]:
-    """Returns the score of each token t of the training sample.
-
-    published: ``I_t = sum_i (ghat(query)_i . ghat(train)_t)``, i over the response tokens.
-    anchored: ``I_t * cos(h(train)_t, h(query))``, h(query) being the representation at the query's last prompt token.
-    matched: ``max_i (ghat(query)_i . ghat(train)_t)`` times that cosine, i over the positions that predict them.
-    """
-    response = _response(query_labels)
-    columns = [column - 1 for column in response] if form == "matched" else response
-    steps = [_unit(query.gradient[column].tolist()) for column in columns]
-    anchor = query.representation[response[0] - 1].tolist()
-    scores = []
-    for g, h in zip(train.gradient.tolist(), train.representation.tolist(), strict=True):
-        agreement = [_dot(step, _unit(g)) for step in steps]
-        score = max(agreement) if form == "matched" else sum(agreement)
-        scores.append(score if form == "published" else score * _cosine(h, anchor))
-    return scores
-
-
-def adjacent_cosine(model: PreTrainedModel, prompt: Tensor) -> list[float]:
-    """Returns the cosine between the hidden states of layers l and l + 1, l from 1, at the last token of a prompt."""
-    with torch.no_grad():
-        hidden = model(prompt[None], use_cache=False, output_hidden_states=True).hidden_states[1:]
-    ends = [layer[0, -1].tolist() for layer in hidden]
-    return [_cosine(a, b) for a, b in zip(ends, ends[1:], strict=False)]
-
-
 def _response(labels: Tensor) -> list[int]:
     return [column for column, label in enumerate(labels.tolist()) if label != IGNORE]
-
-
-def _dot(a: list[float], b: list[float]) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True))
-
-
-def _unit(a: list[float]) -> list[float]:
-    norm = sqrt(_dot(a, a))
-    return [x / norm for x in a] if norm else a
-
-
-def _cosine(a: list[float], b: list[float]) -> float:
-    return _dot(_unit(a), _unit(b))

@@ -14,6 +14,7 @@ from extractors.layers.fixed import EveryLayer, FixedLayers, FractionOfDepth, La
 from extractors.layers.phase_transition import PhaseTransition, adjacent_cosine
 from rept.errors import UsageError
 from rept.evaluation import oracle
+from tests.helpers import oracle_scores
 from tests.helpers.tiny import tiny_batch, tiny_model
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -28,7 +29,7 @@ def test_curve_is_the_oracles_for_each_sample() -> None:
     curves = adjacent_cosine(model, [batch.select([0, 1]), batch.select([]), batch.select([2, 3])])
     for i, (input_ids, _) in enumerate(oracle.samples(batch)):
         prompt = input_ids[: batch.prompt_end[i] + 1]
-        assert curves[i].tolist() == pytest.approx(oracle.adjacent_cosine(model, prompt), abs=1e-6)
+        assert curves[i].tolist() == pytest.approx(oracle_scores.adjacent_cosine(model, prompt), abs=1e-6)
 
 
 def test_the_later_layer_of_the_deepest_drop_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from rept.data.encoder import Encoded
-from rept.evaluation.oracle_words import WordStates, distinctive_scores
 from rept.run.distinctive_tokens import DistinctiveTokens
 from rept.run.pipeline import attribute, prepare
 from rept.run.token_pairs import score_pairs
+from tests.helpers.oracle_scores import WordStates, distinctive_scores
 
 LAYER = 2
 BEHAVIOURS = [[0, 1, 2], [3]]

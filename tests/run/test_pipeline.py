@@ -31,6 +31,7 @@ from rept.store.reader import AttributionStore
 from rept.types import Key, Status
 from rept.utils.json_files import read_json, read_jsonl
 from scorers.cosine import Cosine
+from tests.helpers import oracle_scores
 from tests.helpers.terminal import print_to
 
 
@@ -143,7 +144,7 @@ def test_scores_are_the_oracle_s(done, material):
     compared = [(q, r) for q, r in found if ("query", q) in signatures and ("train", r) in signatures]
     assert compared
     for query, row in compared:
-        expected = oracle.pair_score(signatures["train", row], signatures["query", query])
+        expected = oracle_scores.pair_score(signatures["train", row], signatures["query", query])
         assert found[query, row] == pytest.approx(expected, abs=2e-4)  # float16 in the store moves cosines by 1.3e-4
 
 
@@ -333,7 +334,7 @@ def test_token_scores_are_the_oracle_s(material, tmp_path):
         states[side] = oracle.states(model, ids, labels, 2), labels
     found = done.tokens(query, best)
     for side, other in (("train", "query"), ("query", "train")):
-        expected = oracle.token_scores(states[side][0], *states[other], "matched")
+        expected = oracle_scores.token_scores(states[side][0], *states[other], "matched")
         assert found[side].scores == pytest.approx([float(x) for x in expected], abs=1e-4)
         assert "".join(found[side].tokens).count("assistant") >= 1
 
