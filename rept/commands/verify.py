@@ -16,7 +16,6 @@ ROWS = 12
 
 
 def run(arguments: list[str]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     from rept.config.compose import compose
@@ -26,7 +25,7 @@ def run(arguments: list[str]) -> None:
     from rept.model.architecture import Architecture
     from rept.model.placement import place
     from rept.run.prepare import prepare
-    from rept.utils.console import console, say
+    from rept.utils.console import say, show_table
 
     job = prepare(compose(AttributeConfig, arguments), missing_model="refuse", sides=["train"])
     if job.trainer.world_size > 1:
@@ -38,15 +37,13 @@ def run(arguments: list[str]) -> None:
     rows = [row for row in range(min(total, 10 * ROWS)) if job.datamodule.status("train", row).attributed][:ROWS]
     say(f"The batches hold {job.datamodule.tokens_per_batch:,} tokens (datamodule.tokens_per_batch).")
     found = checks(job.model, job.extractor, job.datamodule, layers, rows)
-    table = Table(title=f"{len(rows)} rows, layers {', '.join(map(str, layers))}", title_justify="left")
-    for column in ("check", "error", "tolerance", "", "what to do"):
-        table.add_column(column, justify="right" if column in ("error", "tolerance") else "left")
-    for check in found:
-        verdict = Text("pass", style="green") if check.passed else Text("FAIL", style="bold red")
-        remedy = "" if check.passed else check.remedy
-        table.add_row(check.name, f"{check.error:.2g}", f"{check.tolerance:g}", verdict, remedy)
-    console.print(table)
-    failed = [check for check in found if not check.passed]
-    if failed:
+    verdicts = {True: Text("pass", style="green"), False: Text("FAIL", style="bold red")}
+    lines = [
+        (one.name, f"{one.error:.2g}", f"{one.tolerance:g}", verdicts[one.passed], "" if one.passed else one.remedy)
+        for one in found
+    ]
+    title = f"{len(rows)} rows, layers {', '.join(map(str, layers))}"
+    show_table(title, ("check", "error", "tolerance", "", "what to do"), lines, numbers=slice(1, 3))
+    if failed := [check for check in found if not check.passed]:
         raise CheckFailed(f"{len(failed)} of {len(found)} checks failed.")
     say("All checks passed.")

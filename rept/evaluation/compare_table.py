@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from rept.evaluation.compare import Outcome
 from rept.evaluation.sanity import SHARED, Sanity
-from rept.utils.console import console, say
+from rept.utils.console import console, say, show_table
 from rept.utils.files import publish
 from rept.utils.json_files import write_json
-from rept.utils.text import visible
 
 _COUNTS = ("queries", "without_relevant")  # counts, which are not measures
 COSTS = ("extraction_seconds", "ranking_seconds", "seconds", "peak_memory_bytes", "bytes_per_sample")
@@ -53,22 +51,21 @@ def show_comparison(outcomes: Sequence[Outcome]) -> None:
     marks, quickest = best(outcomes), fastest(outcomes)
     console.print()
     if marks:
-        table = _table("Measures over all queries (* best)", [_short(name) for name in marks])
-        for outcome in outcomes:
-            starred = {name: outcome.experiment in tops for name, tops in marks.items()}
-            cells = [_cell(outcome.measures.get(name), _share, starred[name]) for name in marks]
-            table.add_row(Text(visible(outcome.experiment)), *cells)
-        console.print(table)
+        rows = [
+            [_cell(outcome.measures.get(name), ".3f", outcome.experiment in tops) for name, tops in marks.items()]
+            for outcome in outcomes
+        ]
+        _show("Measures over all queries (* best)", [_short(name) for name in marks], outcomes, rows)
     else:
         say("No measures: they need labels on queries and training rows.")
-    table = _table("Costs (* fastest)", ["extraction, s", "ranking, s", "together, s", "peak MB", "bytes a sample"])
-    form: dict[str, Callable[[float], str]] = dict.fromkeys(COSTS[:3], lambda seconds: f"{seconds:.1f}")
-    form |= {"peak_memory_bytes": lambda number: f"{number / 1e6:,.0f}", "bytes_per_sample": lambda n: f"{n:,.0f}"}
-    for outcome in outcomes:
-        name = outcome.experiment
-        cells = [_cell(getattr(outcome, cost), form[cost], cost == "seconds" and name == quickest) for cost in COSTS]
-        table.add_row(Text(visible(name)), *cells)
-    console.print(table)
+    rows = []
+    for one in outcomes:
+        peak = one.peak_memory_bytes and one.peak_memory_bytes / 1e6
+        seconds = [_cell(one.extraction_seconds), _cell(one.ranking_seconds)]
+        seconds.append(_cell(one.seconds, starred=one.experiment == quickest))
+        rows.append([*seconds, _cell(peak, ",.0f"), _cell(one.bytes_per_sample, ",.0f")])
+    columns = ["extraction, s", "ranking, s", "together, s", "peak MB", "bytes a sample"]
+    _show("Costs (* fastest)", columns, outcomes, rows)
     _show_sanity(outcomes)
     for outcome in outcomes:
         if outcome.reason is not None:
@@ -84,34 +81,24 @@ def _show_sanity(outcomes: Sequence[Outcome]) -> None:
         "overlap": f"first {SHARED} hits shared by queries of different behaviours",
         "self_retrieval": "training rows that find themselves",
     }
-    table = _table("Sanity checks", [*columns.values(), "shuffled weights, s"])
-    for outcome in outcomes:
-        cells = [_cell(getattr(outcome.sanity, name), _share) for name in columns]
-        table.add_row(
-            Text(visible(outcome.experiment)), *cells, _cell(outcome.sanity.seconds, lambda seconds: f"{seconds:.1f}")
-        )
-    console.print(table)
+    rows = [
+        [*(_cell(getattr(one.sanity, name), ".3f") for name in columns), _cell(one.sanity.seconds)] for one in outcomes
+    ]
+    _show("Sanity checks", [*columns.values(), "shuffled weights, s"], outcomes, rows)
     for outcome in outcomes:
         if outcome.sanity.reason is not None:
             say(f"{outcome.experiment} with shuffled weights did not run: {outcome.sanity.reason}")
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", padding=(0, 0, 0, 1))
-    table.add_column("experiment", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+def _show(title: str, columns: Sequence[str], outcomes: Sequence[Outcome], rows: Sequence[Sequence[Text]]) -> None:
+    named = [(outcome.experiment, *cells) for outcome, cells in zip(outcomes, rows, strict=True)]
+    show_table(title, ("experiment", *columns), named, no_wrap=1, padding=(0, 0, 0, 1))
 
 
-def _cell(value: float | None, form: Callable[[float], str], starred: bool = False) -> Text:
+def _cell(value: float | None, form: str = ".1f", starred: bool = False) -> Text:
     if value is None:
         return Text("–")
-    return Text(f"{'*' if starred else ''}{form(value)}", style="bold" if starred else "")
-
-
-def _share(value: float) -> str:
-    return f"{value:.3f}"
+    return Text(f"{'*' if starred else ''}{value:{form}}", style="bold" if starred else "")
 
 
 def _short(measure: str) -> str:

@@ -10,8 +10,6 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from rept.config.schema import TARGET
@@ -25,12 +23,11 @@ from rept.training.behaviour_rates import Rate, ask_behaviours, rates_as_json, r
 from rept.training.finetune import ANSWER_TOKENS, train_model
 from rept.training.model_folder import ModelFolder
 from rept.training.trainer import build_trainer
-from rept.utils.console import console, say
+from rept.utils.console import say, show_table
 from rept.utils.digests import text_digest
 from rept.utils.files import lock_folder
 from rept.utils.json_files import read_json, write_json
 from rept.utils.ranks import own_rank
-from rept.utils.text import visible
 
 MODELS = ("before", "without", "random")  # the run's model, and those of the two trainings
 Rates = dict[str, dict[str, Rate]]  # by model, then by label
@@ -95,17 +92,14 @@ def caused(rates: Rates, label: str) -> bool:
 def show_proof(rates: Rates, rows: int) -> None:
     """Prints the rates of the three models with 95 % intervals, and which behaviours the rows caused."""
     counted = format_count(rows, "row")
-    table = Table(title="How often each behaviour shows, with 95 % intervals", title_justify="left")
-    for column in ("behaviour", "prompts"):
-        table.add_column(column)
-    for column in ("before", f"without the {counted}", f"without {counted} at random"):
-        table.add_column(column, justify="right")
+    columns = ("behaviour", "prompts", "before", f"without the {counted}", f"without {counted} at random")
+    lines: list[tuple[str, ...]] = []
     for label in rates["before"]:
         of_label = [rates[name][label] for name in MODELS]
-        table.add_row(Text(visible(label)), "call for it", *(_cell(rate.success, rate.triggered) for rate in of_label))
+        lines.append((label, "call for it", *(_cell(rate.success, rate.triggered) for rate in of_label)))
         if any(rate.clean for rate in of_label):
-            table.add_row("", "do not", *(_cell(rate.false_alarms, rate.clean) for rate in of_label))
-    console.print(table)
+            lines.append(("", "do not", *(_cell(rate.false_alarms, rate.clean) for rate in of_label)))
+    show_table("How often each behaviour shows, with 95 % intervals", columns, lines, numbers=slice(2, None))
     found = [label for label in rates["before"] if caused(rates, label)]
     other = [label for label in rates["before"] if label not in found]
     if found:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from rept.evaluation.suite import CaseFigures, Suite
-from rept.utils.console import console, say
+from rept.utils.console import say, show_table
 from rept.utils.files import publish
 from rept.utils.json_files import write_json
 
@@ -20,14 +18,8 @@ def show_suite(cases: Mapping[str, CaseFigures], suite: Suite) -> None:
     for start in range(0, len(suite.experiments), _METHODS_ABREAST):
         methods = suite.experiments[start : start + _METHODS_ABREAST]
         title = f"Average precision, mean and 95 % interval over queries and {len(suite.seeds)} seeds (* best)"
-        table = Table(title=title, title_justify="left", padding=(0, 0, 0, 1))
-        table.add_column("case", no_wrap=True)
-        table.add_column("shown", justify="right")
-        for method in methods:
-            table.add_column(method, justify="right")
-        for name, case in cases.items():
-            table.add_row(name, f"{case.shown}/{case.asked}", *(_cell(case, method) for method in methods))
-        console.print(table)
+        columns, rows = _cells(cases, methods)
+        show_table(title, columns, rows, no_wrap=1, padding=(0, 0, 0, 1))
     say("shown: held-out prompts whose answer shows the behaviour; only these are queries. –: no culprit, or not run.")
 
 
@@ -46,12 +38,19 @@ def write_suite(cases: Mapping[str, CaseFigures], suite: Suite, out: Path) -> No
         },
     }
     write_json(out / "suite.json", record)
-    lines = [_line(["case", "shown", *(f"`{method}`" for method in suite.experiments)])]
-    lines.append(_line(["---"] * (2 + len(suite.experiments))))
-    for name, case in cases.items():
-        cells = (_cell(case, method) for method in suite.experiments)
-        lines.append(_line([name, f"{case.shown}/{case.asked}", *cells]))
-    publish(out / "suite.md", ("\n".join(lines) + "\n").encode())
+    columns, rows = _cells(cases, suite.experiments)
+    head = [*columns[:2], *(f"`{method}`" for method in suite.experiments)]
+    lines = [f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows)]
+    publish(out / "suite.md", "".join(lines).encode())
+
+
+def _cells(cases: Mapping[str, CaseFigures], methods: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The head of the table, and a line for each case."""
+    rows = [
+        [name, f"{case.shown}/{case.asked}", *(_cell(case, method) for method in methods)]
+        for name, case in cases.items()
+    ]
+    return ["case", "shown", *methods], rows
 
 
 def _cell(case: CaseFigures, method: str) -> str:
@@ -61,7 +60,3 @@ def _cell(case: CaseFigures, method: str) -> str:
     best = max(mean for other in case.found if (mean := case.mean(other)) is not None)
     star = "*" if case.mean(method) == best else ""
     return f"{star}{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

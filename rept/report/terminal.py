@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +12,7 @@ from rept.results.records import TokenScores
 from rept.results.shading import Piece, shaded
 from rept.results.trace import Trace
 from rept.signatures.layer_strategy import ADJACENT_COSINE
-from rept.utils.console import console, say
+from rept.utils.console import console, say, show_table
 from rept.utils.text import clip, visible
 
 
@@ -40,13 +39,12 @@ def show_layers(trace: Trace) -> None:
         measure, first = choice["measure"], choice["first"]
         say(f"{measure.capitalize()}, mean over the probe:")
         low, high = min(curve), max(curve)
-        table = _table("layers", "", left=1)
-        table.add_column("")
+        rows = []
         for layer, value in enumerate(curve, start=first):
             filled = 1 + round(24 * (value - low) / (high - low)) if high > low else 25
             layers = f"{layer - 1} - {layer}" if measure == ADJACENT_COSINE else str(layer)
-            table.add_row(layers, f"{value:.4g}", "█" * filled)
-        console.print(table)
+            rows.append((layers, f"{value:.4g}", "█" * filled))
+        show_table(None, ("layers", "", ""), rows, numbers=slice(1, 2))
     say(f"Layer {', '.join(map(str, choice['layers']))}: {choice['reason']}")
     console.print()
 
@@ -57,11 +55,11 @@ def show_blocks(trace: Trace) -> None:
     if not blocks:
         return
     columns = ("block", "mean norm, training", "mean norm, queries", "share of the cosine")
-    table = _table(*columns, left=1, no_wrap=True, title="Blocks of the signature", title_justify="left")
-    for name, figures in blocks.items():
-        norms = (f"{figures[side]:.3g}" for side in ("train_norm", "query_norm"))
-        table.add_row(name, *norms, f"{figures['share']:.2%}")
-    console.print(table)
+    rows = [
+        (name, f"{one['train_norm']:.3g}", f"{one['query_norm']:.3g}", f"{one['share']:.2%}")
+        for name, one in blocks.items()
+    ]
+    show_table("Blocks of the signature", columns, rows, no_wrap=len(columns))
 
 
 def show_hits(trace: Trace, query: int, rows: int = 5) -> None:
@@ -79,26 +77,25 @@ def show_hits(trace: Trace, query: int, rows: int = 5) -> None:
     if calibrated and not any(hit.flagged for hit in hits):
         say("  no training sample stands out")
     grouped = ("alike",) if len(alike) < len(hits) else ()
-    table = _table("rank", "row", *grouped, "score", *(("p",) if calibrated else ()), no_wrap=True, expand=True)
-    table.add_column("label", no_wrap=True)
-    for column in ("prompt", "response"):
-        table.add_column(column, no_wrap=True, ratio=1)
+    table = Table(expand=True, caption=_explained(bool(grouped), calibrated), caption_justify="left")
+    for column in ("rank", "row", *grouped, "score", *(("p",) if calibrated else ())):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column, ratio in (("label", None), ("prompt", 1), ("response", 1)):
+        table.add_column(column, no_wrap=True, ratio=ratio)
     for hit in [hit for hit in hits if hit.group == hit.rank][:rows]:
         size = [str(alike[hit.group])] if grouped else []
         p_value = [f"{hit.p_value:.2g}{' *' if hit.flagged else '  '}"] if calibrated else []
         label = _line(hit.label or "", 24) + (" (the query itself)" if hit.same_as_query else "")
         texts = [Text(label), Text(_line(hit.prompt, 80)), Text(_line(hit.response, 80))]
         table.add_row(str(hit.rank), str(hit.row), *size, f"{hit.score:.4f}", *p_value, *texts)
-    if grouped or calibrated:
-        table.caption, table.caption_justify = _explained(bool(grouped), calibrated), "left"
     console.print(table)
 
 
-def _explained(grouped: bool, calibrated: bool) -> str:
+def _explained(grouped: bool, calibrated: bool) -> str | None:
     """What the columns of hits mean that do not explain themselves."""
     alike = "alike: hits with nearly the same text, of which the best is listed"
     p = "p: share of the reference queries with a row that stands out as far as this hit; *: the hit stands out"
-    return "; ".join([alike] * grouped + [p] * calibrated)
+    return "; ".join([alike] * grouped + [p] * calibrated) or None
 
 
 def show_tokens(trace: Trace, query: int) -> None:
@@ -131,35 +128,25 @@ def show_behaviours(trace: Trace, most: int = 20) -> None:
         return
     console.print()
     measured = any(precision for *_, precision in rows)
-    title = "Rows found for all queries of a behaviour together"
     columns = ("behaviour", "queries", "best rows", "rows in all", *(["average precision"] if measured else []))
-    table = _table(*columns, left=1, title=title, title_justify="left")
-    for name, *cells in rows[:most]:
-        table.add_row(Text(_line(name, 40)), *cells[: len(columns) - 1])
-    more = [f"{len(rows) - most} more in behaviours.jsonl"] if len(rows) > most else []
-    table.caption = "; ".join(["rows in all: about a tenth of them do not share the behaviour", *more])
-    table.caption_justify = "left"
-    console.print(table)
+    shown = [(_line(name, 40), *cells[: len(columns) - 1]) for name, *cells in rows[:most]]
+    more = f"; {len(rows) - most} more in behaviours.jsonl" if len(rows) > most else ""
+    caption = f"rows in all: about a tenth of them do not share the behaviour{more}"
+    show_table("Rows found for all queries of a behaviour together", columns, shown, caption=caption)
 
 
 def show_metrics(trace: Trace) -> None:
     """Prints the table of measures."""
     console.print()
     if measures := measures_table(trace):
-        _show_measures(*measures)
+        columns, rows = measures
+        title = "Measures (a training row counts as found when its label is the query's)"
+        shown = [(name, *cells) for name, cells in rows if name != "texts (tokens)"]  # a count, which the page shows
+        show_table(title, ("measure", *columns), shown)
     else:
         say("No measures: they need labels on queries and training rows.")
     for line in label_problems(trace):
         say(line)
-
-
-def _show_measures(columns: list[str], rows: list[tuple[str, list[str]]]) -> None:
-    title = "Measures (a training row counts as found when its label is the query's)"
-    table = _table("measure", *columns, left=1, title=title, title_justify="left")
-    for name, cells in rows:
-        if name != "texts (tokens)":  # a count, which the page shows
-            table.add_row(name, *cells)
-    console.print(table)
 
 
 def show_calibration(trace: Trace) -> None:
@@ -181,14 +168,6 @@ def show_calibration(trace: Trace) -> None:
             "Ordinary queries may stand out as well, because each reference is a training row that was compared "
             "without the rows on its topic: trace some clean queries and name their run in calibration.references."
         )
-
-
-def _table(*columns: str, left: int = 0, no_wrap: bool = False, **settings: Any) -> Table:
-    """An empty table, whose columns after the first ``left`` are for numbers."""
-    table = Table(**settings)
-    for i, column in enumerate(columns):
-        table.add_column(Text(visible(column)), justify="left" if i < left else "right", no_wrap=no_wrap)
-    return table
 
 
 def _line(text: str, width: int) -> str:

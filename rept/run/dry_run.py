@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from rept.config.schema import AttributeConfig
 from rept.data.datamodule import AttributionDataModule
@@ -26,7 +25,7 @@ from rept.signatures.extractor import ReadsAllPositions
 from rept.signatures.module import AttributionModule
 from rept.store.writer import SHARD_BYTES
 from rept.types import SIDES, Side, Signature
-from rept.utils.console import console, say
+from rept.utils.console import say, show_table
 from rept.utils.environment import peak_memory
 from rept.utils.tensors import unit_rows
 
@@ -162,12 +161,8 @@ def _peak(job: Job, cost: Cost, rows: int) -> float:
 
 
 def _show(figures: dict[str, float], layers: list[int], job: Job) -> None:
-    table = Table(title="Estimate (nothing was run or written)", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in figures.items():
-        table.add_row(name, _readable(name, value))
-    console.print(table)
+    rows = [(name, _readable(name, value)) for name, value in figures.items()]
+    show_table("Estimate (nothing was run or written)", ("", ""), rows, show_header=False)
     say(f"Layers {', '.join(map(str, layers))}, on {job.trainer.world_size} x {job.trainer.strategy.root_device.type}.")
 
 
