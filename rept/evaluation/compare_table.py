@@ -90,9 +90,9 @@ def _show_sanity(outcomes: Sequence[Outcome]) -> None:
             say(f"{outcome.experiment} with shuffled weights did not run: {outcome.sanity.reason}")
 
 
-def _show(title: str, columns: Sequence[str], outcomes: Sequence[Outcome], rows: Sequence[Sequence[Text]]) -> None:
-    named = [(outcome.experiment, *cells) for outcome, cells in zip(outcomes, rows, strict=True)]
-    show_table(title, ("experiment", *columns), named, no_wrap=1, padding=(0, 0, 0, 1))
+def _show(title: str, columns: Sequence[str], outcomes: Sequence[Outcome], cells: Sequence[Sequence[Text]]) -> None:
+    rows: list[list[str | Text]] = [[outcome.experiment, *own] for outcome, own in zip(outcomes, cells, strict=True)]
+    show_table(title, ("experiment", *columns), rows, no_wrap=1, padding=(0, 0, 0, 1))
 
 
 def _cell(value: float | None, form: str = ".1f", starred: bool = False) -> Text:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+
+from rept.utils.text import words_in
 
 LONGEST = 8  # words of a phrase
 MOST = 4  # phrases of a behaviour, in prompts and in responses each
@@ -13,14 +14,7 @@ MOST = 4  # phrases of a behaviour, in prompts and in responses each
 
 def token_words(tokens: Sequence[str], marked: Sequence[bool]) -> list[tuple[str, bool]]:
     """Returns the words of consecutive tokens, without case and punctuation, and whether a token in them is marked."""
-    characters = [(character, mark) for token, mark in zip(tokens, marked, strict=True) for character in token]
-    found = []
-    for space, run in groupby(characters, key=lambda one: one[0].isspace()):
-        letters, marks = zip(*run, strict=True)
-        word = re.sub(r"^\W+|\W+$", "", "".join(letters)).casefold()
-        if word and not space:
-            found.append((word, any(marks)))
-    return found
+    return [(word.casefold(), any(marks)) for word, marks in words_in(zip(tokens, marked, strict=True))]
 
 
 def marked_phrases(

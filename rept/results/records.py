@@ -12,36 +12,34 @@ from rept.utils.json_files import each_line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hit:
-    """A training row found for a query; ``rank`` counts from 1, ``row`` from 0."""
+class FoundRow:
+    """A training row that was found; ``rank`` counts from 1, ``row`` from 0."""
 
-    query: int
     rank: int
     row: int
     score: float
     label: str | None
     prompt: str
     response: str
-    same_as_query: bool  # its prompt and response are the query's own
-    p_value: float | None = None  # in calibrated runs only
+    p_value: float | None = None  # for a query in calibrated runs only, for a behaviour of at least five queries
     flagged: bool | None = None  # in calibrated runs only: whether it stands out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit(FoundRow):
+    """A training row found for a query."""
+
+    query: int
+    same_as_query: bool  # its prompt and response are the query's own
     group: int  # shared by near-duplicates: the rank of the first of them
 
 
 @dataclass(frozen=True, kw_only=True)
-class BehaviourHit:
-    """A training row found for a behaviour; ``rank`` counts from 1, ``row`` from 0."""
+class BehaviourHit(FoundRow):
+    """A training row found for a behaviour; it stands out if ``false_share`` is within the rate."""
 
     behaviour: str
-    rank: int
-    row: int
-    score: float
-    label: str | None
-    prompt: str
-    response: str
-    p_value: float | None = None  # among ordinary rows; where there are at least five queries, as false_share
-    false_share: float | None = None  # expected share of ordinary rows among those up to this rank
-    flagged: bool | None = None  # in calibrated runs only: whether false_share is within the rate
+    false_share: float | None = None  # expected share of ordinary rows up to this rank; known where p_value is
 
 
 @dataclass(frozen=True)
@@ -81,16 +79,17 @@ Record = TypeVar("Record", Hit, BehaviourHit, TokenScores, MarkedWords)
 
 
 def read_records(path: Path, kind: type[Record]) -> Iterator[Record]:
-    """Yields the lines of results.jsonl, behaviours.jsonl or tokens.jsonl as records.
+    """Yields the lines of a JSON Lines file as records; none if there is no such file.
 
     Raises:
         UsageError: a line does not have the fields of the record.
     """
-    for number, line in enumerate(each_line(path), start=1):
+    for number, line in enumerate(each_line(path) if path.is_file() else (), start=1):
         try:
             record = kind(**line)
         except TypeError:
-            expected = ", ".join(field.name for field in fields(kind))
+            names = sorted((field.name for field in fields(kind)), key=lambda name: name not in kind.__annotations__)
+            expected = ", ".join(names)  # first those that FoundRow does not have
             got = ", ".join(line) if isinstance(line, dict) else repr(line)
             raise UsageError(
                 f"Expected line {number} of {path} to have the fields {expected}, but got {got}: another version of "

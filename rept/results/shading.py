@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from rept.results.records import TokenScores
+from rept.utils.text import words_in
 
 LEVELS = 8  # shades of either hue
 
@@ -94,11 +94,7 @@ def _widened(pieces: Sequence[Piece], first: int, last: int, characters: int) ->
 def strongest_words(scored: TokenScores, most: int = 3) -> list[str]:
     """The words with the highest positive score of their tokens, in lower case, without punctuation around them."""
     best: dict[str, float] = {}
-    pieces = [(" " if piece.special else piece.text, piece.score) for piece in shaded(scored)]
-    characters = [(character, score) for text, score in pieces for character in text]
-    for is_space, run in groupby(characters, key=lambda one: one[0].isspace()):
-        letters, scores = zip(*run, strict=True)
-        word = re.sub(r"^\W+|\W+$", "", "".join(letters)).lower()
-        if word and not is_space and max(scores) > 0:
-            best[word] = max(*scores, best.get(word, 0.0))
+    for word, scores in words_in((" " if piece.special else piece.text, piece.score) for piece in shaded(scored)):
+        if max(scores) > 0:
+            best[word.lower()] = max(*scores, best.get(word.lower(), 0.0))
     return sorted(best, key=lambda word: -best[word])[:most]

@@ -5,21 +5,23 @@ from __future__ import annotations
 import shutil
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rept.errors import UsageError
 from rept.results.notebook import QueryWithHits, to_html
-from rept.results.records import BehaviourHit, Hit, MarkedWords, TokenScores, read_records
+from rept.results.records import BehaviourHit, Hit, MarkedWords, Record, TokenScores, read_records
 from rept.results.run_folder import RunFolder
 from rept.results.shading import strongest_words
 from rept.utils.json_files import read_json, read_jsonl
 
 if TYPE_CHECKING:
     import pandas
+
+K = TypeVar("K")
 
 
 class Trace:
@@ -38,7 +40,7 @@ class Trace:
         if temporary:
             weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
         self.config = self.folder.open_existing()
-        if not self.folder.metrics.is_file():
+        if not self.folder.metrics.is_file() or not self.folder.results.is_file():
             raise UsageError(f"The run in {path} is not finished; give the same command again to resume it.")
 
     @cached_property
@@ -124,7 +126,7 @@ class Trace:
             import pandas
         except ImportError:
             raise UsageError("to_pandas needs pandas: pip install pandas (extra `pandas`).") from None
-        return pandas.DataFrame([asdict(hit) for hits in self._hits.values() for hit in hits])
+        return pandas.DataFrame([{"query": hit.query} | asdict(hit) for hits in self._hits.values() for hit in hits])
 
     @cached_property
     def answered(self) -> list[int]:
@@ -161,7 +163,7 @@ class Trace:
 
     def marked_words(self, label: str | None) -> list[MarkedWords]:
         """What token scores mark in the best rows of the queries of a label; empty without token scores."""
-        return [one for one in self._marked_words if one.behaviour == label]
+        return self._marked_words.get(label, [])
 
     def best_tokens(self, query: int) -> dict[str, TokenScores]:
         """Token scores of a query with its best hit, by side; empty where there are none."""
@@ -200,35 +202,31 @@ class Trace:
 
     @cached_property
     def _hits(self) -> dict[int, list[Hit]]:
-        return _by_query(self.folder.results)
+        return _grouped(self.folder.results, Hit, lambda hit: hit.query)
 
     @cached_property
     def _opponents(self) -> dict[int, list[Hit]]:
-        return _by_query(self.folder.opponents) if self.folder.opponents.is_file() else {}
+        return _grouped(self.folder.opponents, Hit, lambda hit: hit.query)
 
     @cached_property
     def _behaviours(self) -> dict[str, list[BehaviourHit]]:
-        found: dict[str, list[BehaviourHit]] = {}
-        if self.folder.behaviours.is_file():
-            for hit in read_records(self.folder.behaviours, BehaviourHit):
-                found.setdefault(hit.behaviour, []).append(hit)
-        return found
+        return _grouped(self.folder.behaviours, BehaviourHit, lambda hit: hit.behaviour)
 
     @cached_property
-    def _marked_words(self) -> list[MarkedWords]:
-        return list(read_records(self.folder.words, MarkedWords)) if self.folder.words.is_file() else []
+    def _marked_words(self) -> dict[str | None, list[MarkedWords]]:
+        return _grouped(self.folder.words, MarkedWords, lambda words: words.behaviour)
 
     @cached_property
     def _tokens(self) -> dict[int, dict[int, dict[str, TokenScores]]]:
         pairs: dict[int, dict[int, dict[str, TokenScores]]] = {}
-        if self.folder.tokens.is_file():
-            for scores in read_records(self.folder.tokens, TokenScores):
-                pairs.setdefault(scores.query, {}).setdefault(scores.row, {})[scores.side] = scores
+        for scores in read_records(self.folder.tokens, TokenScores):
+            pairs.setdefault(scores.query, {}).setdefault(scores.row, {})[scores.side] = scores
         return pairs
 
 
-def _by_query(path: Path) -> dict[int, list[Hit]]:
-    hits: dict[int, list[Hit]] = {}
-    for hit in read_records(path, Hit):
-        hits.setdefault(hit.query, []).append(hit)
-    return hits
+def _grouped(path: Path, kind: type[Record], key: Callable[[Record], K]) -> dict[K, list[Record]]:
+    """The records of a file by a key, in their order; empty if there is no such file."""
+    found: dict[K, list[Record]] = {}
+    for record in read_records(path, kind):
+        found.setdefault(key(record), []).append(record)
+    return found

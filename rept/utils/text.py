@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Characters that are invisible or change how the text around them reads: control and format characters, lone
 # surrogates, line and paragraph separators. Newline, tab and the two joiners, which emoji and several scripts need, are
@@ -43,3 +47,12 @@ def clip_middle(text: str, most: int) -> str:
 def counted(reasons: Counter[str]) -> str:
     """Reasons with their counts, the most frequent first: "3 empty prompt, 1 empty response"."""
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+
+
+def words_in(pieces: Iterable[tuple[str, T]]) -> Iterator[tuple[str, list[T]]]:
+    """Yields the words of consecutive pieces without punctuation around them, each with the values of its pieces."""
+    characters = ((character, value) for text, value in pieces for character in text)
+    for space, run in groupby(characters, key=lambda one: one[0].isspace()):
+        letters, values = zip(*run, strict=True)
+        if not space and (word := re.sub(r"^\W+|\W+$", "", "".join(letters))):
+            yield word, list(values)
