@@ -44,6 +44,27 @@ def main(
     return 0
 
 
+def split_words(
+    arguments: Sequence[str], words: int, options: Collection[str], expected: str
+) -> tuple[list[str], dict[str, str]]:
+    """Returns so many words of a command line, and its options by name: ``--flag``, or ``key=`` for key=value.
+
+    Raises:
+        UsageError: the words are too many or too few, or an option is unknown, repeated or empty.
+    """
+    found: list[str] = []
+    settings: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key + equals in options and key not in settings and bool(value) == bool(equals):
+            settings[key] = value
+        else:
+            found.append(argument)
+    if len(found) != words or any(word.startswith("-") for word in found):
+        raise UsageError(f"Expected {expected}, but got {' '.join(arguments) or 'nothing'}; see --help.")
+    return found, settings
+
+
 def _print_help(text: str) -> None:
     """Prints to a reader that may stop reading early, as ``head`` does."""
     try:

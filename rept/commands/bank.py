@@ -31,22 +31,24 @@ experiments it uses the finished trainings, and with more trainings it adds to t
   python -m rept bank experiments=[rept,less,bm25] trainings=50 out=runs/bank
 """
 
-OWN = ("experiments", "trainings", "share", "subset_seed", "recipe", "out")  # keys of this command itself
+DEFAULTS: dict[str, Any] = {"experiments": None, "trainings": 50, "share": 0.5, "subset_seed": 0}
+DEFAULTS |= {"recipe": None, "out": "runs/bank"}
 
 
 def run(arguments: list[str]) -> None:
-    from rept.config.compose import parse_value
+    from rept.config.compose import split_keys
 
-    given = dict(argument.split("=", 1) for argument in arguments if argument.split("=")[0] in OWN and "=" in argument)
-    own: dict[str, Any] = {key: parse_value(text) for key, text in given.items()}
-    rest = [argument for argument in arguments if argument.split("=")[0] not in OWN]
-    if not isinstance(own.get("experiments"), list) or not own["experiments"]:
+    given, rest = split_keys(arguments, DEFAULTS)
+    own = DEFAULTS | given
+    if not isinstance(own["experiments"], list) or not own["experiments"]:
         raise UsageError("Expected experiments=[NAME,...], such as experiments=[rept,bm25]; see --help.")
-    for key, kind, words in (("trainings", int, "a whole number"), ("share", float, "a number such as 0.5")):
-        if key in own and type(own[key]) is not kind:
-            raise UsageError(f"Expected {key} to be {words}, but got {given[key]}.")
-    if type(own.get("subset_seed", 0)) is not int or own.get("subset_seed", 0) < 0:
-        raise UsageError(f"Expected subset_seed to be a whole number from 0, but got {given['subset_seed']}.")
+    for key, kind, words in (
+        ("trainings", int, "a whole number from 3"),
+        ("share", float, "a number such as 0.5"),
+        ("subset_seed", int, "a whole number from 0"),
+    ):
+        if type(own[key]) is not kind or own[key] < 0:
+            raise UsageError(f"Expected {key} to be {words}, but got {own[key]}.")
 
     from rept.evaluation.bank import Subsets, agreement, train_bank
     from rept.evaluation.bank_table import show_agreements, write_agreements
@@ -56,16 +58,14 @@ def run(arguments: list[str]) -> None:
     from rept.utils.console import say
     from rept.utils.ranks import own_rank
 
-    out = Path(own.get("out", "runs/bank"))
-    subsets = Subsets(own.get("trainings", 50), own.get("share", 0.5), own.get("subset_seed", 0))
+    out, subsets = Path(own["out"]), Subsets(own["trainings"], own["share"], own["subset_seed"])
     outcomes = compare(own["experiments"], rest, out)
     ran = [outcome for outcome in outcomes if outcome.reason is None]
     if own_rank():  # the experiments may run on several devices; the trainings are rank 0's
         return
     if not ran:
         raise UsageError("None of the experiments could run, for the reasons above.")
-    recipe = None if own.get("recipe") is None else str(own["recipe"])
-    bank = train_bank(retraining(ran[0].folder, recipe), subsets, out)
+    bank = train_bank(retraining(ran[0].folder, own["recipe"] and str(own["recipe"])), subsets, out)
     found = [agreement(outcome.experiment, Trace(outcome.folder), bank) for outcome in ran]
     show_agreements(found, len(bank.member))
     write_agreements(found, len(bank.member), out)

@@ -29,11 +29,10 @@ OWN = ("experiments", "suite", "seeds", "sanity", "out")  # keys of this command
 
 
 def run(arguments: list[str]) -> None:
-    from rept.config.compose import parse_value
+    from rept.config.compose import split_keys
 
-    own: dict[str, Any] = dict.fromkeys(OWN)
-    own |= {key: parse_value(text) for key, _, text in (word.partition("=") for word in arguments) if key in OWN}
-    rest = [argument for argument in arguments if argument.split("=")[0] not in OWN]
+    given, rest = split_keys(arguments, OWN)
+    own: dict[str, Any] = dict.fromkeys(OWN) | given
     for key, example in (("experiments", "[rept,bm25]"), ("seeds", "[0,1]")):
         if own[key] is not None and not (isinstance(own[key], list) and own[key]):
             raise UsageError(f"Expected {key} to be a list, as in {key}={example}, but got {own[key]}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+from rept.cli import split_words
 from rept.errors import UsageError
 
 CONFIG = None
@@ -45,10 +46,7 @@ def run(arguments: list[str]) -> None:
     of_these.add_argument("--label")
     of_these.add_argument("--behaviour")
     chosen = parser.parse_intermixed_args(arguments)
-    runs = [argument for argument in chosen.given if "=" not in argument]
-    settings = dict(argument.split("=", 1) for argument in chosen.given if "=" in argument)
-    if len(runs) != 1 or set(settings) - {"out"}:
-        raise UsageError(f"Expected one run folder and perhaps out=FILE, but got {chosen.given}; see --help.")
+    (run_folder,), settings = split_words(chosen.given, 1, ("out=",), "one run folder and perhaps out=FILE")
 
     from pathlib import Path
 
@@ -56,7 +54,7 @@ def run(arguments: list[str]) -> None:
     from rept.results.trace import Trace
     from rept.utils.console import say
 
-    trace, out = Trace(runs[0]), Path(settings.get("out", "culprits.json"))
+    trace, out = Trace(run_folder), Path(settings.get("out", "culprits.json"))
     selection = Selection(chosen.first, chosen.flagged, chosen.score, chosen.label, chosen.behaviour, chosen.rate)
     if chosen.first is None and chosen.score is None and chosen.rate is None and not chosen.flagged:
         selection = Selection.default(trace, chosen.label, chosen.behaviour)
@@ -67,4 +65,4 @@ def run(arguments: list[str]) -> None:
     rankings = [trace.hits(query) for query in trace.answered]
     lowest = [hits[-1].score for hits in ([trace.behaviour(chosen.behaviour)] if chosen.behaviour else rankings)]
     if selection.score is not None and max(lowest) >= selection.score:
-        say(f"There may be more: {runs[0]} has only the first {trace.config.top_k} hits of each.")
+        say(f"There may be more: {run_folder} has only the first {trace.config.top_k} hits of each.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rept.cli import split_words
 from rept.errors import UsageError
 
 CONFIG = None
@@ -23,20 +24,11 @@ finished proof.
 
   python -m rept exclude runs/demo --first 40 && python -m rept prove runs/demo culprits.json
 """
-KEYS = ("recipe", "seed", "out")
 
 
 def run(arguments: list[str]) -> None:
-    given = [argument for argument in arguments if "=" not in argument]
-    settings = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    unknown = [argument for argument in (*given, *settings) if argument.startswith("-")] + [
-        key for key in settings if key not in KEYS
-    ]
-    if unknown or len(given) != 2:
-        raise UsageError(
-            f"Expected a run folder, a file of rows and perhaps {', '.join(KEYS)}, but got {' '.join(arguments)}; "
-            "see --help."
-        )
+    takes = "a run folder, a file of rows and perhaps recipe=, seed= and out="
+    (path, rows), settings = split_words(arguments, 2, ("recipe=", "seed=", "out="), takes)
     if not settings.get("seed", "0").isdecimal():
         raise UsageError(f"Expected seed to be a whole number from 0, but got {settings['seed']!r}.")
 
@@ -48,7 +40,7 @@ def run(arguments: list[str]) -> None:
     from rept.utils.library_logging import quiet
 
     quiet()
-    inputs = proof_inputs(given[0], given[1], settings.get("recipe"))
+    inputs = proof_inputs(path, rows, settings.get("recipe"))
     out = Path(settings.get("out") or f"{inputs.trace.folder.path}-proof")
     prove(inputs, out, int(settings.get("seed", "0")))
     say(f"Both models and proof.json are in {out}.")

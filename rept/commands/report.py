@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rept.cli import split_words
 from rept.errors import UsageError
 
 CONFIG = None
@@ -20,21 +21,21 @@ be read-only.
 
 
 def run(arguments: list[str]) -> None:
-    outs = [argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")]
-    runs = [argument for argument in arguments if argument != "--figures" and not argument.startswith("out=")]
-    if len(runs) != 1 or runs[0].startswith("-") or len(outs) > 1 or "" in outs:
-        raise UsageError(f"Expected one run folder and perhaps --figures and out=, but got {arguments}; see --help.")
+    takes = "one run folder and perhaps --figures and out="
+    (run_folder,), options = split_words(arguments, 1, ("--figures", "out="), takes)
 
     from rept.report.page import write_report
     from rept.results.trace import Trace
     from rept.utils.console import say
 
-    trace = Trace(runs[0])
-    if not outs and not os.access(trace.folder.path, os.W_OK):
+    trace = Trace(run_folder)
+    if "out" not in options and not os.access(trace.folder.path, os.W_OK):
         raise UsageError(f"{trace.folder.path} cannot be written: name a folder or a file .html for the page by out=.")
-    page = _page(Path(outs[0]).expanduser(), trace.folder.report.name) if outs else trace.folder.report
+    page = trace.folder.report
+    if "out" in options:
+        page = _page(Path(options["out"]).expanduser(), page.name)
     say(f"Wrote {write_report(trace, page)}.")
-    if "--figures" in arguments:
+    if "--figures" in options:
         from rept.report.figures import write_figures
 
         for path in write_figures(trace, page.parent / trace.folder.figures.name):

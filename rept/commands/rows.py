@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rept.cli import split_words
 from rept.errors import UsageError
 
 CONFIG = None
@@ -18,9 +19,7 @@ FLAG = "--set-aside"
 
 
 def run(arguments: list[str]) -> None:
-    runs = [argument for argument in arguments if argument != FLAG]
-    if len(runs) != 1 or runs[0].startswith("-"):
-        raise UsageError(f"Expected one run folder and perhaps {FLAG}, but got {arguments}; see --help.")
+    (path,), options = split_words(arguments, 1, (FLAG,), f"one run folder and perhaps {FLAG}")
 
     from rept.report.overview import row_counts
     from rept.results.run_folder import RunFolder
@@ -29,15 +28,13 @@ def run(arguments: list[str]) -> None:
     from rept.types import Status
     from rept.utils.console import say
 
-    if FLAG not in arguments:
-        say("; ".join(row_counts(Trace(runs[0]))) + ".")
+    if FLAG not in options:
+        say("; ".join(row_counts(Trace(path))) + ".")
         return
-    folder = RunFolder(runs[0])
+    folder = RunFolder(path)
     folder.open_existing()
     if ranked_from := folder.read_provenance().get("ranked_from"):
-        raise UsageError(
-            f"{runs[0]} has no signatures of its own: name the run whose signatures it ranks, {ranked_from}."
-        )
+        raise UsageError(f"{path} has no signatures of its own: name the run whose signatures it ranks, {ranked_from}.")
     for row, code in enumerate(stored_status(folder.store, "train").tolist()):
         if not Status(code).attributed:
             print(f"{row}\t{Status(code).reason}")  # not by the console, which expands tabs

@@ -8,7 +8,7 @@ Nothing heavy is imported here: `--help` must be fast.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,6 +96,13 @@ def is_group(key: str) -> bool:
 def parse_value(text: str) -> Any:
     """Reads one value of a command line as YAML."""
     return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]  # a mapping
+
+
+def split_keys(arguments: Iterable[str], keys: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+    """Returns the values of those keys that are given, and the other arguments."""
+    split = [(argument, *argument.partition("=")) for argument in arguments]
+    values = {key: parse_value(text) for _, key, equals, text in split if key in keys and equals}
+    return values, [argument for argument, key, *_ in split if key not in keys]
 
 
 def _as_dataclass(schema: type[C], config: DictConfig) -> C:
