@@ -58,18 +58,17 @@ class DistinctiveTokens:
         self._background = self._measured(background)
 
     def references(self, behaviour: int, side: Side) -> list[int]:
-        """The texts of one side that show the behaviour: evenly spaced queries, or the best hits of these in turn."""
+        """What texts of a side are compared with: training rows with some queries, queries with these queries' hits.
+
+        The queries are evenly spaced, and their best hits are taken in turn.
+        """
         queries = self.behaviours[behaviour]
         step = max(1.0, len(queries) / REFERENCES)
         asked = [queries[int(i * step)] for i in range(min(len(queries), REFERENCES))]
-        if side == "query":
+        if side == "train":
             return asked
         in_turn = (row for rows in zip_longest(*(self.hits[query] for query in asked)) for row in rows)
         return list(dict.fromkeys(row for row in in_turn if row is not None))[:REFERENCES]
-
-    def references_of(self, query: int, side: Side) -> list[int]:
-        """The texts that texts of this side are compared with for the query's behaviour."""
-        return self.references(self.number[query], "query" if side == "train" else "train")
 
     def prepare(self, queries: Iterable[int]) -> None:
         """Reads the references of these queries' behaviours, and forgets those of all others and all scores.
@@ -82,9 +81,10 @@ class DistinctiveTokens:
         self._known = {}
         answers: list[list[Answer]] = []
         for behaviour, side in missing:
-            rows = self.references(behaviour, side)
-            states = dict(self._states(side, rows))
-            answers.append([self._answer(side, row, states[row]) for row in rows])
+            rows, other = self.references(behaviour, side), SIDES[side == "query"]
+            batches = self.datamodule.batches(other, rows)
+            states = {row: own for batch in batches for row, own in self._states_of(batch)}
+            answers.append([self._answer(other, row, states[row]) for row in rows])
         if missing:
             self._references |= zip(missing, self._compared(answers), strict=True)
 
@@ -106,20 +106,17 @@ class DistinctiveTokens:
             answer, special = answers[row], torch.tensor(self._text(side, row).special)[: -len(response)]
             every = torch.zeros(len(special)).index_put((torch.tensor(one.positions, dtype=torch.int64),), effect)
             rare = self._rarity(answer.asked, self._asked)
-            prompt = prompt_scores(answer, self._of(number, side), rare, special, every, response.max())
+            prompt = prompt_scores(answer, self._references[number, side], rare, special, every, response.max())
             self._known[number, side, row] = torch.cat([prompt, response])
 
     def scores(self, query: int, side: Side, row: int) -> Tensor:
         """The scores (T) of a text that `score` was called with, for the query's behaviour."""
         return self._known[self.number[query], side, row]
 
-    def _of(self, behaviour: int, side: Side) -> list[Reference]:
-        return self._references[behaviour, "query" if side == "train" else "train"]
-
     def _response(self, side: Side, row: int, number: int, answer: Answer) -> Tensor:
         text, start = self._text(side, row), len(answer.asked)
         other = ~torch.tensor(text.response[start:]) | torch.tensor(text.special[start:])  # also the turns between
-        return response_scores(answer, self._of(number, side), self._rarity(answer.said, self._said), other)
+        return response_scores(answer, self._references[number, side], self._rarity(answer.said, self._said), other)
 
     def _maskable(self, text: Encoded, response: Tensor) -> Maskable:
         weights = torch.cat([torch.zeros(text.prompt_length), response / response.sum().clamp_min(1e-9)])
@@ -148,12 +145,8 @@ class DistinctiveTokens:
     def _rarity(self, words: Tensor, containing: Counter[int]) -> Tensor:
         return rarity(torch.tensor([containing[word] for word in words.tolist()]), len(self._background))
 
-    def _states(self, side: Side, rows: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Yields the representations (T D) of texts, batch by batch."""
-        for batch in self.datamodule.batches(side, rows):
-            yield from self._states_of(batch)
-
     def _states_of(self, batch: Batch) -> Iterator[tuple[int, Tensor]]:
+        """The representations (T D) of a batch's texts, by row."""
         on_device = batch.to(input_device(self.model))
         blocks = self.extractor.all_positions(self.model, on_device, [self.layer], ["representation"])
         block = next(iter(blocks.values())).cpu()
@@ -189,14 +182,10 @@ class DistinctiveTokens:
         for other in self._background:
             for own, found in zip(states, nearest, strict=True):
                 found.append((own @ other.states.T).amax(1))
-        return [
-            [Reference(answer, *of_answer) for answer, *of_answer in _with_statistics(group, torch.stack(found, 1))]
-            for group, found in zip(groups, nearest, strict=True)
-        ]
-
-
-def _with_statistics(group: Sequence[Answer], nearest: Tensor) -> Iterator[tuple[Answer, Tensor, Tensor]]:
-    """Each answer with the mean and the deviation of its rows of ``nearest`` (states of all, background rows)."""
-    sizes = [len(answer.states) for answer in group]
-    deviation = nearest.std(1, correction=0).clamp_min(1e-6)
-    return zip(group, torch.split(nearest.mean(1), sizes), torch.split(deviation, sizes), strict=True)
+        references = []
+        for group, found in zip(groups, nearest, strict=True):
+            sizes, highest = [len(answer.states) for answer in group], torch.stack(found, dim=1)
+            mean, deviation = highest.mean(1), highest.std(1, correction=0).clamp_min(1e-6)
+            parts = zip(group, torch.split(mean, sizes), torch.split(deviation, sizes), strict=True)
+            references.append([Reference(*part) for part in parts])
+        return references

@@ -84,7 +84,10 @@ def estimate(config: AttributeConfig) -> dict[str, float]:
         "peak memory in bytes": _peak(job, cost, total),
     }
     if job.trainer.is_global_zero:
-        _show(figures, layers, job)
+        lines = [(name, _readable(name, value)) for name, value in figures.items()]
+        show_table("Estimate (nothing was run or written)", ("", ""), lines, show_header=False)
+        device = job.trainer.strategy.root_device.type
+        say(f"Layers {', '.join(map(str, layers))}, on {job.trainer.world_size} x {device}.")
         if row := rendered_row(job.datamodule):
             show_rendered_row(row)
     return figures
@@ -120,20 +123,23 @@ def _token_seconds(job: Job, rows: dict[Side, int], padded: dict[Side, float], c
 
 def _squared_prompts(job: Job, side: Side) -> float:
     """The mean of a text's prompt tokens times its tokens, over a few rows: the tokens of its masked copies."""
-    rows = np.unique(np.linspace(0, len(job.datamodule.source(side)) - 1, TIMED_ROWS).astype(int)).tolist()
-    texts = [text for row in rows if isinstance(text := job.datamodule.encoded(side, row), Encoded)]
+    texts = [text for row in _some_rows(job, side) if isinstance(text := job.datamodule.encoded(side, row), Encoded)]
     return float(np.mean([text.prompt_length * len(text.input_ids) for text in texts])) if texts else 0.0
+
+
+def _some_rows(job: Job, side: Side) -> list[int]:
+    """At most `TIMED_ROWS` rows, evenly spaced."""
+    rows: list[int] = np.unique(np.linspace(0, len(job.datamodule.source(side)) - 1, TIMED_ROWS).astype(int)).tolist()
+    return rows
 
 
 def _measure(job: Job, layers: Sequence[int]) -> Cost:
     module = AttributionModule(job.model, job.extractor, layers)
     device = input_device(job.model)
-    total = len(job.datamodule.source("train"))
-    rows = np.unique(np.linspace(0, total - 1, min(TIMED_ROWS, total)).astype(int)).tolist()
     signature: Signature = {}
     for _ in range(2):  # the first pass warms up
         start, tokens = time.perf_counter(), 0
-        for batch in job.datamodule.batches("train", rows):
+        for batch in job.datamodule.batches("train", _some_rows(job, "train")):
             tokens += batch.input_ids.numel()
             extraction = module.predict_step(batch.to(device))
             signature = extraction.signature if extraction and extraction.signature else signature
@@ -158,12 +164,6 @@ def _peak(job: Job, cost: Cost, rows: int) -> float:
         return peak_memory()
     shard = SHARD_BYTES if job.config.store.shard_rows is None else job.config.store.shard_rows * cost.row_bytes
     return peak_memory() + 2 * min(shard, rows * cost.row_bytes)
-
-
-def _show(figures: dict[str, float], layers: list[int], job: Job) -> None:
-    rows = [(name, _readable(name, value)) for name, value in figures.items()]
-    show_table("Estimate (nothing was run or written)", ("", ""), rows, show_header=False)
-    say(f"Layers {', '.join(map(str, layers))}, on {job.trainer.world_size} x {job.trainer.strategy.root_device.type}.")
 
 
 def _readable(name: str, value: float) -> str:

@@ -24,7 +24,7 @@ def choose_layers(job: Job) -> tuple[LayerChoice, list[int]]:
     rows = sample_rows(job, strategy.probe_rows, balanced=labelled)
     batches = list(training_batches(job, rows))
     if isinstance(strategy, LabelledLayerStrategy):
-        return strategy(job.model, batches, {row: _behaviour(job, row) for row in rows}), rows
+        return strategy(job.model, batches, {row: training_behaviour(job, row) for row in rows}), rows
     return strategy(job.model, batches), rows
 
 
@@ -65,11 +65,11 @@ def sample_rows(job: Job, wanted: int, balanced: bool = False) -> list[int]:
 def _alternating(job: Job, order: Sequence[int]) -> Iterator[int]:
     kinds: tuple[list[int], list[int]] = ([], [])  # planted, clean
     for row in order:
-        kinds[_behaviour(job, row) is None].append(row)
+        kinds[training_behaviour(job, row) is None].append(row)
     return (row for row in chain.from_iterable(zip_longest(*kinds)) if row is not None)
 
 
-def _behaviour(job: Job, row: int) -> str | None:
-    """The label of a training row; None if the row is clean or has no label."""
+def training_behaviour(job: Job, row: int) -> str | None:
+    """Returns the label of a training row; None if the row is clean or has no label."""
     sample = job.datamodule.source("train")[row]
     return None if isinstance(sample, Status) else behaviour_of(sample.label)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from rept.data.behaviours import behaviour_of
 from rept.data.samples import Sample, SampleSource
 from rept.distributed.collectives import any_rank, barrier, gathered
 from rept.errors import UsageError
 from rept.model.generation import equal_lengths, greedy_answers
 from rept.model.placement import place
 from rept.run.job import Job
-from rept.run.sample_rows import choose_layers, sample_rows, training_batches
+from rept.run.sample_rows import choose_layers, sample_rows, training_batches, training_behaviour
 from rept.signatures import fingerprint
 from rept.signatures.layer_strategy import LabelledLayerStrategy
 from rept.signatures.module import AttributionModule
@@ -100,52 +100,27 @@ def _without_response(source: SampleSource) -> Iterator[tuple[int, Sample]]:
 
 
 def _query_lines(job: Job) -> Iterator[dict[str, Any]]:
-    source = job.datamodule.source("query")
-    for i in range(len(source)):
-        sample = source[i]
-        if isinstance(sample, Status):
-            yield {"query": i, "prompt": "", "response": "", "generated": False, "label": None, "status": sample.reason}
-            continue
-        generated = i in job.datamodule.answers
-        response = job.datamodule.answers[i] if generated else sample.response or ""
-        yield {
-            "query": i,
-            "prompt": sample.prompt,
-            "response": response,
-            "generated": generated,
-            "label": sample.label,
-            "status": job.datamodule.status("query", i).reason,
-        }
+    for i in range(len(job.datamodule.source("query"))):
+        sample = job.datamodule.sample("query", i)
+        line = {"query": i, "prompt": "", "response": "", "generated": i in job.datamodule.answers, "label": None}
+        if isinstance(sample, Sample):
+            line |= {"prompt": sample.prompt, "response": sample.response or "", "label": sample.label}
+        yield line | {"status": job.datamodule.status("query", i).reason}
 
 
 def select_layers(job: Job) -> dict[str, Any]:
     """Returns the content of layers.json: the strategy, its settings and its choice."""
     strategy = job.config.layers | {"settings": fingerprint.of_settings(job.strategy), "seed": job.config.seed}
     if isinstance(job.strategy, LabelledLayerStrategy):
-        strategy["labels"] = _labels_digest(job.datamodule.source("train"))
+        rows = range(len(job.datamodule.source("train")))
+        strategy["labels"] = text_digest(*(str(training_behaviour(job, row)) for row in rows))
     if job.trainer.strategy.broadcast(job.folder.layers.is_file()):
         known = read_json(job.folder.layers)
         if known["strategy"] == strategy:
             say(f"Layer {', '.join(map(str, known['layers']))}: chosen before, reused.")
             return known
-    choice, rows = job.trainer.strategy.broadcast(choose_layers(job))
-    return {
-        "strategy": strategy,
-        "layers": choice.layers,
-        "curve": choice.curve,
-        "measure": choice.measure,
-        "first": choice.first,
-        "agreement": choice.agreement,
-        "reason": choice.reason,
-        "probe_rows": rows,
-        "probes": choice.probes,
-    }
-
-
-def _labels_digest(source: SampleSource) -> str:
-    """A digest of the behaviour that each row is labelled with."""
-    samples = map(source.__getitem__, range(len(source)))
-    return text_digest(*(str(behaviour_of(None if isinstance(one, Status) else one.label)) for one in samples))
+    choice, probe_rows = job.trainer.strategy.broadcast(choose_layers(job))
+    return {"strategy": strategy, "probe_rows": probe_rows} | asdict(choice)
 
 
 def initial_fingerprints(job: Job) -> dict[str, Any]:
@@ -173,11 +148,6 @@ def initial_fingerprints(job: Job) -> dict[str, Any]:
         **({"max_new_tokens": job.config.max_new_tokens} if generates else {}),
         **({"seed": job.config.seed} if job.learns else {}),  # of the rows that it learns from
     }
-
-
-def chosen_fingerprints(job: Job, layers: Sequence[int]) -> dict[str, Any]:
-    """What else the signatures depend on: what the run itself has chosen."""
-    return {"answers": text_digest(str(sorted(job.datamodule.answers.items()))), "layers": list(layers)}
 
 
 def is_complete(job: Job, side: Side) -> bool:

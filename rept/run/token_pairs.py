@@ -49,19 +49,19 @@ def score_pairs(
     Args:
         form: of the scores of single pairs, or what scores texts for whole behaviours.
     """
-    queries = sorted({query for query, _ in pairs}, key=lambda query: (_behaviour(form, query), query))
+    behaviours = form.number if isinstance(form, DistinctiveTokens) else {}
+    queries = sorted({query for query, _ in pairs}, key=lambda query: (behaviours.get(query, 0), query))
     groups = [queries[start : start + queries_at_once] for start in range(0, len(queries), queries_at_once)]
+    place = {query: number for number, group in enumerate(groups) for query in group}
+    queries_of_rows: list[dict[int, list[int]]] = [{} for _ in groups]
+    for query, row in pairs:
+        queries_of_rows[place[query]].setdefault(row, []).append(query)
     partition = Partition(len(groups), world_size)
-    for number, group in enumerate(groups):
+    for number, (group, queries_of) in enumerate(zip(groups, queries_of_rows, strict=True)):
         if not partition.overlaps(number, rank):
             continue
-        members = set(group)
-        queries_of: dict[int, list[int]] = {}
-        for query, row in pairs:
-            if query in members:
-                queries_of.setdefault(row, []).append(query)
         batches = list(datamodule.batches("train", sorted(queries_of)))
-        own = [(i, batch) for i, batch in enumerate(batches) if partition.owner(number, i, len(batches)) == rank]
+        own = {(number, i): one for i, one in enumerate(batches) if partition.owner(number, i, len(batches)) == rank}
         if not own:
             continue
         known: dict[int, TokenStates] = {}
@@ -69,28 +69,29 @@ def score_pairs(
             known |= token_states(model, extractor, batch, layer)
         if isinstance(form, DistinctiveTokens):
             form.prepare(group)
-            needed = {query for _, batch in own for row in batch.row.tolist() for query in queries_of[row]}
+            needed = {query for batch in own.values() for row in batch.row.tolist() for query in queries_of[row]}
             form.score("query", {q: known[q].representation for q in needed}, {q: [q] for q in needed})
-        for i, batch in own:
-            of_batch = token_states(model, extractor, batch, layer)
+        for order, batch in own.items():
+            states = token_states(model, extractor, batch, layer)
             if isinstance(form, DistinctiveTokens):
-                form.score("train", {row: states.representation for row, states in of_batch.items()}, queries_of)
-            for row, states in of_batch.items():
+                form.score("train", {row: one.representation for row, one in states.items()}, queries_of)
+            for row, own_states in states.items():
                 for query in queries_of[row]:
-                    sides: tuple[tuple[Side, TokenStates, TokenStates], ...] = (
-                        ("train", states, known[query]),
-                        ("query", known[query], states),
-                    )
-                    for side, scored, other in sides:
-                        if isinstance(form, DistinctiveTokens):
-                            scores = form.scores(query, side, row if side == "train" else query)
-                        else:
-                            scores = token_influence(scored, other, form)
-                        yield PairScores((number, i), query, row, side, scores, token_agreement(scored, other))
+                    for side, scores, agrees in _both_sides(own_states, row, known[query], query, form):
+                        yield PairScores(order, query, row, side, scores, agrees)
 
 
-def _behaviour(form: PairForm | DistinctiveTokens, query: int) -> int:
-    return form.number[query] if isinstance(form, DistinctiveTokens) else 0
+def _both_sides(
+    train: TokenStates, row: int, asked: TokenStates, query: int, form: PairForm | DistinctiveTokens
+) -> Iterator[tuple[Side, Tensor, Tensor]]:
+    sides: tuple[tuple[Side, int, TokenStates, TokenStates], ...]
+    sides = (("train", row, train, asked), ("query", query, asked, train))
+    for side, text, own, other in sides:
+        if isinstance(form, DistinctiveTokens):
+            scores = form.scores(query, side, text)
+        else:
+            scores = token_influence(own, other, form)
+        yield side, scores, token_agreement(own, other)
 
 
 def token_states(

@@ -66,6 +66,7 @@ def _scored(
             assert not isinstance(text, Status)  # only attributed rows are ranked
             advance(world_size)
             scores = [float(f"{score:.6g}") for score in one.scores.tolist()]
+            compared = [one] if isinstance(scorer, str) else scorer.references(scorer.number[one.query], one.side)
             line = {
                 "query": one.query,
                 "row": one.row,
@@ -76,7 +77,7 @@ def _scored(
                 "agrees": [[i for i in others if i >= 0] for others in one.agrees.tolist()],
                 "layer": layer,
                 "form": form,
-                "references": 1 if isinstance(scorer, str) else len(scorer.references_of(one.query, one.side)),
+                "references": len(compared),
             }
             counts = one.side == "train" and not _is_query(job, one.row, one.query)
             measured = token_measures(scores, text.marked, text.response) if counts and any(text.marked) else {}

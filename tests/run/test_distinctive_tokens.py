@@ -83,11 +83,11 @@ def test_scores_are_shares_of_the_highest_possible_and_special_tokens_have_none(
 def test_references_are_spread_over_the_behaviour_and_hits_come_in_turn(job):
     behaviours, hits = [list(range(50)), [50]], {query: [query % 7, 10 + query] for query in range(51)}
     scorer = DistinctiveTokens(job.model, job.extractor, job.datamodule, LAYER, behaviours, hits, BACKGROUND)
-    queries = scorer.references(0, "query")
+    queries = scorer.references(0, "train")
     assert len(queries) == 20 and queries[0] == 0 and queries[-1] == 47
-    rows = scorer.references(0, "train")
+    rows = scorer.references(0, "query")
     assert len(rows) == 20 and rows[:7] == [0, 2, 5, 3, 1, 6, 4] and rows[7] == 10
-    assert scorer.references_of(50, "train") == [50] and scorer.references_of(50, "query") == [1, 60]
+    assert scorer.references(1, "train") == [50] and scorer.references(1, "query") == [1, 60]
 
 
 def test_turns_of_the_user_between_responses_have_no_scores(material, tmp_path):
