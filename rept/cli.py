@@ -44,7 +44,7 @@ def main(
     return 0
 
 
-def split_words(
+def split_options(
     arguments: Sequence[str], words: int, options: Collection[str], expected: str
 ) -> tuple[list[str], dict[str, str]]:
     """Returns so many words of a command line, and its options by name: ``--flag``, or ``key=`` for key=value.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from rept.cli import split_words
+from rept.cli import split_options
 from rept.errors import UsageError
 
 CONFIG = None
@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> None:
     of_these.add_argument("--label")
     of_these.add_argument("--behaviour")
     chosen = parser.parse_intermixed_args(arguments)
-    (run_folder,), settings = split_words(chosen.given, 1, ("out=",), "one run folder and perhaps out=FILE")
+    (run_folder,), settings = split_options(chosen.given, 1, ("out=",), "one run folder and perhaps out=FILE")
 
     from pathlib import Path
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rept.cli import split_words
+from rept.cli import split_options
 from rept.errors import UsageError
 
 CONFIG = None
@@ -28,7 +28,7 @@ finished proof.
 
 def run(arguments: list[str]) -> None:
     takes = "a run folder, a file of rows and perhaps recipe=, seed= and out="
-    (path, rows), settings = split_words(arguments, 2, ("recipe=", "seed=", "out="), takes)
+    (path, rows), settings = split_options(arguments, 2, ("recipe=", "seed=", "out="), takes)
     if not settings.get("seed", "0").isdecimal():
         raise UsageError(f"Expected seed to be a whole number from 0, but got {settings['seed']!r}.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rept.cli import split_words
+from rept.cli import split_options
 from rept.errors import UsageError
 
 CONFIG = None
@@ -22,7 +22,7 @@ be read-only.
 
 def run(arguments: list[str]) -> None:
     takes = "one run folder and perhaps --figures and out="
-    (run_folder,), options = split_words(arguments, 1, ("--figures", "out="), takes)
+    (run_folder,), options = split_options(arguments, 1, ("--figures", "out="), takes)
 
     from rept.report.page import write_report
     from rept.results.trace import Trace

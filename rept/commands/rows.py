@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rept.cli import split_words
+from rept.cli import split_options
 from rept.errors import UsageError
 
 CONFIG = None
@@ -19,7 +19,7 @@ FLAG = "--set-aside"
 
 
 def run(arguments: list[str]) -> None:
-    (path,), options = split_words(arguments, 1, (FLAG,), f"one run folder and perhaps {FLAG}")
+    (path,), options = split_options(arguments, 1, (FLAG,), f"one run folder and perhaps {FLAG}")
 
     from rept.report.overview import row_counts
     from rept.results.run_folder import RunFolder
