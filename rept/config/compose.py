@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +45,7 @@ def compose(
     values |= given or {}
     config = _load(_FILES[kind]) if base is None else OmegaConf.create(asdict(base))
     chosen = dict(config.pop("defaults", {}))
-    schema: DictConfig = OmegaConf.structured(kind)
+    schema = _schema(_FILES[kind].stem)
     if "experiment" in words:
         experiment = _word("experiment", words.pop("experiment"), faults)
         chosen |= dict(experiment.pop("defaults", {}))
@@ -105,16 +106,23 @@ def split_keys(arguments: Iterable[str], keys: Collection[str]) -> tuple[dict[st
     return values, [argument for argument, key, *_ in split if key not in keys]
 
 
-def _as_dataclass(schema: type[C], config: DictConfig) -> C:
+def _as_dataclass(kind: type[C], config: DictConfig) -> C:
     try:
-        composed = _merged(OmegaConf.structured(schema), config)
+        composed = _merged(_schema(_FILES[kind].stem), config)
         OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # reports a missing value now
         made = OmegaConf.to_object(composed)
     except (OmegaConfBaseException, RecursionError) as error:
         key = getattr(error, "full_key", None) or "configuration"
         raise UsageError(f"{key}: {next(iter(str(error).splitlines()), 'no value')}.") from None
-    assert isinstance(made, schema)
+    assert isinstance(made, kind)
     return made
+
+
+@cache
+def _schema(command: str) -> DictConfig:
+    """The keys of a command's configuration and their types; a merge copies it."""
+    schema: DictConfig = OmegaConf.structured(SCHEMAS[command])
+    return schema
 
 
 def _merged(*configs: DictConfig) -> DictConfig:
