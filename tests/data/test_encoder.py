@@ -78,7 +78,8 @@ def test_a_long_response_is_cut_and_a_long_prompt_is_set_aside() -> None:
         assert cut.cut is (length < len(whole.input_ids))
         assert len(cut.special) == len(cut.pieces) == len(cut.marked) == length
     assert Encoder(reader, least)(ask(PROMPT, "You are")) is Status.PROMPT_TOO_LONG
-    assert Encoder(reader, 4).prompt(ask(PROMPT, None)) is Status.PROMPT_TOO_LONG
+    assert Encoder(reader, least).prompt(ask(PROMPT, None)) is Status.PROMPT_TOO_LONG
+    assert Encoder(reader, least + 1).prompt(ask(PROMPT, None)) == whole.input_ids[:least]
 
 
 def test_messages_that_the_template_refuses_are_malformed() -> None:
