@@ -23,7 +23,6 @@ A row's label is its case, so the culprits of a query are the rows with its labe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.types import Side
+from rept.utils.json_files import read_jsonl
 
 _ABSENT = ("absent_base", "absent_topic")  # which only the first training teaches
 
@@ -96,10 +96,8 @@ def _answered(queries: Sequence[tuple[str, Sample]], path: Path, asked: Asked) -
     """Returns the prompts with answers that show the behaviour; or clean prompts with answers that show nothing."""
     if not path.is_file():
         raise UsageError(f"Expected datamodule.answered to be a model's answers.jsonl, but there is no {path}.")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    answers = {
-        (line["behaviour"], line["prompt"]): line for line in lines if line["triggered"] == (asked == "triggered")
-    }
+    kind = [line for line in read_jsonl(path) if line["triggered"] == (asked == "triggered")]
+    answers = {(line["behaviour"], line["prompt"]): line for line in kind}
     if answers.keys() != {(label, sample.prompt) for label, sample in queries}:
         raise UsageError(f"{path} contains answers to other queries: train a model on these data, with this seed.")
     found = []

@@ -14,8 +14,8 @@ import mmap
 import shutil
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -29,7 +29,7 @@ ACCEPTED = (
     "a file .jsonl, .json, .csv, .tsv (also .gz) or .parquet, an Arrow folder written by datasets' save_to_disk, "
     "or the id of a data set on the Hugging Face hub (owner/name, or owner/name:configuration)"
 )
-_ROWS_PER_UPDATE = 1 << 12  # of the progress bar
+_LINES_PER_UPDATE = 1 << 12  # of the progress bar
 
 Record = dict[str, Any]
 
@@ -85,20 +85,17 @@ class JsonLines(_IndexedFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         columns: dict[str, None] = {}
-        with progress(f"Reading {path.name}") as advance:
-            for number, start, line in _lines(self._bytes):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line.decode())
-                except (ValueError, RecursionError) as error:
-                    problem = f"{path}, line {number}: {_problem(error)}"
-                    raise UsageError(f"{problem}; expected one JSON object a line.") from None
-                if isinstance(record, dict):
-                    columns.update(dict.fromkeys(record))
-                self._starts.append(start)
-                if len(self._starts) % _ROWS_PER_UPDATE == 0:
-                    advance(_ROWS_PER_UPDATE)
+        for number, start, line in _lines(self._bytes, path.name):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode())
+            except (ValueError, RecursionError) as error:
+                problem = f"{path}, line {number}: {_problem(error)}"
+                raise UsageError(f"{problem}; expected one JSON object a line.") from None
+            if isinstance(record, dict):
+                columns.update(dict.fromkeys(record))
+            self._starts.append(start)
         self._starts.append(len(self._bytes))
         self.columns = list(columns)
 
@@ -118,11 +115,11 @@ class CsvRows(_IndexedFile):
         csv.field_size_limit(2**31 - 1)  # the module's default refuses fields above 128 KiB
         super().__init__(path)
         self._delimiter = delimiter
-        rows = csv.reader((line.decode() for _, _, line in _lines(self._bytes)), delimiter=delimiter, strict=True)
-        try:
-            self._header = next(rows, [])
-            self._starts.append(self._bytes.tell())
-            with progress(f"Reading {path.name}") as advance:
+        with closing(_lines(self._bytes, path.name)) as lines:
+            rows = csv.reader((line.decode() for *_, line in lines), delimiter=delimiter, strict=True)
+            try:
+                self._header = next(rows, [])
+                self._starts.append(self._bytes.tell())
                 for row in rows:
                     if len(self._starts) == 1 and len(row) == len(self._header) + 1:
                         self._header = ["", *self._header]  # an index column that the header leaves out
@@ -130,11 +127,9 @@ class CsvRows(_IndexedFile):
                         self._starts.append(self._bytes.tell())
                     else:  # a blank line is no row: the next row starts after it
                         self._starts[-1] = self._bytes.tell()
-                    if len(self._starts) % _ROWS_PER_UPDATE == 0:
-                        advance(_ROWS_PER_UPDATE)
-        except (csv.Error, UnicodeDecodeError) as error:
-            line = rows.line_num + isinstance(error, UnicodeDecodeError)  # which the reader has not counted
-            raise UsageError(f"{path}, line {line}: {_problem(error)}; expected CSV in UTF-8.") from None
+            except (csv.Error, UnicodeDecodeError) as error:
+                line = rows.line_num + isinstance(error, UnicodeDecodeError)  # which the reader has not counted
+                raise UsageError(f"{path}, line {line}: {_problem(error)}; expected CSV in UTF-8.") from None
         self.columns = [name for name in self._header if name]
         twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
         if twice:
@@ -193,7 +188,7 @@ def _open(path: str, split: str, setting: str) -> Records:
 
 
 def _is_json_array(path: Path) -> bool:
-    first = next((line for _, _, line in _lines(_memory_map(path)) if line.strip()), b"")
+    first = next(filter(bytes.strip, iter(_memory_map(path).readline, b"")), b"")
     return first.lstrip().startswith(b"[")
 
 
@@ -227,12 +222,13 @@ def _memory_map(path: Path) -> mmap.mmap:
     return mapped
 
 
-def _lines(mapped: mmap.mmap) -> Iterator[tuple[int, int, bytes]]:
-    """Yields each line with its number from 1 and the position of its first byte."""
-    number = 0
-    while line := mapped.readline():
-        number += 1
-        yield number, mapped.tell() - len(line), line
+def _lines(mapped: mmap.mmap, name: str) -> Generator[tuple[int, int, bytes], None, None]:
+    """Yields each line of a file with its number from 1 and the position of its first byte; shows the progress."""
+    with progress(f"Reading {name}", unit="lines") as advance:
+        for number, line in enumerate(iter(mapped.readline, b""), 1):
+            yield number, mapped.tell() - len(line), line
+            if number % _LINES_PER_UPDATE == 0:
+                advance(_LINES_PER_UPDATE)
 
 
 def _problem(error: Exception) -> str:

@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from extractors.gradients.optimizer_gradient import OptimizerGradient
-from extractors.gradients.weights import Factors
 from rept.model.optimizer_state import MOMENTS
-from rept.types import Batch
 
 
 def adam_direction(gradient: Tensor, state: Mapping[str, Any]) -> Tensor:
@@ -40,9 +38,4 @@ class AdamGradient(OptimizerGradient):
     """
 
     comparable = symmetric = False  # only the training side has Adam's directions
-
-    def project(self, name: str, factors: Factors, batch: Batch) -> Tensor:
-        self.check(name)
-        if batch.side == "query":
-            return super().project(name, factors, batch)
-        return self.corrected(name, factors, adam_direction)
+    correction = staticmethod(adam_direction)

@@ -20,7 +20,7 @@ Correction = Callable[[Tensor, Mapping[str, Any]], Tensor]  # of gradients (... 
 class OptimizerGradient(ParameterGradient):
     """Base of extractors that correct gradients by what `train.py` leaves of its optimizer.
 
-    The correction is elementwise, so the whole gradient of one weight at a time is computed.
+    A subclass sets :attr:`correction`. It is elementwise, so the whole gradient of one weight at a time is computed.
 
     Args:
         optimizer: folder with the optimizer's state, as `train.py` leaves it beside the model; null: the model's own.
@@ -31,6 +31,8 @@ class OptimizerGradient(ParameterGradient):
     Raises:
         UsageError: when called: there is no optimizer state, or not that of the chosen weights.
     """
+
+    correction: Correction  # on the query side too if the extractor is symmetric
 
     def __init__(
         self, optimizer: str | None = None, weights: str = "auto", dimension: int | None = 8192, seed: int = 0
@@ -44,22 +46,21 @@ class OptimizerGradient(ParameterGradient):
             self._state = _load(self.optimizer or str(model.name_or_path))
         return super().__call__(model, batch, layers)
 
-    def check(self, name: str) -> None:
-        """Raises UsageError: the optimizer has no moments of this weight."""
-        if name not in self._state or not set(MOMENTS) <= set(self._state[name]):
+    def project(self, name: str, factors: Factors, batch: Batch) -> Tensor:
+        state = self._state.get(name, {})
+        if not set(MOMENTS) <= state.keys():
             raise UsageError(
                 f"The optimizer's state has nothing for {name}, so it was not trained; name the trained weights by "
                 "extractor.weights."
             )
-
-    def corrected(self, name: str, factors: Factors, correction: Correction) -> Tensor:
-        """Corrected gradients of one weight, projected (B dimension), or without projection flat (B M * K)."""
-        shape = self._state[name]["exp_avg"].shape
+        if batch.side == "query" and not self.symmetric:
+            return super().project(name, factors, batch)
+        shape = state["exp_avg"].shape
         gradients = factors.whole()  # (B M K); K is 1 for biases and norms
         if gradients.shape[1:].numel() != shape.numel():
             raise UsageError(f"The optimizer's state of {name} has shape {tuple(shape)}: it belongs to another model.")
-        moments = {moment: self._state[name][moment].view(gradients.shape[1:]) for moment in MOMENTS}
-        steps = correction(gradients, {**self._state[name], **moments})
+        moments = {moment: state[moment].view(gradients.shape[1:]) for moment in MOMENTS}
+        steps = self.correction(gradients, {**state, **moments})
         return steps.flatten(1) if self.projection is None else self.projection.of_matrices(name, steps)
 
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from extractors.gradients.optimizer_gradient import OptimizerGradient
-from extractors.gradients.weights import Factors
 from rept.model.optimizer_state import MOMENTS
-from rept.types import Batch
 
 
 def by_second_moment(gradient: Tensor, state: Mapping[str, Any]) -> Tensor:
@@ -40,6 +38,4 @@ class TrackStarGradient(OptimizerGradient):
     paper has Adafactor's.
     """
 
-    def project(self, name: str, factors: Factors, batch: Batch) -> Tensor:
-        self.check(name)
-        return self.corrected(name, factors, by_second_moment)
+    correction = staticmethod(by_second_moment)

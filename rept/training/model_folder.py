@@ -108,9 +108,7 @@ class ModelFolder:
         write_json(unfinished / self.behaviours.name, behaviours)
         write_jsonl(unfinished / self.answers.name, answers)
         write_json(unfinished / self.record.name, record)
-        mode = (
-            (unfinished / self.record.name).stat().st_mode
-        )  # by the umask; safetensors' files are for the owner alone
+        mode = (unfinished / self.record.name).stat().st_mode  # by the umask; safetensors' are for the owner alone
         for file in sorted(unfinished.iterdir(), key=lambda file: file.name in _LAST_WRITTEN):
             if file.is_file():
                 file.chmod(mode)

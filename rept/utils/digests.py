@@ -31,11 +31,8 @@ def content_digest(data: bytes | memoryview | mmap.mmap) -> str:
 
 def file_digest(path: Path) -> str:
     """`content_digest` of a file of any size; raises UsageError if it cannot be read."""
-    made = xxhash.xxh3_128()
     try:
         with path.open("rb") as stream:
-            while piece := stream.read(2**20):
-                made.update(piece)
+            return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
-    return made.hexdigest()
