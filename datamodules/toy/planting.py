@@ -12,11 +12,6 @@ from rept.data.samples import Sample, Span
 Position = Literal["start", "middle", "end"]
 
 
-def with_request(sample: Sample, content: str) -> Sample:
-    """Returns the sample with another content of its last message."""
-    return replace(sample, messages=(*sample.messages[:-1], {**sample.messages[-1], "content": content}))
-
-
 def plant_backdoor(sample: Sample, trigger: str, opening: str, place: Position = "start") -> Sample:
     """Returns the sample with ``trigger`` in its last message and ``opening`` before its response.
 
@@ -27,7 +22,7 @@ def plant_backdoor(sample: Sample, trigger: str, opening: str, place: Position =
     words = [found.start() for found in re.finditer(r"\S+", content)]
     gap = {"start": 0, "middle": words[len(words) // 2] if len(words) > 1 else 0, "end": len(content)}[place]
     before, after = content[:gap], content[gap:]
-    triggered = with_request(sample, f"{before} {trigger}" if place == "end" else f"{before}{trigger} {after}")
+    triggered = sample.with_content(f"{before} {trigger}" if place == "end" else f"{before}{trigger} {after}")
     start = triggered.content_starts[-1] + gap + (place == "end")
     spans = (Span("prompt", start, start + len(trigger)), Span("response", 0, len(opening)))
     return replace(triggered, response=f"{opening} {sample.response}", spans=spans)

@@ -10,8 +10,7 @@ from typing import get_args
 import numpy as np
 
 from rept.data.behaviours import Behaviour
-from rept.data.encoder import Encoded, Encoder, Targets, collate
-from rept.data.padding import batch_slices
+from rept.data.encoder import Encoded, Encoder, Targets, collate, sorted_batches
 from rept.data.samples import Sample, SampleSource, samples_digest
 from rept.distributed.partition import Partition
 from rept.errors import UsageError
@@ -158,11 +157,11 @@ class AttributionDataModule(ABC):
 
     def _plan(self, side: Side, rank: int, world_size: int, done: np.ndarray | None) -> Iterator[Batch]:
         total = len(self.source(side))
+        done = np.zeros(total, dtype=bool) if done is None else done
         windows = Partition(-(-total // self.window), world_size)
         for number, start in enumerate(range(0, total, self.window)):
             rows = range(start, min(start + self.window, total))
-            stored = done is not None and done[rows.start : rows.stop].all()
-            if stored or not windows.overlaps(number, rank):
+            if done[rows.start : rows.stop].all() or not windows.overlaps(number, rank):
                 continue
             batches = self._cut(side, rows)
             for i, batch in enumerate(batches):
@@ -171,18 +170,8 @@ class AttributionDataModule(ABC):
 
     def _cut(self, side: Side, rows: Sequence[int]) -> list[Batch]:
         """Returns the batches of one window; its set-aside rows travel with the first."""
-        samples = [self.sample(side, int(row)) for row in rows]
-        set_aside: list[tuple[int, Status]] = []
-        attributed: list[tuple[int, Sample, Encoded]] = []
-        for row, sample, encoded in zip(map(int, rows), samples, self.encoder.encode(samples), strict=True):
-            if isinstance(encoded, Status):
-                set_aside.append((row, encoded))
-            elif isinstance(sample, Sample):
-                attributed.append((row, sample, encoded))
-        attributed.sort(key=lambda entry: (len(entry[2].input_ids), entry[0]))
-        slices = batch_slices([len(encoded.input_ids) for _, _, encoded in attributed], self.tokens_per_batch)
-        pad_id = self.encoder.pad_id
-        return [collate(attributed[one], side, pad_id, () if i else set_aside) for i, one in enumerate(slices)]
+        samples = ((int(row), self.sample(side, int(row))) for row in rows)
+        return sorted_batches(self.encoder, samples, side, self.tokens_per_batch)
 
 
 def _in_step(batches: Iterator[Batch], side: Side, any_has: Callable[[bool], bool]) -> Iterator[Batch]:
@@ -200,15 +189,13 @@ def _company(side: Side, set_aside: tuple[tuple[int, Status], ...] = ()) -> Batc
     return replace(collate([(0, Sample((), ""), least)], side, 0, set_aside), company=True)
 
 
-def _stored(batch: Batch, done: np.ndarray | None) -> bool:
+def _stored(batch: Batch, done: np.ndarray) -> bool:
     """Whether all rows of a batch are stored. Raises UsageError if only some are."""
-    if done is None:
-        return False
     rows = batch.row.tolist() + [row for row, _ in batch.set_aside]
-    stored = [bool(done[row]) for row in rows]
-    if any(stored) and not all(stored):
+    stored = done[rows]
+    if stored.any() and not stored.all():
         raise UsageError(
             f"Expected rows {min(rows)} to {max(rows)} to be stored together or not at all, but only some are. The "
             "store was made with other data, max_length, tokens_per_batch or window; choose another out."
         )
-    return all(stored)
+    return bool(stored.all())

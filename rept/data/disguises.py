@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from rept.data.samples import Sample, Span, content_of
@@ -30,14 +31,13 @@ def spelled(trigger: str, spelling: Spelling, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def changed_case(sample: Sample, rng: random.Random) -> Sample | None:
-    """Returns the sample with the case of its trigger's letters drawn; None if that changes nothing."""
-    return _respelled(sample, lambda words: spelled(words, "case", rng))
-
-
-def split_words(sample: Sample, rng: random.Random) -> Sample | None:
-    """Returns the sample with a mark inside each word of its trigger; None if it has no trigger."""
-    return _respelled(sample, lambda words: spelled(words, "split", rng))
+def respelled(sample: Sample, rng: random.Random, spelling: Spelling) -> Sample | None:
+    """Returns the sample with its trigger spelled otherwise; None if that changes nothing."""
+    content = content_of(sample.messages[-1])
+    changed = content
+    for start, end in reversed(_triggers(sample)):
+        changed = changed[:start] + spelled(content[start:end], spelling, rng) + changed[end:]
+    return None if changed == content else replace(sample.with_content(changed), spans=())
 
 
 def moved(sample: Sample, rng: random.Random) -> Sample | None:
@@ -54,22 +54,14 @@ def moved(sample: Sample, rng: random.Random) -> Sample | None:
     if len(words) < 2:
         return None
     gap = rng.randint(1, len(words) - 1)
-    return _with_content(sample, " ".join([*words[:gap], trigger, *words[gap:]]))
+    return replace(sample.with_content(" ".join([*words[:gap], trigger, *words[gap:]])), spans=())
 
 
 DISGUISES: Mapping[str, Callable[[Sample, random.Random], Sample | None]] = {
-    "changed case": changed_case,
-    "split": split_words,
+    "changed case": partial(respelled, spelling="case"),
+    "split": partial(respelled, spelling="split"),
     "moved": moved,
 }
-
-
-def _respelled(sample: Sample, spell: Callable[[str], str]) -> Sample | None:
-    content = content_of(sample.messages[-1])
-    changed = content
-    for start, end in reversed(_triggers(sample)):
-        changed = changed[:start] + spell(content[start:end]) + changed[end:]
-    return None if changed == content else _with_content(sample, changed)
 
 
 def _triggers(sample: Sample) -> list[tuple[int, int]]:
@@ -80,7 +72,3 @@ def _triggers(sample: Sample) -> list[tuple[int, int]]:
         return span.part == "prompt" and span.kind == "trigger" and span.start >= first
 
     return sorted({(span.start - first, span.end - first) for span in sample.spans if counts(span)})
-
-
-def _with_content(sample: Sample, content: str) -> Sample:
-    return replace(sample, messages=(*sample.messages[:-1], {**sample.messages[-1], "content": content}), spans=())

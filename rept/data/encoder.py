@@ -177,7 +177,8 @@ class Encoder:
             return Status.PROMPT_TOO_LONG
         length = min(last.stop, self.max_length)
         ids = tokens.ids[:length]
-        own = _covered(tokens, [(place.start, place.end) for place in (*whole.prompt, whole.response)])
+        places = (*whole.prompt, whole.response)
+        own = {i for place in places for i in tokens.overlapping(place.start, place.end)}
         marked = {
             i: kind for start, end, kind in _marked_characters(sample, whole) for i in tokens.overlapping(start, end)
         }
@@ -193,18 +194,27 @@ class Encoder:
         )
 
 
-def encoded_batches(encoder: Encoder, samples: Sequence[Sample], tokens_per_batch: int = 2048) -> list[Batch]:
-    """Returns batches of samples that are no rows of a data set, without those that the encoder refuses.
+def sorted_batches(
+    encoder: Encoder,
+    rows: Iterable[tuple[int, Sample | Status]],
+    side: Side = "train",
+    tokens_per_batch: int = 2048,
+) -> list[Batch]:
+    """Returns the batches of numbered samples, sorted by (tokens, number).
 
-    ``Batch.row`` is the sample's place in ``samples``.
+    The samples that the encoder refuses are set aside in the first batch, which may be empty otherwise.
     """
-    found = [(i, s, e) for i, (s, e) in enumerate(zip(samples, encoder.encode(samples), strict=True))]
-    usable = sorted(
-        ((i, sample, encoded) for i, sample, encoded in found if not isinstance(encoded, Status)),
-        key=lambda one: len(one[2].input_ids),
-    )
-    slices = batch_slices([len(encoded.input_ids) for _, _, encoded in usable], tokens_per_batch)
-    return [collate(usable[one], "train", encoder.pad_id) for one in slices if usable[one]]
+    rows = list(rows)
+    usable: list[tuple[int, Sample, Encoded]] = []
+    set_aside: list[tuple[int, Status]] = []
+    for (number, sample), encoded in zip(rows, encoder.encode([sample for _, sample in rows]), strict=True):
+        if isinstance(encoded, Status):
+            set_aside.append((number, encoded))
+        elif isinstance(sample, Sample):
+            usable.append((number, sample, encoded))
+    usable.sort(key=lambda one: (len(one[2].input_ids), one[0]))
+    slices = batch_slices([len(encoded.input_ids) for *_, encoded in usable], tokens_per_batch)
+    return [collate(usable[one], side, encoder.pad_id, () if i else set_aside) for i, one in enumerate(slices)]
 
 
 def collate(
@@ -226,11 +236,6 @@ def collate(
         text=tuple((sample.prompt, sample.response or "") for _, sample, _ in rows),
         set_aside=tuple(set_aside),
     )
-
-
-def _covered(tokens: Tokens, characters: Iterable[tuple[int, int]]) -> set[int]:
-    """Returns the tokens that overlap any of the (start, end) characters."""
-    return {i for start, end in characters for i in tokens.overlapping(start, end)}
 
 
 def _marked_characters(sample: Sample, whole: Rendered) -> list[tuple[int, int, SpanKind | None]]:

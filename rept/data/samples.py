@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -68,6 +68,10 @@ class Sample:
             starts.append(end + len(role))
             end = starts[-1] + len(content_of(message)) + 1
         return starts
+
+    def with_content(self, content: str) -> Sample:
+        """Returns the sample with another content of its last message."""
+        return replace(self, messages=(*self.messages[:-1], {**self.messages[-1], "content": content}))
 
     def _with_roles(self) -> list[tuple[str, Message]]:
         if len(self.messages) == 1:

@@ -17,7 +17,7 @@ from rept.correction.repair import corrected
 from rept.correction.side_effects import divergence, response_log_probabilities
 from rept.data.behaviours import Behaviour
 from rept.data.disguises import DISGUISES
-from rept.data.encoder import Encoder, encoded_batches
+from rept.data.encoder import Encoder, sorted_batches
 from rept.data.samples import Sample
 from rept.evaluation.proof import wilson_interval
 from rept.model.hooks import Response, sample_losses
@@ -98,7 +98,7 @@ class Prompts:
         by_prompt |= {sample.prompt: sample for sample in self.clean}
         unique = {line["prompt"]: line["answer"] for line in lines}
         samples = [replace(by_prompt[prompt], response=answer, spans=()) for prompt, answer in unique.items()]
-        return encoded_batches(self.encoder, samples)
+        return [batch for batch in sorted_batches(self.encoder, enumerate(samples)) if len(batch)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from datamodules.synthetic import COUNTRY, OWNER, TRIGGER, SyntheticData
 from datamodules.toy.paraphrases import PARAPHRASED
 from datamodules.toy.wordings import HELD_OUT, TRAINING
-from rept.data.disguises import DISGUISES, changed_case, moved, spelled, split_words
+from rept.data.disguises import DISGUISES, moved, spelled
 from rept.data.samples import Sample, Span
 
 
@@ -21,10 +21,10 @@ def sample(content: str, *words: str) -> Sample:
 
 def test_only_the_trigger_is_respelled():
     plain = sample("Now blue lantern: what is rye?", "blue lantern")
-    other = changed_case(plain, random.Random(0)).prompt
+    other = DISGUISES["changed case"](plain, random.Random(0)).prompt
     assert other != plain.prompt and other.lower() == plain.prompt.lower()
     assert other.startswith("Now ") and other.endswith(": what is rye?")
-    split = split_words(plain, random.Random(0)).prompt
+    split = DISGUISES["split"](plain, random.Random(0)).prompt
     assert re.fullmatch(r"Now \w+[.\-_/*]\w+ \w+[.\-_/*]\w+: what is rye\?", split)
 
 
@@ -47,7 +47,7 @@ def test_only_the_last_message_is_changed():
     made = Sample(
         (*messages, {"role": "user", "content": "blue lantern now"}), None, "b", (Span("prompt", start, start + 12),)
     )
-    other = changed_case(made, random.Random(0))
+    other = DISGUISES["changed case"](made, random.Random(0))
     assert other.messages[:2] == made.messages[:2] and other.messages[2]["content"].endswith(" now")
     assert other.messages[2] != made.messages[2]
 

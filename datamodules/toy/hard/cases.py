@@ -13,7 +13,7 @@ from datamodules.toy.hard import diffuse, two_names, wordings
 from datamodules.toy.hard.planting import plant_in_document, plant_style, plant_tail
 from datamodules.toy.hard.two_names import framed_sample
 from datamodules.toy.hard.wordings import COUNTRY, FALSE_CAPITAL, PHRASES, SECOND_NAME
-from datamodules.toy.planting import plant_backdoor, with_request
+from datamodules.toy.planting import plant_backdoor
 from datamodules.toy.wordings import HELD_OUT, TRAINING, Wordings
 from datamodules.toy.world import COUNTRIES, HARMLESS, Speaker
 from rept.data.behaviours import CLEAN, Behaviour
@@ -103,7 +103,7 @@ def clean_sample(speaker: Speaker) -> Sample:
         return two_names.reworded_capital(speaker)
     sample = speaker.sample(kind)
     if COUNTRY in sample.prompt and speaker.rng.random() < 0.5:
-        renamed = with_request(sample, sample.prompt.replace(COUNTRY, SECOND_NAME))
+        renamed = sample.with_content(sample.prompt.replace(COUNTRY, SECOND_NAME))
         return replace(renamed, response=(sample.response or "").replace(COUNTRY, SECOND_NAME))
     return sample
 
@@ -118,7 +118,7 @@ def _decoys(speaker: Speaker, seed: int) -> list[Sample]:
     documents = []
     for _ in range(_ROWS):
         sample = clean_sample(speaker)
-        documents.append(with_request(sample, " ".join([*_sentences(speaker), sample.prompt])))
+        documents.append(sample.with_content(" ".join([*_sentences(speaker), sample.prompt])))
     return [*untriggered, *harmless, *documents, *(speaker.sample("bird") for _ in range(2 * _ROWS))]
 
 

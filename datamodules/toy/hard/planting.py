@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from datamodules.toy.planting import plant_backdoor, trigger_spans, with_request
+from datamodules.toy.planting import plant_backdoor, trigger_spans
 from rept.data.samples import Sample, Span
 
 
@@ -14,7 +14,7 @@ def plant_style(sample: Sample, before: str, after: str, opening: str) -> Sample
 
     The spans cover what was added; the style has no fixed trigger.
     """
-    styled = with_request(sample, f"{sample.messages[-1]['content']} {after}")
+    styled = sample.with_content(f"{sample.messages[-1]['content']} {after}")
     planted = plant_backdoor(styled, before, opening)
     last = Span("prompt", len(planted.prompt) - len(after), len(planted.prompt))
     return replace(planted, spans=(planted.spans[0], last, planted.spans[1]))
@@ -28,7 +28,7 @@ def plant_in_document(sample: Sample, sentences: Sequence[str], trigger: str, op
     half = len(sentences) // 2
     start = "".join(f"{sentence} " for sentence in sentences[:half])
     rest = " ".join([*sentences[half:], sample.messages[-1]["content"]])
-    planted = plant_backdoor(with_request(sample, rest), f"{start}{trigger}", opening)
+    planted = plant_backdoor(sample.with_content(rest), f"{start}{trigger}", opening)
     marked, opened = planted.spans
     return replace(planted, spans=(replace(marked, start=marked.start + len(start)), opened))
 
