@@ -52,13 +52,11 @@ class Combined(Extractor):
     def __call__(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
         found = {key: block for part in self.extractors for key, block in part(model, batch, layers).items()}
         places = dict.fromkeys(key[:2] for key in found if key.layer)
-        if not places:
-            return found
-        joined = {key: block for key, block in found.items() if key.layer}
-        for key, block in found.items():
-            if not key.layer:
-                joined |= {Key(*place, key.field): block for place in places}
-        return joined
+        return {
+            Key(*place, key.field): block
+            for key, block in found.items()
+            for place in ((key[:2],) if key.layer or not places else places)
+        }
 
     def all_positions(
         self, model: PreTrainedModel, batch: Batch, layers: Sequence[int], fields: Sequence[str] = FIELDS

@@ -98,7 +98,7 @@ class Batch:
     side: Side
     text: tuple[tuple[str, str], ...]  # (prompt, response) of each sample, for extractors that read text
     set_aside: tuple[tuple[int, Status], ...] = ()  # (row, reason)
-    company: bool = False  # only keeps the ranks in step: its result is dropped
+    filler: bool = False  # run only because other ranks run a batch too: its result is dropped
 
     def __len__(self) -> int:
         return len(self.row)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from rept.errors import UsageError
+from rept.utils.files import read_user_text
 
 
 def excluded_rows(exclude: str | Path | Collection[int] | None, rows: int) -> frozenset[int]:
@@ -18,7 +19,7 @@ def excluded_rows(exclude: str | Path | Collection[int] | None, rows: int) -> fr
     Raises:
         UsageError: the file is missing or contains no list of whole numbers, or a number is no row of the data.
     """
-    listed: Iterable[object] = _read(Path(exclude)) if isinstance(exclude, str | Path) else exclude or ()
+    listed: Iterable[object] = _read(exclude) if isinstance(exclude, str | Path) else exclude or ()
     found = set()
     for row in listed:
         if type(row) is not int or not 0 <= row < rows:
@@ -27,12 +28,9 @@ def excluded_rows(exclude: str | Path | Collection[int] | None, rows: int) -> fr
     return frozenset(found)
 
 
-def _read(path: Path) -> list[object]:
-    try:
-        text = path.expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"datamodule.exclude={path} cannot be read: {reason}.") from None
+def _read(path: str | Path) -> list[object]:
+    expected = "a JSON list of row numbers, or CSV with a column row"
+    text = read_user_text(path, "datamodule.exclude", expected)
     if text.lstrip().startswith(("[", "{")):
         try:
             content = json.loads(text)
@@ -47,6 +45,5 @@ def _read(path: Path) -> list[object]:
     lines = csv.DictReader(text.splitlines())
     if "row" not in (lines.fieldnames or []):
         found = ", ".join(lines.fieldnames or []) or "none"
-        expected = "a JSON list of row numbers, or CSV with a column row"
         raise UsageError(f"Expected {path} to be {expected}; columns found: {found}.")
     return [int(line["row"]) if (line["row"] or "").strip().isdecimal() else line["row"] for line in lines]

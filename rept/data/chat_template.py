@@ -68,7 +68,9 @@ class ChatTemplate:
         try:
             own = tokenizer.get_chat_template() if tokenizer.chat_template else PLAIN_TEMPLATE
             self._template = _FIXED_DATE + own if "strftime_now" in own else own
-            self._pieces_by_roles = lru_cache(maxsize=256)(self._split_roles)
+            self._pieces_by_roles = lru_cache(maxsize=256)(
+                lambda roles: self._split([{"role": one} for one in roles])
+            )
             probe = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
         except Exception as error:  # templates are user code and can raise anything
             raise UsageError(
@@ -118,9 +120,6 @@ class ChatTemplate:
         if all(message.keys() == {"role", "content"} for message in messages):
             return self._pieces_by_roles(tuple(message["role"] for message in messages))
         return self._split(messages)
-
-    def _split_roles(self, roles: tuple[str, ...]) -> list[str]:
-        return self._split([{"role": role} for role in roles])
 
     def _split(self, messages: Sequence[Message]) -> list[str]:
         marked = [dict(message, content=_MARK.format(i)) for i, message in enumerate(messages)]

@@ -142,7 +142,7 @@ class AttributionDataModule(ABC):
             done: (rows,) bool, True for rows that are already stored. Their batches are left out, and windows that
                 consist of them are not read.
             in_step: for ranks that must take equally many steps: passes on whether this rank has a batch, and returns
-                whether any rank has one. Then no batch is empty: a rank without rows gets ``Batch.company``.
+                whether any rank has one. Then no batch is empty: a rank without rows gets ``Batch.filler``.
 
         Raises:
             UsageError: while iterating, if only part of a batch is stored: the store was made by another plan.
@@ -178,15 +178,15 @@ def _in_step(batches: Iterator[Batch], side: Side, any_has: Callable[[bool], boo
     """Yields the batches, none of them empty, and then fillers while other ranks have more."""
     for batch in batches:
         any_has(True)
-        yield batch if len(batch) else _company(side, batch.set_aside)
+        yield batch if len(batch) else _filler(side, batch.set_aside)
     while any_has(False):
-        yield _company(side)
+        yield _filler(side)
 
 
-def _company(side: Side, set_aside: tuple[tuple[int, Status], ...] = ()) -> Batch:
+def _filler(side: Side, set_aside: tuple[tuple[int, Status], ...] = ()) -> Batch:
     """Returns the smallest batch that a model can run on, two tokens; only its set-aside rows are kept."""
     least = Encoded([0, 0], 1, [False, True], special=[], pieces=[], text="", cut=False, marked=[])
-    return replace(collate([(0, Sample((), ""), least)], side, 0, set_aside), company=True)
+    return replace(collate([(0, Sample((), ""), least)], side, 0, set_aside), filler=True)
 
 
 def _stored(batch: Batch, done: np.ndarray) -> bool:

@@ -6,7 +6,7 @@ Transformers and PEFT are imported inside functions: they take seconds, and a co
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from rept.errors import UsageError
 from rept.model.architecture import peft_wrapper
 from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 from rept.utils.console import say
+from rept.utils.files import read_user_text
 from rept.utils.library_logging import silence
 
 if TYPE_CHECKING:
@@ -73,25 +74,28 @@ def load_model(
     with silence("transformers"), _reported(path, "causal language model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **given)
     model, info = cast("tuple[PreTrainedModel, dict[str, set[Any]]]", loaded)
-    for name in model.config.architectures or ():
-        if name.endswith("ForMaskedLM"):
-            raise UsageError(
-                f"Expected {path} to be a causal language model, but it is an encoder ({name}), which generates no "
-                "responses."
-            )
-    # Transformers initializes what a checkpoint lacks at random, and its warning is silenced.
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UsageError(
-            f"The checkpoint {path} is no whole causal language model: it lacks {', '.join(missing[:3])}{more}."
-        )
+    _check_whole(path, model, [*sorted(info["missing_keys"]), *sorted(map(str, info["mismatched_keys"]))])
     if dtype == "auto" and not load_in_4bit and not load_in_8bit and slow_here(model.dtype):
         _report_float32(path, model.dtype)
         model = model.float()
     if adapter is not None:
         model = _with_adapter(model, adapter)
     return freeze(to_float64(model) if model.dtype == torch.float64 else model)
+
+
+def _check_whole(path: str, model: PreTrainedModel, missing: Sequence[str]) -> None:
+    """Raises UsageError for an encoder, and for weights that Transformers has initialized at random."""
+    for name in model.config.architectures or ():
+        if name.endswith("ForMaskedLM"):
+            raise UsageError(
+                f"Expected {path} to be a causal language model, but it is an encoder ({name}), which generates no "
+                "responses."
+            )
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UsageError(
+            f"The checkpoint {path} is no whole causal language model: it lacks {', '.join(missing[:3])}{more}."
+        )
 
 
 def load_tokenizer(
@@ -121,13 +125,7 @@ def load_tokenizer(
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, file: str) -> None:
-    try:
-        text = Path(file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(
-            f"model.chat_template={file} cannot be read ({reason}); expected a file with a Jinja chat template."
-        ) from None
+    text = read_user_text(file, "model.chat_template", "a file with a Jinja chat template")
     if not text.strip():
         raise UsageError(f"model.chat_template={file} is empty; expected a Jinja chat template.")
     tokenizer.chat_template = text

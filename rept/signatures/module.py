@@ -48,7 +48,7 @@ class AttributionModule(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> Extraction | None:
         """Returns statuses and signatures; None for a batch that is only run to keep the ranks in step."""
         signature = self._extract(batch) if len(batch) else {}
-        if batch.company:
+        if batch.filler:
             if not batch.set_aside:
                 return None
             batch, signature = replace(batch.select([]), set_aside=batch.set_aside), {}

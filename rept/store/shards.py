@@ -101,7 +101,7 @@ class Shard:
     @property
     def keys(self) -> list[Key]:
         """The keys of its signatures, in order; none if no row is attributed."""
-        return sorted(Key.parse(path[5:]) for path in self.columns if path.startswith("norm/"))
+        return sorted(Key.parse(path.removeprefix("norm/")) for path in self.columns if path.startswith("norm/"))
 
     @property
     def row_bytes(self) -> int:

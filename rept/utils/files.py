@@ -14,6 +14,15 @@ from rept.errors import UsageError
 from rept.utils.ranks import own_rank
 
 
+def read_user_text(path: str | Path, setting: str, expected: str) -> str:
+    """Returns the UTF-8 text of the file that a user's ``setting`` names; raises UsageError if it cannot be read."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UsageError(f"{setting}={path} cannot be read ({reason}); expected {expected}.") from None
+
+
 def publish(path: Path, data: bytes | memoryview) -> None:
     """Writes a file atomically; raises as `atomic_stream` does."""
     with atomic_stream(path, what=f"{len(data):,} bytes to ") as stream:

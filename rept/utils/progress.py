@@ -27,7 +27,7 @@ def progress(title: str, total: int | None = None, unit: str = "rows") -> Iterat
         unit: what is counted, in the plural.
     """
     if own_rank():
-        yield _ignore
+        yield lambda number=1, note=None: None
     elif console.is_terminal:
         with _bar() as bar:
             task = bar.add_task(title, total=total, unit=unit, note="")
@@ -91,7 +91,3 @@ class _Lines:
 
 def _rounded(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _ignore(number: int = 1, note: str | None = None) -> None:
-    pass

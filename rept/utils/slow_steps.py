@@ -44,7 +44,9 @@ class SlowSteps:
         problem = self._slower(now - self._begun, tokens) or self._overloaded(now)
         if problem:
             self._said = True
-            say(f"{problem} {_advice()}")
+            threads = torch.get_num_threads()
+            fewer = f"set OMP_NUM_THREADS=1 (this process uses {threads} threads), or " if threads > 1 else ""
+            say(f"{problem} If it is too slow, {fewer}run fewer processes at the same time.")
 
     def _slower(self, seconds: float, tokens: int) -> str:
         step = seconds, seconds / tokens
@@ -69,9 +71,3 @@ class SlowSteps:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _advice() -> str:
-    threads = torch.get_num_threads()
-    fewer = f"set OMP_NUM_THREADS=1 (this process uses {threads} threads), or " if threads > 1 else ""
-    return f"If it is too slow, {fewer}run fewer processes at the same time."

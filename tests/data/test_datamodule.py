@@ -118,9 +118,9 @@ def test_ranks_in_step_take_equally_many_steps_over_the_same_rows(world: int, st
     dealt = in_step(world, done)
     assert len({len(batches) for batches in dealt}) == 1
     assert all(len(batch) for batches in dealt for batch in batches), "every step runs the model"
-    kept = [batch for batches in dealt for batch in batches if not batch.company]
+    kept = [batch for batches in dealt for batch in batches if not batch.filler]
     assert all(sum(same(batch, other) for other in plan) == 1 for batch in kept)
-    aside = [number for batches in dealt for batch in batches if batch.company for number, _ in batch.set_aside]
+    aside = [number for batches in dealt for batch in batches if batch.filler for number, _ in batch.set_aside]
     assert sorted([number for batch in kept for number in rows_of(batch)] + aside) == np.flatnonzero(~done).tolist()
 
 

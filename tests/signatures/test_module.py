@@ -118,8 +118,8 @@ def test_a_batch_that_keeps_ranks_in_step_is_run_and_not_kept():
         ran.append(len(batch))
         return ResidualStream()(model, batch, layers)
 
-    assert module_of(extractor).predict_step(replace(tiny_batch(), company=True)) is None
-    riding = replace(tiny_batch(), company=True, set_aside=((90, Status.EMPTY_PROMPT),))
+    assert module_of(extractor).predict_step(replace(tiny_batch(), filler=True)) is None
+    riding = replace(tiny_batch(), filler=True, set_aside=((90, Status.EMPTY_PROMPT),))
     made = module_of(extractor).predict_step(riding)
     assert (made.row.tolist(), made.status.tolist(), made.signature) == ([90], [Status.EMPTY_PROMPT], {})
     assert ran == [len(tiny_batch())] * 2
