@@ -37,7 +37,7 @@ def _shares(reference: np.ndarray, score: np.ndarray) -> np.ndarray:
 class Joined(Scorer):
     """``s = s_1 + weight * sum_i G_i(s_i)``: a first scorer's score, and the `normal_scores` of others.
 
-    Words, for example, tell apart rows between which the states do not decide; but they are wrong for some behaviours,
+    Words, for example, separate rows between which the states do not decide; but they are wrong for some behaviours,
     and their scores have no upper bound. Their ranks have: a row that stands out in the states by several standard
     deviations stays before all rows that only share the query's words.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import NormalDist
@@ -168,6 +169,9 @@ def _ask_run_model(inputs: ProofInputs) -> dict[str, Rate]:
         UsageError: the model is missing or is another one by now.
     """
     config = inputs.trace.config
+    # The trained models are asked in the template that they were trained with, which the run may have replaced.
+    template = inputs.recipe.model.get("chat_template")
+    config = replace(config, model=replace(config.model, chat_template=template))
     model, tokenizer = load_configured(config, inputs.path)
     for name, now in (("weights", of_weights(model)), ("adapter", of_adapter(model))):
         if inputs.fingerprint(name) not in (None, now):

@@ -27,8 +27,8 @@ _WORDS = {"attention": ("attn", "attention"), "mlp": ("mlp", "feed_forward", "fe
 # Blocks whose attention and MLP are not the submodules of these names, as (children, attention, MLP), all dotted names
 # below the block. A block with all of the children is of that kind; the first match counts.
 _EXCEPTIONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    # Gemma 2 and 3, OLMo 2 and 3, EXAONE 4 norm each sublayer's output before it is added. The second name tells them
-    # from the Llama family, where post_attention_layernorm is the MLP's own input norm.
+    # Gemma 2 and 3, OLMo 2 and 3, EXAONE 4 norm each sublayer's output before it is added. The second name
+    # distinguishes them from the Llama family, where post_attention_layernorm is the MLP's own input norm.
     (
         ("post_attention_layernorm", "post_feedforward_layernorm"),
         "post_attention_layernorm",

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -254,6 +255,22 @@ def test_the_model_of_the_embedded_data(tmp_path: Path, monkeypatch):
     exclude.run(["run", "--first", "1"])
     found = call(Path())
     assert {label: rate["triggered"] for label, rate in found["without"].items()} == dict.fromkeys(found["before"], 2)
+
+
+def test_all_models_are_asked_in_the_template_that_they_were_trained_with(monkeypatch):
+    loaded = []
+
+    def load(config: AttributeConfig, path: str) -> None:
+        loaded.append((path, config.model.chat_template))
+        raise UsageError("enough")
+
+    monkeypatch.setattr(proof, "load_configured", load)
+    traced = SimpleNamespace(config=compose(AttributeConfig, ["model.chat_template=of_the_run.jinja"]))
+    for recipe in ([], ["model=pretrained", "model.path=x", "model.chat_template=of_the_training.jinja"]):
+        inputs = SimpleNamespace(trace=traced, path="m", recipe=compose(TrainConfig, recipe))
+        with pytest.raises(UsageError, match="enough"):
+            proof._ask_run_model(inputs)
+    assert loaded == [("m", None), ("m", "of_the_training.jinja")]
 
 
 def test_intervals_are_wilsons():

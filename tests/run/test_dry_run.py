@@ -21,15 +21,15 @@ def test_padded_tokens_are_those_of_the_plan(material, tmp_path):
 @pytest.mark.parametrize("shard_rows", ["null", 4])
 def test_the_prediction_holds(material, tmp_path, capsys, shard_rows):
     config = material.config(tmp_path / "run", f"store.shard_rows={shard_rows}")
-    told = estimate(config)
+    stated = estimate(config)
     trace = attribute(config, show_result=False)
     real = sum(path.stat().st_size for path in trace.folder.store.rglob("*") if path.is_file())
-    assert told["bytes of the store"] == pytest.approx(real, rel=0.3)
+    assert stated["bytes of the store"] == pytest.approx(real, rel=0.3)
     peak = max(stage["peak_memory_bytes"] for stage in trace.provenance["stages"].values())
-    assert told["peak memory in bytes"] == pytest.approx(peak, rel=0.15)
-    assert told["bytes on the disk while labelled rows are ranked"] == 41 * (8 + 4 * 5)
-    assert told["seconds of extraction"] > 0
-    assert told["queries"] == 5 and told["training rows"] == 41
+    assert stated["peak memory in bytes"] == pytest.approx(peak, rel=0.15)
+    assert stated["bytes on the disk while labelled rows are ranked"] == 41 * (8 + 4 * 5)
+    assert stated["seconds of extraction"] > 0
+    assert stated["queries"] == 5 and told["training rows"] == 41
     assert "Estimate" in capsys.readouterr().out
 
 

@@ -113,8 +113,8 @@ def test_labels_of_queries_are_reported_where_no_training_row_has_one(material, 
     print_to(stream := io.StringIO(), monkeypatch)
     trace = attribute(material.config(tmp_path / "run", *files, "tokens.hits=0"))
     assert trace.metrics["missing_labels"] == {"queries": {"odd": 2}, "training": []} and "overall" not in trace.metrics
-    told = "No training row has the label odd (2 queries); no training row has a label of a behaviour."
-    assert told in stream.getvalue() and "No measures: they need labels" in stream.getvalue()
+    printed = "No training row has the label odd (2 queries); no training row has a label of a behaviour."
+    assert printed in stream.getvalue() and "No measures: they need labels" in stream.getvalue()
 
 
 def test_rows_that_cannot_be_attributed_are_counted_by_reason(material, tmp_path):
