@@ -29,7 +29,7 @@ def test_the_prediction_holds(material, tmp_path, capsys, shard_rows):
     assert stated["peak memory in bytes"] == pytest.approx(peak, rel=0.15)
     assert stated["bytes on the disk while labelled rows are ranked"] == 41 * (8 + 4 * 5)
     assert stated["seconds of extraction"] > 0
-    assert stated["queries"] == 5 and told["training rows"] == 41
+    assert stated["queries"] == 5 and stated["training rows"] == 41
     assert "Estimate" in capsys.readouterr().out
 
 
