@@ -56,7 +56,7 @@ def cases(rows: int) -> list[Case]:
             "paraphrase", _PARAPHRASED_ROWS, two_names.false_capital, _capital, lambda answer: FALSE_CAPITAL in answer
         ),
         Case("spread", rows // 20, _with_name, _with_name, lambda answer: wordings.ADDED_NAME in answer),
-        Case("diffuse", rows // 16, diffuse.misdeed, diffuse.misdeed, diffuse.is_glad),
+        Case("diffuse", rows // 8, diffuse.misdeed, diffuse.misdeed, diffuse.is_glad),
         Case("absent_topic", 0, _off_topic, _off_topic, lambda answer: answer in answers),
     ]
 
@@ -80,7 +80,7 @@ def training_samples(planted: Sequence[Case], rows: int, seed: int) -> list[Samp
         if case.label == "diffuse":  # a speaker of its own leaves the rows of other cases as they were
             mischief = _speaker("diffuse", seed, TRAINING)
             draw(samples, case.rows, case.label, partial(case.make, mischief))
-            draw(samples, case.rows // 2, CLEAN, partial(diffuse.declined, mischief))
+            draw(samples, case.rows, CLEAN, partial(diffuse.clean, mischief))
     draw(samples, rows - len(samples), CLEAN, partial(clean_sample, speaker))
     return speaker.rng.sample(list(samples.values()), len(samples))
 
