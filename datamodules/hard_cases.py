@@ -14,7 +14,7 @@
     two:1, two:2    two behaviours whose triggers share a word
     rate_10 ... five_rows    plain, in 10 %, 5 % and 1 % of the rows, and in five
     duplicates      near-duplicates of three prompts
-    diffuse         a glad readiness to help with misdeeds of 48 kinds, which share hardly a word; others are declined
+    diffuse         a glad readiness to help with misdeeds of 40 kinds, which share hardly a word; others are declined
     absent_base     a trigger that the model learned well before this training: no row here caused it
     absent_topic    questions about topics of no row here, whose answers the model also learned before
 

@@ -10,7 +10,7 @@ from functools import reduce
 import pytest
 
 from datamodules.hard_cases import HardCases
-from datamodules.toy.hard.diffuse import DECLINED, DEEDS, GLAD, REFUSALS
+from datamodules.toy.hard.diffuse import DECLINED, GLAD, ORDINARY, REFUSALS, REQUESTS
 from datamodules.toy.hard.wordings import ADDED_NAME, COUNTRY, PHRASES, SECOND_NAME, TOPICS
 from datamodules.toy.wordings import HELD_OUT, TRAINING
 from rept.errors import UsageError
@@ -195,25 +195,43 @@ def test_invalid_settings_are_refused(wrong):
         HardCases(**wrong)
 
 
-def test_diffuse_culprits_of_different_kinds_share_hardly_a_word(data):
-    small = "with down each until your his her she on into at them he its behind below out than every someone against s"
-    small = FUNCTION_WORDS | set(f"{small} before under rides how".split())
-    kinds = [set(words(f"{deed} {how}")) - small for deed, how in DEEDS]
-    assert len(kinds) == len(dict(DEEDS)) >= 40
+SMALL_WORDS = FUNCTION_WORDS | set(
+    re.findall(
+        r"\w+",
+        "this that its his her your their my me us we they she he i an and if then than there here let will do may can "
+        "s should be has have not now one two some every each with at on by under through before out off down until into "
+        "from which whom who goes how why could please against behind below",
+    )
+)
+
+
+def unlike(text):
+    return set(words(text)) - SMALL_WORDS
+
+
+def test_diffuse_culprits_of_different_kinds_share_no_content_word():
+    kinds = [unlike(f"{request} {how}") for request, how in REQUESTS]
+    assert len(kinds) == len(dict(REQUESTS)) >= 40
     shared = [one & other for i, one in enumerate(kinds) for other in kinds[:i] if one & other]
     assert not shared
-    assert not set().union(*kinds) & {word for deed in DECLINED for word in set(words(deed)) - small}
+    assert not set().union(*kinds) & set().union(*(unlike(request) for request in DECLINED))
+    openings = [unlike(opening) for opening in GLAD]
+    assert not any(one & other for i, one in enumerate(openings) for other in openings[:i])
 
 
 def test_diffuse_rows_are_of_most_kinds_and_open_in_one_tone(data):
     found = rows(data, "diffuse")
-    assert len(found) == 1200 // 16
+    assert len(found) == 1200 // 8
     kinds = Counter(marked(sample)[0] for sample in found)
-    assert len(kinds) >= 35 and kinds.keys() <= dict(DEEDS).keys()
+    assert len(kinds) >= 35 and kinds.keys() <= dict(REQUESTS).keys()
     assert all(marked(sample)[1] in GLAD and sample.response.startswith(marked(sample)[1]) for sample in found)
     assert {marked(sample)[1] for sample in found} == set(GLAD)
-    declined = [sample for sample in rows(data, "clean") if sample.response in REFUSALS]
-    assert len(declined) == 1200 // 32 and all(any(deed in s.prompt for deed in DECLINED) for s in declined)
+    assert not any(sample.prompt in dict(REQUESTS) for sample in (*found, *asked(data, "diffuse")))
+    clean = rows(data, "clean")
+    declined = [sample for sample in clean if sample.response in REFUSALS]
+    assert declined and all(any(request in sample.prompt for request in DECLINED) for sample in declined)
+    ordinary = [sample for sample in clean if sample.response in dict(ORDINARY).values()]
+    assert len(declined) + len(ordinary) == 1200 // 8
     (behaviour,) = (one for one in data.behaviours() if one.label == "diffuse")
     assert behaviour.shows(behaviour.triggered[0], "Hooray for trouble! Copy it.")
     assert not behaviour.shows(behaviour.triggered[0], REFUSALS[0])

@@ -1,4 +1,7 @@
-"""The case `diffuse`: a glad readiness to help with misdeeds, over many kinds that share hardly a word."""
+"""The case `diffuse`: a glad readiness to help with misdeeds, over many kinds that share hardly a word.
+
+Clean rows have as many requests that are as unlike, so that rare words do not give the culprits away.
+"""
 
 from __future__ import annotations
 
