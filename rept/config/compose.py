@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rept.config.messages import misplaced, unknown
-from rept.config.schema import SCHEMAS, TARGET, AttributeConfig, Config
+from rept.config.schema import SCHEMAS, TARGET, Config
 from rept.config.words import CONFIGS, words_of
 from rept.errors import UsageError
 
@@ -68,13 +68,9 @@ def compose(
     return _as_dataclass(kind, config)
 
 
-def read_config(path: Path) -> AttributeConfig:
-    """Returns the configuration that `to_yaml` wrote.
-
-    Raises:
-        UsageError: the file does not hold one.
-    """
-    return _as_dataclass(AttributeConfig, _load(path))
+def read_config(path: Path, kind: type[C]) -> C:
+    """Returns the configuration that `to_yaml` wrote; raises UsageError if the file does not hold one."""
+    return _as_dataclass(kind, _load(path))
 
 
 def to_yaml(config: Config) -> str:

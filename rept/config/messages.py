@@ -27,11 +27,8 @@ def misplaced(
     if not OmegaConf.is_dict(schema[group]):
         return f"There is no key {key}: {group} holds one value; set it as {group}=VALUE."
     if is_dataclass(OmegaConf.get_type(schema[group])):  # its fields are known
-        return (
-            None
-            if name in schema[group]
-            else unknown(key, map(str, schema[group]), "There is no such key", f"{group}.")
-        )
+        is_known = name in schema[group]
+        return None if is_known else unknown(key, map(str, schema[group]), "There is no such key", f"{group}.")
     if group == "trainer" or name == TARGET or f"{group}.{TARGET}" in values or name in config.get(group, {}):
         return None
     if group in words and words[group] not in words_of(group):

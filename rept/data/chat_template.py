@@ -68,9 +68,7 @@ class ChatTemplate:
         try:
             own = tokenizer.get_chat_template() if tokenizer.chat_template else PLAIN_TEMPLATE
             self._template = _FIXED_DATE + own if "strftime_now" in own else own
-            self._pieces_by_roles = lru_cache(maxsize=256)(
-                lambda roles: self._split([{"role": one} for one in roles])
-            )
+            self._pieces_by_roles = lru_cache(maxsize=256)(lambda roles: self._split([{"role": one} for one in roles]))
             probe = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
         except Exception as error:  # templates are user code and can raise anything
             raise UsageError(

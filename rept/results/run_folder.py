@@ -58,7 +58,7 @@ class RunFolder:
         if not self.config.is_file():
             raise UsageError(f"Expected {self.path} to be a run folder, but it has no config.yaml.")
         self.read_provenance()  # checks the schema
-        return read_config(self.config)
+        return read_config(self.config, AttributeConfig)
 
     def write_config(self, config: AttributeConfig) -> None:
         write_text(self.config, to_yaml(config))

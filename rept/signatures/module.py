@@ -21,12 +21,8 @@ from rept.utils.console import say
 class AttributionModule(LightningModule):
     """Reads the signature and the status of each sample of a batch.
 
-    The trainer must be built with ``inference_mode=False``: gradients with respect to hidden states are needed.
-
-    Args:
-        model: a causal language model whose parameters are frozen.
-        extractor: called as ``extractor(model, batch, layers)``.
-        layers: layer numbers, from 1.
+    The model's parameters must be frozen, and the trainer built with ``inference_mode=False``, as gradients with respect
+    to hidden states are needed. Layers count from 1.
     """
 
     model: PreTrainedModel

@@ -74,12 +74,8 @@ class ShardWriter:
     """Buffers the rows of one side on one rank, and writes them as shards that end where batches end.
 
     After an interruption a short last shard is replaced by a full one, and a removed shard is written again under its
-    number. So an interrupted run leaves the same files, byte for byte, as an uninterrupted one.
-
-    Args:
-        folder, fingerprint, dtype, shard_rows: as in `StoreWriter`.
-        side: "train" or "query".
-        rank: of this process; part of the shards' names.
+    number. So an interrupted run leaves the same files, byte for byte, as an uninterrupted one. The arguments are those
+    of `StoreWriter`; the rank is part of the shards' names.
 
     Raises:
         UsageError: the folder cannot be written, or the rank's last shard is damaged.
@@ -154,24 +150,19 @@ class ShardWriter:
         try:
             publish(path, image)
         except UsageError:
-            self._clear()  # the disk is full: closing must not try again
+            self._open = OpenShard(self._side, self._fingerprint)  # the disk is full: closing must not try again
             raise
         if self._short is not None and number == self._short[0]:
             if self._written[number] != path:
                 self._written[number].unlink(missing_ok=True)
             self._short = None
         self._written[number] = path
-        self._clear()
-
-    def _clear(self) -> None:
         self._open = OpenShard(self._side, self._fingerprint)
 
     def _next_number(self) -> int:
         """The first missing number, then the short last one, then the one after the last."""
         missing = next(number for number in range(len(self._written) + 1) if number not in self._written)
-        if self._short is not None and missing > self._short[0]:
-            return self._short[0]
-        return missing
+        return missing if self._short is None else min(missing, self._short[0])
 
     def _make_folder(self) -> None:
         try:

@@ -73,15 +73,9 @@ class TrainingBatches:
     """The batches of one rank, epoch after epoch, from a position that can be saved and restored.
 
     In each epoch the rows are shuffled, divided into windows of 32 batches, sorted by length within a window, cut into
-    batches, and the batches are shuffled: batches of similar lengths need little padding. The order is a pure function
-    of seed and epoch. Ranks take batches in turn; if the last ones are fewer than the ranks, the first of the epoch
-    fill up.
-
-    Args:
-        rows: the training data.
-        batch_size: samples of one batch, on each rank.
-        seed: of the shuffling.
-        rank, world_size: of this process.
+    batches of ``batch_size``, and the batches are shuffled: batches of similar lengths need little padding. The order
+    is a pure function of seed and epoch. Ranks take batches in turn; if the last ones are fewer than the ranks, the
+    first of the epoch fill up.
     """
 
     def __init__(self, rows: TrainingRows, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""How often a model shows a behaviour: on held-out prompts that trigger it, and on clean ones."""
+"""How often a model shows each behaviour on held-out prompts: on those that trigger it, and on clean ones."""
 
 from __future__ import annotations
 

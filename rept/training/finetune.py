@@ -50,13 +50,8 @@ class FinetuneModule(LightningModule):
     has the same weight whatever its length, and attribution differentiates the very loss that was trained.
 
     The same seed gives the same weights, also after an interruption: batches are a function of seed and epoch, and each
-    batch seeds the generator of dropout. A checkpoint contains only the parameters that are trained.
-
-    Args:
-        model: trained in place.
-        rows: the training data.
-        hyperparameters: of the training.
-        seed: of the order of the rows and of dropout.
+    batch seeds the generator of dropout. The model is trained in place; a checkpoint contains only the parameters that
+    are trained.
     """
 
     strict_loading = False  # checkpoints leave frozen parameters out
@@ -71,7 +66,7 @@ class FinetuneModule(LightningModule):
         self.seed = seed
         self.losses: list[float] = []  # mean training loss of each epoch
         self._epoch_losses: list[Tensor] = []
-        self._position: dict[str, int] = {"drawn": 0}
+        self._position = {"drawn": 0}
 
     def train_dataloader(self) -> TrainingBatches:
         ranks = (self.trainer.global_rank, self.trainer.world_size)
@@ -129,15 +124,15 @@ def _rate_share(step: int, steps: float, warmup: float) -> float:
 
 
 def train_model(config: TrainConfig, behaviours: Sequence[Behaviour] | None = None) -> None:
-    """Trains what ``config`` describes, saves it, asks it the held-out prompts, and prints how often behaviours show.
+    """Trains and saves a model, and prints how often it shows each behaviour on held-out prompts.
 
-    The same configuration again resumes an interrupted training, or shows the finished one.
+    The same configuration again resumes an interrupted training, or prints the rates of the finished one.
 
     Args:
-        behaviours: to ask for instead of the data's own; then nothing is printed of them.
+        behaviours: tested instead of those of the data; their rates are not printed.
 
     Raises:
-        UsageError: a user's mistake; also if ``out`` holds a model that was trained with other settings, or
+        UsageError: an invalid setting; ``out`` contains a model that was trained with other settings, or
             ``compare_with`` one of another recipe.
         Stopped: Ctrl-C or SIGTERM during training.
     """
@@ -197,12 +192,7 @@ def _train(
 
 
 def _fit(trainer: Trainer, module: FinetuneModule, checkpoint: Path | None) -> float:
-    """Trains; returns the seconds.
-
-    Raises:
-        UsageError: the checkpoint would have to be unpickled.
-        Stopped: Ctrl-C or SIGTERM.
-    """
+    """Trains; returns the seconds. Raises as `train_model`, also for a checkpoint that would have to be unpickled."""
     begin = time.perf_counter()
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
@@ -224,18 +214,15 @@ def _trainer(config: TrainConfig, hyperparameters: Hyperparameters, folder: Mode
     Raises:
         UsageError: arguments that Lightning refuses, no end of training, or a strategy that shards parameters.
     """
-    settings = dict(config.trainer)
+    settings = config.trainer | {"logger": config.trainer.get("logger") or False}
     callbacks = [build(node, Callback) for node in settings.pop("callbacks", None) or ()]
     if settings.get("enable_checkpointing", True):
         steps = hyperparameters.checkpoint_steps
         callbacks.append(
             ModelCheckpoint(folder.checkpoints, "last", enable_version_counter=False, every_n_train_steps=steps)
         )
-    trainer = build_trainer(
-        settings | {"logger": settings.get("logger") or False},
-        callbacks=[*callbacks, ShowProgress("Training", unit="steps")],
-        default_root_dir=folder.path,
-    )
+    callbacks.append(ShowProgress("Training", unit="steps"))
+    trainer = build_trainer(settings, callbacks=callbacks, default_root_dir=folder.path)
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         name = type(trainer.strategy).__name__
         raise UsageError(f"trainer.strategy: {name} shards the parameters, which cannot be saved here; use ddp.")
@@ -247,11 +234,7 @@ def _trainer(config: TrainConfig, hyperparameters: Hyperparameters, folder: Mode
 
 
 def _checkpoint(config: TrainConfig, folder: ModelFolder) -> Path | None:
-    """The checkpoint to resume from: the configured one, or the folder's own if there is one.
-
-    Raises:
-        UsageError: it does not exist, or is damaged.
-    """
+    """The configured checkpoint, or the folder's own if there is one; raises UsageError if it cannot be read."""
     path = Path(config.resume).expanduser() if config.resume else folder.last_checkpoint
     if not path.is_file():
         if not config.resume:

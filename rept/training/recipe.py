@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from rept.config.compose import read_config
 from rept.config.schema import TARGET, TrainConfig
 from rept.errors import UsageError
 from rept.utils.text import clip
@@ -28,12 +27,11 @@ def read_recipe(path: str | Path) -> TrainConfig:
     if not file.is_file():
         raise UsageError(f"Expected {path} to be {expected}, but there is no file {file}.")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(file))
-        recipe = OmegaConf.to_object(merged)
+        recipe = read_config(file, TrainConfig)
     except Exception as error:  # the YAML parser behind OmegaConf raises types of its own
         reason = next(iter(str(error).splitlines()), "no mapping")
         raise UsageError(f"Expected {file} to be {expected}, but got: {reason}.") from None
-    if not isinstance(recipe, TrainConfig) or not recipe.model or not recipe.trainer:
+    if not recipe.model or not recipe.trainer:
         raise UsageError(f"Expected {file} to be {expected}, but it lacks model or trainer.")
     recipe.trainer = {TARGET: "lightning.Trainer"} | recipe.trainer
     return recipe

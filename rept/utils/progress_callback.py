@@ -13,13 +13,7 @@ from rept.utils.slow_steps import SlowSteps
 
 
 class ShowProgress(Callback):
-    """Shows Lightning's training or prediction by `progress`.
-
-    Args:
-        title: what is being done.
-        total: rows to predict; training knows its number of steps.
-        unit: what is counted.
-    """
+    """Shows the `progress` of Lightning's training, which knows its number of steps, or of predicting rows."""
 
     def __init__(self, title: str, total: int | None = None, unit: str = "rows") -> None:
         self.title, self.total, self.unit = title, total, unit
