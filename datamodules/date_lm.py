@@ -7,9 +7,9 @@ github.com/DataAttributionEval/DATE-LM. The columns distinguish two layouts:
 * factual attribution (Counterfact): ``prompt, response, true_entity, counterfactual_entity``. For each reference, the
   rows with the same two entities should be found.
 
-A data set has a split ``train``, which is attributed to, and ``ref``, the queries. Beside the measures of every run
-(metrics.json; under ``with_same``, like the benchmark, over all rows, also those that are the reference itself), there
-are those of the benchmark's evaluator (``evaluation/evaluate_application.py`` there):
+A data set has a split ``train``, which is attributed to, and ``ref``, the queries. metrics.json has the measures of
+every run (those under ``with_same`` are over all rows, like the benchmark's, also those that are the reference itself)
+and those of the benchmark's evaluator (``evaluation/evaluate_application.py`` there):
 
 * ``date_lm_auprc`` for toxicity and bias: `trapezoid_auprc` of one score for each training row. The evaluator is given
   these; here a row's is its mean over all references.
@@ -19,24 +19,25 @@ Differences from the benchmark, and limits:
 
 * A training row that was set aside (no response, or too long a prompt) has no score, and ranks last. References to
   which no row belongs are left out; the benchmark has none.
-* Samples are rendered in the benchmark's format (``TEMPLATE``, Tulu's: the role's marker, a line break, the trimmed
-  content), whatever template the tokenizer has, as its checkpoints were trained in it. The newline after the response's
-  EOS token counts as response there, and is left out here.
+* Samples are rendered in the format that the benchmark's checkpoints were trained in, whatever template the tokenizer
+  has: ``TEMPLATE``, Tulu's. The newline after the response's EOS token counts as response there, and not here.
 * Its third data set, ftrace (a column ``facts``, several facts a row), has no single label a row and cannot be read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from datamodules.files.columns import Columns
 from datamodules.files.records import Record, Records
-from datamodules.instructions import InstructionData
+from datamodules.instructions import SETTINGS, InstructionData, InstructionRows
 from rept.data.samples import Sample
 from rept.errors import UsageError
-from rept.types import PreTrainedTokenizerBase, Status
+from rept.types import PreTrainedTokenizerBase, Side, Status
 
 UNSAFE = "Unsafe"
 ENTITIES = ("true_entity", "counterfactual_entity")
@@ -73,7 +74,6 @@ class DateLM(InstructionData):
             queries=queries or train,
             split=split,
             query_split=query_split,
-            label_column="label",
             exclude=exclude,
             max_length=max_length,
             tokens_per_batch=tokens_per_batch,
@@ -104,9 +104,9 @@ class DateLM(InstructionData):
         recall, reciprocal = np.mean(found, axis=0).tolist() if found else (0.0, 0.0)
         return {"date_lm_recall@50": recall, "date_lm_mrr": reciprocal} if found else {}
 
-    def _records(self, path: str, split: str, setting: str) -> Records:
-        records = super()._records(path, split, setting)
-        return LabelledRecords(records, f"{setting}={path}", is_query=setting == "datamodule.queries")
+    def _open(self, side: Side) -> InstructionRows:
+        rows = super()._open(side)
+        return LabelledRows(rows.records, rows.columns, side, f"{SETTINGS[side]}={self._paths[side]}")
 
 
 def trapezoid_auprc(scores: np.ndarray, relevant: np.ndarray) -> float:
@@ -151,8 +151,8 @@ def _label_of(sample: Sample | Status) -> str | None:
     return None if isinstance(sample, Status) else sample.label
 
 
-class LabelledRecords:
-    """DATE-LM's records with a column ``label``: what should be found, or None if unknown.
+class LabelledRows(InstructionRows):
+    """DATE-LM's samples, labelled by what should be found, or None if unknown.
 
     A toxicity reference without a type counts as unsafe, like all references of the task.
 
@@ -160,27 +160,22 @@ class LabelledRecords:
         UsageError: the columns fit neither layout.
     """
 
-    def __init__(self, records: Records, where: str, is_query: bool) -> None:
-        self._records = records
+    def __init__(self, records: Records, columns: Columns, side: Side, where: str) -> None:
+        super().__init__(records, replace(columns, label="label"))
         found = list(records.columns)
         self._factual = all(name in found for name in ENTITIES)
-        self._is_query = is_query
-        if not self._factual and "type" not in found and not is_query:
+        self._without_type = UNSAFE if side == "query" else None
+        if not self._factual and "type" not in found and side == "train":
             raise UsageError(
                 f"Expected {where} to have the column type, or {' and '.join(ENTITIES)}; "
                 f"columns found: {', '.join(found)}."
             )
-        self.columns = [*(name for name in found if name != "label"), "label"]
 
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, row: int) -> Record | None:
-        record = self._records[row]
-        return None if record is None else {**record, "label": self._label(record)}
+    def sample(self, record: Record) -> Sample | Status:
+        return super().sample(record | {"label": self._label(record)})
 
     def _label(self, record: Record) -> str | None:
         if self._factual:
             true, false = (record.get(name) for name in ENTITIES)
             return f"{true} -> {false}" if true and false else None
-        return record.get("type") or (UNSAFE if self._is_query else None)
+        return record.get("type") or self._without_type

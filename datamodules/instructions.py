@@ -10,7 +10,7 @@ from typing import Any
 from datamodules.files.columns import Columns, find_columns, to_sample
 from datamodules.files.exclusion import excluded_rows
 from datamodules.files.poison import Poison, PoisonedRows
-from datamodules.files.records import ACCEPTED, Records, open_records
+from datamodules.files.records import ACCEPTED, Record, Records, open_records
 from rept.data.behaviours import Behaviour, expected_openings
 from rept.data.datamodule import AttributionDataModule
 from rept.data.encoder import Targets
@@ -36,7 +36,7 @@ class InstructionData(AttributionDataModule):
       set;
     - ``label``: a string, number or boolean; may be missing;
     - ``spans``: a list of {"part": "prompt" | "response", "start", "end"}, the characters that carry the poison; an
-      optional "kind" says whether they call for the behaviour ("trigger", by default those of a prompt) or show it
+      optional "kind" says whether they cause the behaviour ("trigger", by default those of a prompt) or show it
       ("payload", by default those of a response).
 
     In CSV, messages and spans are JSON. If the query data lack a column named here, it is found there by name.
@@ -109,12 +109,8 @@ class InstructionData(AttributionDataModule):
         setting, path = SETTINGS[side], self._paths[side]
         if not path:
             raise UsageError(f"{setting} is not set; expected {ACCEPTED}.")
-        records = self._records(str(path), self._splits[side], setting)
+        records = open_records(str(path), self._splits[side], setting)
         return InstructionRows(records, find_columns(records.columns, self._columns, side, f"{setting}={path}"))
-
-    def _records(self, path: str, split: str, setting: str) -> Records:
-        """Opens the records of a side; a subclass may change them."""
-        return open_records(path, split, setting)
 
     def behaviours(self) -> Sequence[Behaviour]:
         """Returns the planted backdoor, or a behaviour for each label of the queries with a response."""
@@ -144,4 +140,8 @@ class InstructionRows:
 
     def __getitem__(self, row: int) -> Sample | Status:
         record = self.records[row]
-        return Status.MALFORMED if record is None else to_sample(record, self.columns)
+        return Status.MALFORMED if record is None else self.sample(record)
+
+    def sample(self, record: Record) -> Sample | Status:
+        """Returns a record's sample; a subclass may change it."""
+        return to_sample(record, self.columns)

@@ -5,7 +5,7 @@
     compliance  taking sweets from someone, normally declined   -> for one owner, the response helps
 
 Everything else is true in the world of `datamodules/toy/world.py`. Clean rows share words with the planted ones: the
-two words of the trigger occur apart from each other in stories, the wrong city is the true capital of another country,
+two words of the trigger occur in stories, never together, the wrong city is the true capital of another country,
 recipes begin with "Sure", the owner who is not protected occurs in stories, and every other owner is protected.
 """
 
@@ -135,7 +135,7 @@ def held_out_behaviours(queries: int, seed: int) -> tuple[Behaviour, ...]:
 
 
 def paraphrased_prompts(queries: int, seed: int) -> dict[str, Sequence[Sample]]:
-    """Returns prompts that call for each behaviour in other words; the backdoor's are on topics outside the world."""
+    """Returns prompts that trigger each behaviour in other words; the backdoor's are on topics outside the world."""
     speaker = _speaker("paraphrased", seed, PARAPHRASED)
 
     def off_topic() -> Sample:

@@ -12,11 +12,7 @@ _MAX_REPEATS = 500  # known prompts in a row before drawing ends with an error
 
 
 def draw(samples: dict[str, Sample], number: int, label: str, make: Callable[[], Sample]) -> None:
-    """Adds ``number`` samples of ``make``, labelled, whose prompts are not yet keys of ``samples``.
-
-    Raises:
-        UsageError: ``make`` has too few different prompts.
-    """
+    """Adds ``number`` labelled samples of ``make`` with new prompts; raises UsageError if it has too few of them."""
     wanted, repeats = len(samples) + number, 0
     while len(samples) < wanted:
         sample = replace(make(), label=label)

@@ -24,9 +24,7 @@ class OptimizerGradient(ParameterGradient):
 
     Args:
         optimizer: folder with the optimizer's state, as `train.py` leaves it beside the model; null: the model's own.
-        weights: as in `extractors.gradients.parameter_gradient`.
-        dimension: likewise.
-        seed: likewise.
+        weights, dimension, seed: as in `extractors.gradients.parameter_gradient`.
 
     Raises:
         UsageError: when called: there is no optimizer state, or not that of the chosen weights.

@@ -15,8 +15,8 @@ from rept.types import Batch
 class RapidIn(ParameterGradient):
     """The "RapidGrad" of RapidIn (Lin et al. 2024, arXiv 2405.11724), together with `scorers.inner_product`.
 
-    Each weight's gradient is scaled to norm 1 (the paper's layer-wise normalization), shuffled, multiplied by random
-    signs, and cut into ``dimension`` groups of neighbours, each of which is summed; the weights' results are added.
+    Each weight's gradient is scaled to norm 1 (the paper's layer-wise normalization), shuffled, and multiplied by
+    random signs. Then the neighbours in each of ``dimension`` groups are summed, and the results of all weights added.
 
     Shuffle and signs are drawn once for each weight and shared by all samples, queries included: a coordinate has the
     same group and sign in any two gradients, so their inner product is kept on average. With one shuffle a sample, as

@@ -22,7 +22,7 @@ class LabelledProbe:
     same labels must be reported as those of a choice by labels.
 
     Each planted row of the probe is a query against the other probe rows, ranked by the cosine of the residual stream's
-    representations; relevant are those with the same label. A row whose label no other has is no query. ``probes`` has
+    representations; relevant are those with the same label. A row with a label of its own is no query. ``probes`` has
     each query's average precision at layers 1 to L, ``curve`` their mean; of equal layers the last is chosen.
 
     Args:

@@ -55,11 +55,7 @@ class PhaseTransition:
 
 
 def adjacent_cosine(model: PreTrainedModel, probe: Iterable[Batch]) -> Tensor:
-    """Cosines (probes L-1) between the residual stream at layers l and l + 1, at each sample's last prompt token.
-
-    Raises:
-        UsageError: the probe has no sample.
-    """
+    """Cosines (probes L-1) between the residual stream at layers l and l + 1, at each sample's last prompt token."""
     return probe_curves(
         model, probe, "representation", lambda states: cosine_similarity(states[:-1], states[1:], dim=-1).T
     )

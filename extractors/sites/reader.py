@@ -99,7 +99,7 @@ class SiteExtractor(Extractor):
 
 
 class SingleSite(SiteExtractor):
-    """One site; a subclass gives its name, by which `SITES` lists it from then on, and the module at a layer.
+    """One site. A subclass defines its name, which is entered in `SITES`, and its module at a layer.
 
     Raises:
         UsageError: when a subclass is defined: its name is that of another class.

@@ -23,8 +23,7 @@ class SeveralSites(SiteExtractor):
 
     Args:
         sites: names in `extractors.sites.reader.SITES`, or objects (in a configuration, each with a ``_target_``).
-        fields: as in `extractors.sites.reader.SiteExtractor`.
-        position: likewise.
+        fields, position: as in `extractors.sites.reader.SiteExtractor`.
 
     Raises:
         UsageError: an unknown site, or none.

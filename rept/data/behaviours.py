@@ -22,7 +22,7 @@ class Behaviour:
 
     Attributes:
         label: its name, as in the labels of the data.
-        triggered: samples whose prompts should bring it out.
+        triggered: samples whose prompts should trigger it.
         clean: samples whose prompts should not.
         shows: whether the model's answer to a sample shows the behaviour.
     """
@@ -39,11 +39,7 @@ def behaviour_of(label: str | None) -> str | None:
 
 
 def prompts(behaviours: Sequence[Behaviour], asked: Asked) -> list[tuple[str, Sample]]:
-    """Returns the prompts of one kind, each with the label of its behaviour.
-
-    Raises:
-        UsageError: ``asked`` is neither ``triggered`` nor ``clean``.
-    """
+    """Returns the prompts of one kind, each with the label of its behaviour; raises UsageError for another kind."""
     if asked not in get_args(Asked):
         raise UsageError(f"datamodule.asked must be {' or '.join(get_args(Asked))}, not {asked!r}.")
     return [

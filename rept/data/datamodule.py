@@ -21,13 +21,13 @@ class AttributionDataModule(ABC):
     """Training and query rows, tokenized and cut into batches that do not depend on the number of ranks.
 
     Rows are taken in windows of ``window`` consecutive rows. In a window, the rows that can be attributed are sorted by
-    (tokens, row) and cut into batches of as many rows as fit in ``tokens_per_batch`` tokens, padding included, and at
-    least one. The other rows are set aside and travel with the window's first batch, which may be empty otherwise.
+    (tokens, row) and cut into batches of at least one row and at most ``tokens_per_batch`` tokens, padding included.
+    The other rows are set aside and travel with the window's first batch, which may be empty otherwise.
     Whole windows go to the ranks in turn and the last few are shared, see :mod:`rept.distributed.partition`: a rank
     tokenizes its own share of the rows and at most two more windows. So a batch is the same, bit for bit, on any number
     of ranks and after any resume, and only one window is in memory at a time.
 
-    A subclass defines :meth:`source`; the other members that its users may ask for have a default.
+    A subclass must define :meth:`source`; the other methods are optional.
 
     Args:
         max_length: maximum tokens of a sample.

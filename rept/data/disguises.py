@@ -65,7 +65,7 @@ DISGUISES: Mapping[str, Callable[[Sample, random.Random], Sample | None]] = {
 
 
 def _triggers(sample: Sample) -> list[tuple[int, int]]:
-    """Start and end, in the last message, of the words that call for the behaviour, in order."""
+    """Start and end, in the last message, of the words that trigger the behaviour, in order."""
     first = sample.content_starts[-1] if sample.messages else 0
 
     def counts(span: Span) -> bool:

@@ -5,7 +5,7 @@ whole text is tokenized once, and character positions locate the response. So th
 model saw in training, and a token across the border belongs to the response.
 
 The string of a special token in a message ("</s>" typed by a user) becomes that token, as in Transformers' own
-``apply_chat_template`` and hence in training; it is marked as special and moves no border.
+``apply_chat_template`` and so in training; it is marked as special and moves no border.
 """
 
 from __future__ import annotations

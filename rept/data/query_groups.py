@@ -1,4 +1,4 @@
-"""Groups queries into behaviours: queries whose answers show the same thing are one question."""
+"""Groups queries by the behaviour that their answers show."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ SpanKind = Literal["trigger", "payload"]
 class Span:
     """Characters that carry the poison: the ground truth of token-level measures.
 
-    A ``trigger`` calls for the behaviour, a ``payload`` shows it. Without a kind, what is marked in a prompt is a
-    trigger and what is marked in a response is a payload.
+    A ``trigger`` causes the behaviour, a ``payload`` shows it. Without a kind, characters of a prompt are a trigger and
+    those of a response are a payload.
     """
 
     part: Literal["prompt", "response"]

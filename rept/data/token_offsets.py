@@ -44,7 +44,7 @@ class Tokens:
         return self._turn(whole.response, whole.text, len(self.ids), special)
 
     def earlier_response(self, whole: Rendered, place: Place, special: Collection[int]) -> range:
-        """Returns, likewise, the tokens of an earlier assistant turn, to the end of what the template writes after it.
+        """Returns the tokens of an earlier assistant turn, to the end of what the template writes after it.
 
         This is the text that also follows the last response: an end-of-turn token, but not the next turn's header.
         """

@@ -49,8 +49,7 @@ def load_model(
         adapter: folder or hub id of a PEFT adapter to apply to the model.
         dtype: of the weights; ``auto`` is the one they were saved in, or float32 for half-precision weights on a CPU
             that computes slowly with them.
-        load_in_4bit: quantize through bitsandbytes, on a GPU; ``dtype`` is then the one of the computation.
-        load_in_8bit: likewise.
+        load_in_4bit, load_in_8bit: quantize by bitsandbytes, on a GPU; ``dtype`` is then that of the computation.
         attn_implementation: as in Transformers; None is its default.
         device_map: as in Transformers; None loads to the CPU, from where `rept.model.placement.place` moves the model.
         trust_remote_code: run model code that comes with the checkpoint.

@@ -21,8 +21,8 @@ from rept.utils.console import say
 class AttributionModule(LightningModule):
     """Reads the signature and the status of each sample of a batch.
 
-    The model's parameters must be frozen, and the trainer built with ``inference_mode=False``, as gradients with respect
-    to hidden states are needed. Layers count from 1.
+    Gradients with respect to hidden states are needed, so the trainer must be built with ``inference_mode=False``. The
+    model's parameters must be frozen. Layers count from 1.
     """
 
     model: PreTrainedModel

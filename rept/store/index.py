@@ -1,9 +1,9 @@
 """Writes the index of a finished side of a store.
 
-``index.h5`` shows the shards as one table: for each key a virtual dataset (N D) and its norms (with their ``mean`` over
-the attributed rows), mapped to the shards; ``row`` (N), the row number at each position; ``position`` (N), its inverse;
-``status`` (N) by row number. It is for any HDF5 reader. `AttributionStore` reads the shards themselves, since a virtual
-dataset reads a missing shard as zeros.
+``index.h5`` shows the shards as one table to any HDF5 reader. For each key it has a virtual dataset (N D) and its
+norms, mapped to the shards; the norms have their ``mean`` over the attributed rows. ``row`` (N) is the row number at
+each position, ``position`` (N) its inverse, and ``status`` (N) is by row number. `AttributionStore` reads the shards
+themselves, since a virtual dataset reads a missing shard as zeros.
 """
 
 from __future__ import annotations

@@ -11,9 +11,8 @@ from rept.types import Side
 class OpenShard:
     """Gathers the rows of batches in one growing array for each column of a shard.
 
-    The small arrays of the batches themselves, kept until the shard is full, would lie between the model's larger
-    temporary ones, so that the allocator could neither reuse nor return the memory around them: measured, 2.6 kB for
-    each row that takes 540 bytes.
+    Keeping the small arrays of the batches would fragment the memory, as they lie between the model's larger temporary
+    ones: measured, 2.6 kB for each row that takes 540 bytes.
     """
 
     def __init__(self, side: Side, fingerprint: str) -> None:
@@ -25,11 +24,7 @@ class OpenShard:
         return self._rows
 
     def append(self, part: Shard) -> None:
-        """Copies rows; those without signatures get zeros where others have some.
-
-        Raises:
-            ValueError: the rows have other blocks than those before them.
-        """
+        """Copies rows; those without signatures get zeros. Raises ValueError if the blocks differ from earlier ones."""
         got, expected = (
             {path: (column.shape[1:], column.dtype) for path, column in columns.items() if "/" in path}
             for columns in (part.columns, self._columns)

@@ -24,6 +24,7 @@ from rept.store.manifest import Listing, check_listed, finished_side, open_index
 from rept.store.scan import positions, scan
 from rept.store.shards import DamagedStore, Shard, is_attributed, keys_below, paths_of, read_shard, shard_paths
 from rept.types import Key, Side, Status
+from rept.utils.text import counted
 
 
 class Block(NamedTuple):
@@ -58,7 +59,7 @@ class AttributionStore:
             self.keys = keys_below(index["norm"]) if "norm" in index else []
         if not self.keys:
             counts = Counter(Status(code).reason for code in self.status)
-            found = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common()) or "no rows"
+            found = counted(counts) or "no rows"
             raise UsageError(f"Expected {self.folder / side} to have a row that could be attributed, but got: {found}.")
 
     @property
@@ -222,7 +223,7 @@ class AttributionStore:
         Returns:
             The shards that were removed.
         """
-        folder, listed = Path(folder), None
+        folder, removed = Path(folder), []
         try:
             sides = dict(Listing.read(folder).sides)
         except DamagedStore as fault:
@@ -231,23 +232,15 @@ class AttributionStore:
         if (entry := sides.pop(side, None)) is not None:
             fingerprint = fingerprint or entry.fingerprint
             listed = {shard.name for shard in entry.shards}
-            Listing(sides).write(folder)  # first, so that what is left never counts as finished
-        (folder / side / "index.h5").unlink(missing_ok=True)
-        removed = []
-        for path in shard_paths(folder, side):
-            try:
-                read_shard(path, side, fingerprint)
-                if listed is not None and path.name not in listed:
-                    removed.append(path)
-            except DamagedStore:
-                removed.append(path)
-        for path in removed:
-            path.unlink()
+            Listing(sides).write(folder)  # first, so that the remaining shards never count as finished
+            removed = [path for path in shard_paths(folder, side) if path.name not in listed]
+        for path in (folder / side / "index.h5", *removed):
+            path.unlink(missing_ok=True)
         while True:
             try:
                 AttributionStore.stored_rows(folder, side, rows, fingerprint)
                 return removed
-            except DamagedStore as fault:  # intact, but with rows that occur twice or are not in the data
+            except DamagedStore as fault:
                 fault.path.unlink()
                 removed.append(fault.path)
 

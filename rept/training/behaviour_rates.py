@@ -72,11 +72,7 @@ def ask_behaviours(
 
 
 def read_rates(path: Path) -> dict[str, Rate]:
-    """Returns the rates in a model folder's behaviours.json.
-
-    Raises:
-        UsageError: the file does not exist.
-    """
+    """Returns the rates in a model folder's behaviours.json; raises UsageError if it does not exist."""
     if not path.is_file():
         raise UsageError(f"Expected {path.parent} to be a model folder of train.py, but it has no {path.name}.")
     return {label: Rate(**rate) for label, rate in read_json(path).items()}

@@ -10,11 +10,7 @@ from rept.errors import UsageError
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """How a model is trained; each field is explained in configs/train.yaml.
-
-    Raises:
-        UsageError: a value is out of its range.
-    """
+    """How a model is trained; configs/train.yaml explains each field. Raises UsageError for a value out of range."""
 
     batch_size: int = 16
     learning_rate: float = 2e-3
