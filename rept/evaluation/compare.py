@@ -15,10 +15,12 @@ from rept.errors import UsageError
 from rept.evaluation.sanity import Sanity, agreement_with, self_retrieval, shared_hits, shuffled
 from rept.results.run_folder import RunFolder
 from rept.results.trace import Trace
-from rept.run.pipeline import Given, attribute
-from rept.run.prepare import ensure_model, load_configured
+from rept.run.checks import check_data
+from rept.run.pipeline import attribute
+from rept.run.prepare import Given, ensure_model, load_configured
 from rept.run.rescore import rescore
 from rept.store.reader import AttributionStore
+from rept.types import SIDES
 from rept.utils.console import say
 from rept.utils.environment import reset_peak_memory
 
@@ -95,23 +97,21 @@ class _Shared:
     def __init__(self, config: AttributeConfig) -> None:
         self._made_for = config
         datamodule = build(config.datamodule, AttributionDataModule)
-        for side in ("train", "query"):
-            if not len(datamodule.source(side)):  # reported before the model is loaded
-                raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
-        loaded = load_configured(config, ensure_model(config, datamodule))
-        self._parts: Given = {"loaded": loaded, "datamodule": datamodule}
+        check_data(datamodule, SIDES)  # before the model is loaded
+        self._loaded = load_configured(config, ensure_model(config, datamodule))
+        self._given = Given(self._loaded, datamodule)
         self.not_shuffled: str | None = None  # why
 
     def shuffle(self) -> None:
         """Shuffles the model's weights in place, for all runs that follow."""
         try:
-            shuffled(self._parts["loaded"][0])
+            shuffled(self._loaded[0])
         except UsageError as reason:
             self.not_shuffled = str(reason)
 
-    def parts(self, config: AttributeConfig) -> Given:
-        """What to hand to a run; empty for a configuration with another model or other data."""
-        return self._parts if _same(config, self._made_for, ("model", "datamodule")) else {}
+    def parts(self, config: AttributeConfig) -> Given | None:
+        """What to hand to a run; None for a configuration with another model or other data."""
+        return self._given if _same(config, self._made_for, ("model", "datamodule")) else None
 
 
 def _run(config: AttributeConfig, done: Mapping[str, AttributeConfig], shared: _Shared) -> tuple[Trace, Path]:
@@ -120,7 +120,7 @@ def _run(config: AttributeConfig, done: Mapping[str, AttributeConfig], shared: _
     twin = next((other for other in done.values() if _same(config, other, _READ)), None)
     reset_peak_memory()
     if twin is None or own.store.exists():
-        return attribute(config, show_result=False, **shared.parts(config)), own.store
+        return attribute(config, shared.parts(config), show_result=False), own.store
     source = RunFolder(twin.out)
     say(f"Signatures of {source.path}: reused.")
     return rescore(source, own, config), source.store

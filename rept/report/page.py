@@ -15,19 +15,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import FileSystemLoader
 from markupsafe import Markup
 
 from rept.report import overview
 from rept.report.charts import svg
 from rept.report.findings import Findings
-from rept.report.page_data import LADDER, make_blocks
+from rept.report.page_data import LADDER, PageBlocks
 from rept.report.plot_data import plots
 from rept.report.repair_section import repair_section
-from rept.results.html_text import format_count, format_number, visible_html
+from rept.results.html_text import html_environment
 from rept.results.trace import Trace
 from rept.utils.files import publish
-from rept.utils.text import UNSAFE_IN_JAVASCRIPT, clip, visible
+from rept.utils.text import UNSAFE_IN_JAVASCRIPT
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("core", "heat", "hits", "queries", "marks", "main")
@@ -45,9 +45,9 @@ def render(trace: Trace, most_bytes: int = MOST_BYTES) -> str:
     """The page, with as much of the run as fits into ``most_bytes``; the page lists what is left out."""
     with_blocks = _template(trace)
     for limits in LADDER:
-        blocks, left_out = make_blocks(trace, limits)
-        packed = {name: pack(block) for name, block in blocks.items()}
-        page = with_blocks(blocks=packed, left_out=left_out.described(limits), hits_shown=limits.hits)
+        made = PageBlocks(trace, limits)
+        packed = {name: pack(block) for name, block in made.by_name.items()}
+        page = with_blocks(blocks=packed, left_out=made.left_out.described(limits), hits_shown=limits.hits)
         if len(page.encode()) <= most_bytes:
             break
     return page
@@ -60,17 +60,7 @@ def pack(value: Any) -> Markup:
 
 def _template(trace: Trace) -> Callable[..., str]:
     """Renders the page, given all that depends on how much of the run it has."""
-    environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined)
-    environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters |= {
-        "clip": clip,
-        "format_count": format_count,
-        "format_number": format_number,
-        "svg": svg,
-        "visible": visible,
-        "visible_html": visible_html,
-    }
-    template = environment.get_template("page.html.jinja")
+    template = html_environment(FileSystemLoader(ASSETS), svg=svg).get_template("page.html.jinja")
     css = (ASSETS / "style.css").read_text(encoding="utf-8")
     scripts = [(ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
     unsafe = f"const UNSAFE = /{UNSAFE_IN_JAVASCRIPT}/gu;\n"

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from jinja2 import BaseLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from rept.utils.text import replace_unsafe
+from rept.utils.text import clip, replace_unsafe, visible
+
+
+def html_environment(loader: BaseLoader | None = None, **filters: Callable[..., Any]) -> Environment:
+    """Templates that escape what they are given, with filters for text and numbers and more of your own."""
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    for function in (clip, format_count, format_number, visible, visible_html):
+        environment.filters[function.__name__] = function
+    environment.filters |= filters
+    return environment
 
 
 def visible_html(text: str) -> Markup:
     """``text`` escaped, with unsafe characters as code points in boxes; ``put`` in core.js does the same."""
-    return Markup(replace_unsafe(str(escape(text)), _boxed))
+
+    def boxed(character: str) -> str:
+        name = "CR" if character == "\r" else f"U+{ord(character):04X}"
+        return f'<span class="unseen">{name}</span>'
+
+    return Markup(replace_unsafe(str(escape(text)), boxed))
 
 
 def format_number(value: float) -> str:
@@ -22,8 +41,3 @@ def format_count(amount: int, noun: str) -> str:
     """A number with its noun, such as "1 query" or "1,200 queries"."""
     plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
     return f"{amount:,} {noun if amount == 1 else plural}"
-
-
-def _boxed(character: str) -> str:
-    name = "CR" if character == "\r" else f"U+{ord(character):04X}"
-    return f'<span class="unseen">{name}</span>'

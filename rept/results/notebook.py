@@ -9,65 +9,50 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
-from rept.results.html_text import format_number, visible_html
+from rept.results.html_text import html_environment
 from rept.results.records import Hit, TokenScores
-from rept.results.shading import LEVELS, Piece, shaded
-from rept.utils.text import clip
-
-POSITIVE, NEGATIVE = "236, 112, 20", "63, 134, 210"
-_CELL = Markup('style="text-align: left; vertical-align: top; padding: 0.3em 1em 0.3em 0"')
-_TEXT = Markup('style="text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext"')
-_FAINT = Markup('style="opacity: 0.7"')
-
+from rept.results.shading import LEVELS, shaded
 
 # A query as in queries.jsonl, its best hits, and the token scores that there are, by training row.
 QueryWithHits = tuple[Mapping[str, Any], Sequence[Hit], Mapping[int, TokenScores]]
 
+# White space in the last cell of a row is shown.
+_TEMPLATE = """\
+{% set cell = "text-align: left; vertical-align: top; padding: 0.3em 1em 0.3em 0" %}
+{% set text = "text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext" %}
+{% macro label(name) %}{% if name is not none %} <small>[{{ name | visible_html }}]</small>{% endif %}{% endmacro %}
+{% macro sample(prompt, response) -%}
+{{ prompt | clip(200) | visible_html }} <span style="opacity: 0.7">→</span> {{ response | clip(200) | visible_html }}
+{%- endmacro %}
+{% macro token(piece) -%}
+{% if piece.special %}<small style="opacity: 0.7">{{ piece.text | visible_html }}</small>
+{%- elif not piece.level %}{{ piece.text | visible_html }}
+{%- else %}<span style="background: rgba({{ "236, 112, 20" if piece.level > 0 else "63, 134, 210" }}, {{
+"%.2f" % (0.75 * piece.level | abs / levels) }})" title="{{ piece.score | format_number }}">{{
+piece.text | visible_html }}</span>
+{%- endif %}
+{%- endmacro %}
+<div style="max-width: 60em"><p><b>{{ heading }}</b></p>
+{% for query, hits, tokens in queries %}
+<p><b>Query {{ query.query }}</b>{{ label(query.label) }} {{ sample(query.prompt, query.response) }}</p>
+<table><thead><tr>
+{% for name in ("rank", "row", "score", "text") %}<th style="{{ cell }}">{{ name }}</th>{% endfor %}
+</tr></thead><tbody>
+{% for hit in hits %}
+<tr><td style="{{ cell }}">{{ hit.rank }}</td><td style="{{ cell }}">{{ hit.row }}{{ label(hit.label) }}</td>
+<td style="{{ cell }}">{{ hit.score | format_number }}</td><td style="{{ text }}">
+{%- if hit.row in tokens %}{% for piece in tokens[hit.row] | shaded %}{{ token(piece) }}{% endfor %}
+{%- else %}{{ sample(hit.prompt, hit.response) }}{% endif -%}
+</td></tr>
+{% endfor %}
+</tbody></table>
+{% endfor %}
+{% if footer %}<p style="opacity: 0.7">{{ footer }}</p>{% endif %}
+</div>"""
+
 
 def to_html(heading: str, queries: Iterable[QueryWithHits], footer: str = "") -> str:
     """A heading, each query with its hits as a table, and a footer."""
-    parts = [Markup("<p><b>{}</b></p>").format(heading), *map(_section, queries)]
-    if footer:
-        parts.append(Markup("<p {}>{}</p>").format(_FAINT, footer))
-    return str(Markup('<div style="max-width: 60em">{}</div>').format(Markup("").join(parts)))
-
-
-def _section(shown: QueryWithHits) -> Markup:
-    query, hits, tokens = shown
-    text = _prompt_and_response(query["prompt"], query["response"])
-    head = Markup("<p><b>Query {}</b>{} {}</p>").format(query["query"], _label(query["label"]), text)
-    rows = Markup("").join(_row(hit, tokens.get(hit.row)) for hit in hits)
-    names = Markup("").join(Markup("<th {}>{}</th>").format(_CELL, name) for name in ("rank", "row", "score", "text"))
-    return head + Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(names, rows)
-
-
-def _row(hit: Hit, tokens: TokenScores | None) -> Markup:
-    text = Markup("").join(map(_piece, shaded(tokens))) if tokens else _prompt_and_response(hit.prompt, hit.response)
-    cells = (str(hit.rank), Markup("{}{}").format(hit.row, _label(hit.label)), format_number(hit.score))
-    shown = Markup("").join(Markup("<td {}>{}</td>").format(_CELL, cell) for cell in cells)
-    return Markup("<tr>{}<td {}>{}</td></tr>").format(shown, _TEXT, text)
-
-
-def _prompt_and_response(prompt: str, response: str) -> Markup:
-    arrow = Markup("<span {}>→</span>").format(_FAINT)
-    return Markup("{} {} {}").format(visible_html(clip(prompt, 200)), arrow, visible_html(clip(response, 200)))
-
-
-def _piece(piece: Piece) -> Markup:
-    """A piece with a background for its score; special tokens are faint."""
-    text = visible_html(piece.text)
-    if piece.special:
-        return Markup("<small {}>{}</small>").format(_FAINT, text)
-    if not piece.level:
-        return text
-    colour = POSITIVE if piece.level > 0 else NEGATIVE
-    strength = 0.75 * abs(piece.level) / LEVELS
-    return Markup('<span style="background: rgba({}, {:.2f})" title="{}">{}</span>').format(
-        colour, strength, format_number(piece.score), text
-    )
-
-
-def _label(label: str | None) -> Markup:
-    return Markup("") if label is None else Markup(" <small>[{}]</small>").format(visible_html(label))
+    environment = html_environment(shaded=shaded)
+    template = environment.from_string(_TEMPLATE)
+    return template.render(heading=heading, queries=queries, footer=footer, levels=LEVELS)

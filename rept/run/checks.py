@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from rept.config.plug_ins import build
 from rept.config.schema import AttributeConfig
+from rept.data.datamodule import AttributionDataModule
 from rept.data.query_groups import read_groups
 from rept.errors import UsageError
 from rept.ranking.behaviour_scorer import BehaviourScorer
 from rept.ranking.scorer import Scorer
 from rept.signatures.extractor import Extractor
 from rept.store.shards import check_shards
+from rept.types import Side
 
 
 def check_numbers(config: AttributeConfig) -> None:
@@ -36,6 +38,13 @@ def check_behaviours(config: AttributeConfig, queries: Collection[int]) -> None:
     build(config.behaviour_scorer, BehaviourScorer)
     if config.behaviours:
         read_groups(config.behaviours, queries)
+
+
+def check_data(datamodule: AttributionDataModule, sides: Iterable[Side]) -> None:
+    """Raises UsageError if a side has no row."""
+    for side in sides:
+        if not len(datamodule.source(side)):
+            raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
 
 
 def check_fields(extractor: Extractor, scorer: Scorer) -> None:

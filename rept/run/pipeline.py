@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any
 
 from lightning import Trainer
 
@@ -32,7 +32,7 @@ from rept.results.run_folder import RunFolder
 from rept.results.trace import Trace
 from rept.run import stages
 from rept.run.job import Job
-from rept.run.prepare import attribution_trainer, prepare
+from rept.run.prepare import Given, attribution_trainer, prepare
 from rept.run.rank_stage import Scoring
 from rept.run.recorded import as_description, as_node
 from rept.run.rendered_row import rendered_row
@@ -50,16 +50,6 @@ from rept.utils.json_files import write_json, write_jsonl
 
 if TYPE_CHECKING:
     import pandas
-
-
-class Given(TypedDict, total=False):
-    """Objects that are used instead of what a configuration names, see `rept.run.prepare.prepare`."""
-
-    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]
-    datamodule: AttributionDataModule
-    extractor: Extractor
-    strategy: LayerStrategy | LabelledLayerStrategy
-    scorer: Scorer
 
 
 def trace(
@@ -95,31 +85,22 @@ def trace(
     Raises:
         UsageError: a setting or a sample list that cannot be used, in one sentence.
     """
-    train, queries = as_dictionaries(train), as_dictionaries(queries)
+    samples = {"train": as_dictionaries(train), "queries": as_dictionaries(queries)}
     folder = mkdtemp(prefix="rept-") if out is None else str(out)
     with ExitStack() as undo:
         if out is None:
             undo.callback(rmtree, folder, ignore_errors=True)
         parts = {"extractor": extractor, "layers": layers, "scorer": scorer}
         config = _composed(parts, {"datamodule__max_length": max_length, "out": folder} | settings)
-        given: Given = {"loaded": (model, tokenizer)}
-        if not isinstance(extractor, str):
-            given["extractor"] = extractor
-        if not isinstance(layers, str):
-            given["strategy"] = layers
-        if not isinstance(scorer, str):
-            given["scorer"] = scorer
-        trainer = attribution_trainer(config)
-        if out is None and trainer.world_size > 1:
-            raise UsageError(
-                f"Expected out= to name a folder that all {trainer.world_size} processes share, but got none: each "
-                "would make a temporary one of its own."
-            )
-        given["datamodule"] = build(config.datamodule, AttributionDataModule, train=train, queries=queries)
+        given = Given(
+            (model, tokenizer),
+            build(config.datamodule, AttributionDataModule, **samples),
+            None if isinstance(extractor, str) else extractor,
+            None if isinstance(layers, str) else layers,
+            None if isinstance(scorer, str) else scorer,
+        )
         with _frozen(model):
-            attribute(config, trainer=trainer, show_result=False, **given)
-        if out is not None and trainer.is_global_zero:
-            _copy_samples(RunFolder(folder), train, queries)
+            _attribute(config, given, {} if out is None else samples)
         undo.pop_all()
     return Trace(folder, temporary=out is None)
 
@@ -136,11 +117,21 @@ def _composed(parts: dict[str, Any], settings: dict[str, Any]) -> AttributeConfi
     return config
 
 
-def _copy_samples(folder: RunFolder, train: Sequence[Mapping[str, Any]], queries: Sequence[Mapping[str, Any]]) -> None:
-    """Copies the samples into the run folder, where `rept score` reads their texts and labels."""
-    folder.samples.mkdir(exist_ok=True)
-    write_jsonl(folder.samples / "train.jsonl", map(_as_json, train))
-    write_jsonl(folder.samples / "queries.jsonl", map(_as_json, queries))
+def _attribute(config: AttributeConfig, given: Given, copied: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Runs the job, and copies samples into the run folder, where `rept score` reads their texts and labels.
+
+    Without samples to copy, the folder is a temporary one of this process.
+    """
+    trainer, folder = attribution_trainer(config), RunFolder(config.out)
+    if not copied and trainer.world_size > 1:
+        raise UsageError(
+            f"Expected out= to name a folder that all {trainer.world_size} processes share, but got none: each "
+            "would make a temporary one of its own."
+        )
+    attribute(config, given, trainer=trainer, show_result=False)
+    for name, rows in copied.items() if trainer.is_global_zero else ():
+        folder.samples.mkdir(exist_ok=True)
+        write_jsonl(folder.samples / f"{name}.jsonl", map(_as_json, rows))
 
 
 def _as_json(row: Mapping[str, Any]) -> Any:
@@ -163,14 +154,9 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
 
 
 def attribute(
-    config: AttributeConfig, *, trainer: Trainer | None = None, show_result: bool = True, **given: Unpack[Given]
+    config: AttributeConfig, given: Given | None = None, *, trainer: Trainer | None = None, show_result: bool = True
 ) -> Trace:
-    """Runs the job that ``config`` describes.
-
-    Args:
-        trainer: of `rept.run.prepare.attribution_trainer`; None: built.
-        show_result: print the result's tables at the end.
-        given: objects that are used instead of what ``config`` names.
+    """Runs the job that ``config`` describes, and prints the result's tables at the end if ``show_result``.
 
     Raises:
         UsageError: a user's mistake, raised before anything slow starts wherever that is possible.
@@ -181,7 +167,7 @@ def attribute(
     with stop.handlers(), ExitStack() as lock:
         with supervised(trainer, stop, config.max_wait):
             lock.enter_context(folder.lock())
-            run_job(prepare(config, trainer=trainer, **given))
+            run_job(prepare(config, given, trainer=trainer))
         result = Trace(folder.path)
         if trainer.is_global_zero and config.report:
             write_report(result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +23,7 @@ from rept.model.placement import check_placement, claim_device, keep_batches
 from rept.ranking.scorer import Scorer
 from rept.ranking.token_influence import check_form, check_layer
 from rept.results.run_folder import RunFolder
-from rept.run.checks import check_behaviours, check_fields, check_numbers
+from rept.run.checks import check_behaviours, check_data, check_fields, check_numbers
 from rept.run.job import Job
 from rept.signatures.extractor import Extractor, ReadsAllPositions
 from rept.signatures.layer_strategy import LabelledLayerStrategy, LayerStrategy
@@ -31,7 +31,7 @@ from rept.training.finetune import train_model
 from rept.training.initial_model import initial_model
 from rept.training.model_folder import ModelFolder
 from rept.training.trainer import build_trainer, set_timeout
-from rept.types import PreTrainedModel, PreTrainedTokenizerBase, Side
+from rept.types import SIDES, PreTrainedModel, PreTrainedTokenizerBase, Side
 from rept.utils.console import say
 
 if TYPE_CHECKING:
@@ -40,24 +40,29 @@ if TYPE_CHECKING:
 MissingModel = Literal["train", "untrained", "refuse"]
 
 
+@dataclass(frozen=True)
+class Given:
+    """Objects that are used instead of what a configuration names."""
+
+    loaded: ModelAndTokenizer | None = None
+    datamodule: AttributionDataModule | None = None
+    extractor: Extractor | None = None
+    strategy: LayerStrategy | LabelledLayerStrategy | None = None
+    scorer: Scorer | None = None
+
+
 def prepare(
     config: AttributeConfig,
+    given: Given | None = None,
     *,
     trainer: Trainer | None = None,
-    loaded: ModelAndTokenizer | None = None,
-    datamodule: AttributionDataModule | None = None,
-    extractor: Extractor | None = None,
-    strategy: LayerStrategy | LabelledLayerStrategy | None = None,
-    scorer: Scorer | None = None,
     missing_model: MissingModel = "train",
-    sides: Sequence[Side] = ("train", "query"),
+    sides: Sequence[Side] = SIDES,
 ) -> Job:
     """Returns everything that a run works with.
 
     Args:
-        config: of the run.
-        trainer, datamodule, extractor, strategy, scorer: used instead of what ``config`` names.
-        loaded: model and tokenizer, likewise.
+        trainer: of `attribution_trainer`; None: built.
         missing_model: what to do if the model of embedded data does not exist yet: train it, use it untrained, for
             estimates, or refuse.
         sides: whose rows are needed.
@@ -65,30 +70,23 @@ def prepare(
     Raises:
         UsageError: a user's mistake; cheap checks come first.
     """
-    trainer = trainer or attribution_trainer(config)
+    given, trainer = given or Given(), trainer or attribution_trainer(config)
     seed_everything(config.seed, verbose=False)
-    datamodule = datamodule or build(config.datamodule, AttributionDataModule)
-    extractor, scorer = extractor or build(config.extractor, Extractor), scorer or build(config.scorer, Scorer)
-    strategy = strategy or build(config.layers, LayerStrategy)
+    datamodule = given.datamodule or build(config.datamodule, AttributionDataModule)
+    extractor = given.extractor or build(config.extractor, Extractor)
+    scorer = given.scorer or build(config.scorer, Scorer)
+    strategy = given.strategy or build(config.layers, LayerStrategy)
     check_fields(extractor, scorer)
     check_numbers(config)
     check_calibration(config.calibration, extractor)
     check_form(config.tokens.form)
     check_placement(trainer, config.model)
-    for side in sides:
-        if not len(datamodule.source(side)):  # faults of the data are reported before the model is loaded
-            raise UsageError(f"Expected at least one {side} row, but the data set is empty.")
+    check_data(datamodule, sides)
     if "query" in sides:
         check_behaviours(config, range(len(datamodule.source("query"))))
-    if loaded is None:
+    if given.loaded is None:
         claim_device(trainer)
-        if missing_model == "untrained" and (path := missing_path(config, datamodule)):
-            say(f"There is no model in {path} yet: an untrained one is used, and its training is not included.")
-            loaded = initial_model(_training(datamodule, path).model, datamodule)
-            freeze(loaded[0])
-        else:
-            loaded = load_configured(config, ensure_model(config, datamodule, missing_model == "train"))
-    model, tokenizer = loaded
+    model, tokenizer = given.loaded or _loaded(config, datamodule, missing_model)
     if config.tokens.hits and isinstance(extractor, ReadsAllPositions):
         check_layer(config.tokens.layer, len(Architecture.of(model)))
     datamodule.attach(tokenizer)
@@ -99,6 +97,15 @@ def prepare(
         )
     extractor.attach(model, tokenizer)
     return Job(config, RunFolder(config.out), model, tokenizer, datamodule, extractor, scorer, strategy, trainer)
+
+
+def _loaded(config: AttributeConfig, datamodule: AttributionDataModule, missing: MissingModel) -> ModelAndTokenizer:
+    if missing == "untrained" and (path := missing_path(config, datamodule)):
+        say(f"There is no model in {path} yet: an untrained one is used, and its training is not included.")
+        loaded = initial_model(_training(datamodule, path).model, datamodule)
+        freeze(loaded[0])
+        return loaded
+    return load_configured(config, ensure_model(config, datamodule, missing == "train"))
 
 
 def attribution_trainer(config: AttributeConfig) -> Trainer:

@@ -71,8 +71,7 @@ def reopen(arguments: Sequence[str], keys: Sequence[str]) -> tuple[RunFolder, At
 def stored_data(source: RunFolder, config: AttributeConfig) -> AttributionDataModule:
     """Returns the data of a finished run, with the answers that its model gave.
 
-    Raises:
-        UsageError: the samples were given in Python and are not in the run folder.
+    Raises UsageError if the samples were given in Python and are not in the run folder.
     """
     copied = {path.stem: read_jsonl(path) for path in source.samples.glob("*.jsonl")}  # of rept.trace
     datamodule = build(config.datamodule, AttributionDataModule, **copied)

@@ -97,12 +97,7 @@ def _both_sides(
 def token_states(
     model: PreTrainedModel, extractor: ReadsAllPositions, batch: Batch, layer: int
 ) -> dict[int, TokenStates]:
-    """Returns the states of each sample of the batch by row number, from one forward and one backward pass.
-
-    Args:
-        extractor: its first site is read.
-        layer: from 1.
-    """
+    """Returns the states of each sample by row number, at the extractor's first site, from one forward and backward."""
     batch = batch.to(input_device(model))
     with torch.enable_grad():
         blocks = extractor.all_positions(model, batch, [layer])

@@ -30,12 +30,7 @@ from rept.utils.progress import progress
 def write_tokens(job: Job, extractor: ReadsAllPositions, hits: Mapping[int, Sequence[int]], layer: int) -> None:
     """Writes tokens.jsonl and, if the true spans are known, the mean measures of token scores into metrics.json.
 
-    Each rank writes its share to a file; rank 0 joins them in the order of a single process.
-
-    Args:
-        extractor: of the job.
-        hits: the row numbers of each query's best hits.
-        layer: from 1.
+    Each rank writes its share of the queries' best hits to a file; rank 0 joins them in the order of a single process.
     """
     # If the model is split over the ranks, all run it for every pair, and rank 0 writes the result.
     rank, world_size = (0, 1) if job.in_step else process()

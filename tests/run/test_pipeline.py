@@ -25,7 +25,7 @@ from rept.model.loading import load_model, load_tokenizer
 from rept.results.trace import Trace
 from rept.run import pipeline, stages
 from rept.run.pipeline import attribute
-from rept.run.prepare import prepare
+from rept.run.prepare import Given, prepare
 from rept.run.rescore import score
 from rept.store.reader import AttributionStore
 from rept.types import Key, Status
@@ -219,7 +219,7 @@ class Learner(ResidualStream):
 def test_the_seed_belongs_to_signatures_only_where_the_extractor_learns_from_rows_it_draws(material, tmp_path):
     config = material.config(tmp_path / "run", "seed=3")
     given = {
-        extractor: stages.initial_fingerprints(prepare(config, extractor=extractor()))
+        extractor: stages.initial_fingerprints(prepare(config, Given(extractor=extractor())))
         for extractor in (ResidualStream, Learner)
     }
     assert "seed" not in given[ResidualStream] and given[Learner]["seed"] == 3
