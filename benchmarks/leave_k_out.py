@@ -20,7 +20,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from rept.evaluation.bank import SubsetSums, log_likelihoods
 from rept.evaluation.compare import compare
-from rept.evaluation.datamodeling import leave_k_out_agreements
+from rept.evaluation.datamodeling import linear_datamodeling_scores
 from rept.evaluation.retraining import Retraining, retraining
 from rept.evaluation.stored_scores import stored_scores
 from rept.results.trace import Trace
@@ -42,6 +42,20 @@ def outputs_without(source: Retraining, rows: np.ndarray, folder: Path) -> np.nd
     """(Q) the log-likelihoods under a model trained without some rows; a finished model is reused."""
     train_model(source.without(rows.tolist(), folder), ())
     return log_likelihoods(source, folder)
+
+
+def leave_k_out_agreements(sums: np.ndarray, outputs: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation over sets K of ``sum_{i in K} tau_i`` and ``f(all) - f(all without K)``, (Q).
+
+    High if leaving out the rows with the highest scores lowers the model's output for the query most. The sets should
+    include high-scoring, low-scoring and random rows, so that they differ enough to compare.
+
+    Args:
+        sums: (M Q) of the rows that were left out.
+        outputs: (M Q) f of the models trained without them.
+        whole: (Q) f of the model of all rows.
+    """
+    return linear_datamodeling_scores(sums, whole - outputs)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""LEACE: erases what a linear classifier could tell the culprits' states by, with the least change."""
+"""LEACE: makes the culprits' states look like all others to any linear classifier, with the smallest change."""
 
 from __future__ import annotations
 

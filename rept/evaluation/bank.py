@@ -12,7 +12,7 @@ from torch import Tensor
 from rept.data.behaviours import behaviour_of
 from rept.errors import UsageError
 from rept.evaluation.datamodeling import jackknife, jackknife_error, linear_datamodeling_scores
-from rept.evaluation.retraining import Retraining
+from rept.evaluation.retraining import Retraining, check_plan
 from rept.evaluation.stored_scores import stored_scores
 from rept.model.hooks import Response, sample_losses
 from rept.results.trace import Trace
@@ -54,33 +54,21 @@ class Subsets:
 
 @dataclass(frozen=True)
 class Bank:
-    """Finished trainings.
+    """Finished trainings."""
 
-    Attributes:
-        member: (M N) bool by row number: the rows that each model was trained on.
-        outputs: (M Q) each model's log-likelihood of each query's response; NaN for a query that a model cannot read.
-    """
-
-    member: np.ndarray
-    outputs: np.ndarray
+    member: np.ndarray  # (M N) bool by row number: the rows that each model was trained on
+    outputs: np.ndarray  # (M Q) log-likelihood of each query's response; NaN for a query that a model cannot read
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The linear datamodeling score of one method.
-
-    Attributes:
-        mean: over queries.
-        without: (M) the mean without each training.
-        labels: the mean of each behaviour's queries.
-        queries: the score of each query; None where it has none.
-    """
+    """The linear datamodeling score of one method."""
 
     experiment: str
-    mean: float
-    without: list[float]
-    labels: dict[str, float]
-    queries: list[float | None]
+    mean: float  # over queries
+    without: list[float]  # (M) the mean without each training
+    labels: dict[str, float]  # the mean of each behaviour's queries
+    queries: list[float | None]  # the score of each query; None where it has none
 
     @property
     def error(self) -> float:
@@ -110,7 +98,9 @@ def train_bank(source: Retraining, subsets: Subsets, out: Path) -> Bank:
     rows = np.array([row for row in every if row not in data.excluded and data.status("train", row).attributed])
     chosen = subsets.draw(rows)
     with lock_folder(out):
-        _check(source, subsets, out)
+        plan = {"weights": source.fingerprint("weights"), "training data": source.fingerprint("training data")}
+        plan |= {"share": subsets.share, "subset_seed": subsets.seed}
+        write_json(out / "bank.json", check_plan(out / "bank.json", "bank", plan))
         outputs = []
         for number, used in enumerate(chosen):
             say(f"Training {number + 1} of {len(chosen)}, on {used.sum():,} of {len(rows):,} rows")
@@ -123,12 +113,9 @@ def train_bank(source: Retraining, subsets: Subsets, out: Path) -> Bank:
 
 
 def agreement(experiment: str, trace: Trace, bank: Bank) -> Agreement:
-    """Returns the linear datamodeling score of a run on the bank's queries.
+    """Returns the linear datamodeling score of a run on the bank's queries; raises UsageError if none is left.
 
     Queries that the run could not score, or a model could not read, do not count.
-
-    Raises:
-        UsageError: no query is left.
     """
     sink = SubsetSums(bank.member)
     queries = stored_scores(trace, sink)
@@ -161,17 +148,6 @@ class SubsetSums:
 
     def __call__(self, row: Tensor, score: Tensor) -> None:
         self.total = self.total + self.member[:, row.numpy()].astype(np.float64) @ score.double().numpy()
-
-
-def _check(source: Retraining, subsets: Subsets, out: Path) -> None:
-    """Records what the bank is made of. Raises UsageError if the folder holds another one."""
-    plan = {"weights": source.fingerprint("weights"), "training data": source.fingerprint("training data")}
-    plan |= {"share": subsets.share, "subset_seed": subsets.seed}
-    file = out / "bank.json"
-    known = read_json(file) if file.is_file() else {"bank": plan}
-    if different := [key for key in plan if known["bank"].get(key) != plan[key]]:
-        raise UsageError(f"{out} holds another bank (other {', '.join(different)}); name another folder by out=.")
-    write_json(file, known)
 
 
 def _outputs(source: Retraining, folder: Path) -> np.ndarray:

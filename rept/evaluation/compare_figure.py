@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from math import log10
+from collections.abc import Sequence
 from pathlib import Path
 
 from rept.evaluation.compare import Outcome
@@ -39,16 +38,12 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
             cost.plot([seconds for _, seconds in ran], [name for name, _ in ran], "o", color=INK, markersize=4)
             cost.set_xscale("log")
             cost.xaxis.set_major_formatter("{x:g}")  # plain text: formulas are not parsed in these figures
-            cost.xaxis.set_minor_formatter("{x:g}" if _decades(seconds for _, seconds in ran) < 1 else "")
+            seconds = [seconds for _, seconds in ran]
+            few = max(seconds) < 10 * min(seconds)  # there may be no major tick among them
+            cost.xaxis.set_minor_formatter("{x:g}" if few else "")
         cost.set(xlabel="seconds, extraction and ranking")
         for axes in more:
             shown = [(name, value) for name, value in zip(names, checked, strict=True) if value is not None]
             axes.plot([value for _, value in shown], [name for name, _ in shown], "o", color=INK, markersize=4)
             axes.set(xlabel="correlation with shuffled weights", xlim=(-0.3, 1.1))
         quality.invert_yaxis()
-
-
-def _decades(values: Iterable[float]) -> float:
-    """The range of positive values in powers of ten; below 1 there may be no major tick among them."""
-    known = list(values)
-    return log10(max(known) / min(known))

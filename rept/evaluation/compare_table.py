@@ -7,7 +7,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
@@ -40,7 +39,7 @@ def write_comparison(outcomes: Sequence[Outcome], arguments: Sequence[str], out:
         "arguments": list(arguments),
         "best": best(outcomes),
         "fastest": fastest(outcomes),
-        "methods": [_record(outcome) for outcome in outcomes],
+        "methods": [asdict(one) | {"folder": str(one.folder), "seconds": one.seconds} for one in outcomes],
     }
     write_json(out / "comparison.json", record)
     publish(out / "comparison.csv", _csv(outcomes).encode("utf-8", "backslashreplace"))
@@ -106,10 +105,6 @@ def _short(measure: str) -> str:
     words = {"precision": "P", "recall": "R", "pooled_average_precision": "pooled AP", "average_precision": "AP"}
     name, at, cutoff = measure.partition("@")
     return f"{words.get(name, name.replace('_', ' '))}{at}{cutoff}"
-
-
-def _record(outcome: Outcome) -> dict[str, Any]:
-    return asdict(outcome) | {"folder": str(outcome.folder), "seconds": outcome.seconds}
 
 
 def _csv(outcomes: Sequence[Outcome]) -> str:

@@ -25,9 +25,6 @@ def linear_datamodeling_scores(sums: np.ndarray, outputs: np.ndarray) -> np.ndar
 
     Returns:
         (Q), 0 where sums or outputs are all equal.
-
-    Raises:
-        ValueError: there are fewer than two subsets, or the shapes do not match.
     """
     if sums.shape != outputs.shape or sums.ndim != 2 or len(sums) < 2:
         raise ValueError(
@@ -36,29 +33,8 @@ def linear_datamodeling_scores(sums: np.ndarray, outputs: np.ndarray) -> np.ndar
     return rank_correlations(sums, outputs)
 
 
-def leave_k_out_agreements(sums: np.ndarray, outputs: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation over sets K of ``sum_{i in K} tau_i`` and ``f(all) - f(all without K)``, (Q).
-
-    High if leaving out the rows with the highest scores lowers the model's output for the query most. The sets should
-    include high-scoring, low-scoring and random rows, so that they differ enough to compare.
-
-    Args:
-        sums: (M Q) of the rows that were left out.
-        outputs: (M Q) f of the models trained without them.
-        whole: (Q) f of the model of all rows.
-
-    Raises:
-        ValueError: there are fewer than two sets, or the shapes do not match.
-    """
-    return linear_datamodeling_scores(sums, whole - outputs)
-
-
 def jackknife(statistic: Callable[[np.ndarray], float], samples: int) -> np.ndarray:
-    """Returns (M) a statistic without each of M samples, here trainings.
-
-    Args:
-        statistic: of the samples whose numbers (M - 1) it gets.
-    """
+    """Returns (M) a statistic without each of M samples, here trainings; it gets the numbers of the others."""
     every = np.arange(samples)
     return np.array([statistic(np.delete(every, i)) for i in every])
 

@@ -14,9 +14,9 @@ import numpy as np
 from torch import nn
 
 from rept.config.schema import TARGET
-from rept.data.behaviours import Behaviour
 from rept.errors import UsageError
 from rept.evaluation.proof_inputs import ProofInputs
+from rept.evaluation.retraining import check_plan
 from rept.results.html_text import format_count
 from rept.run.prepare import load_configured
 from rept.signatures.fingerprint import of_adapter, of_weights
@@ -27,7 +27,7 @@ from rept.training.trainer import build_trainer
 from rept.utils.console import say, show_table
 from rept.utils.digests import text_digest
 from rept.utils.files import lock_folder
-from rept.utils.json_files import read_json, write_json
+from rept.utils.json_files import write_json
 from rept.utils.ranks import own_rank
 
 MODELS = ("before", "without", "random")  # the run's model, and those of the two trainings
@@ -138,36 +138,16 @@ def _random_rows(inputs: ProofInputs, seed: int) -> list[int]:
 
 
 def _record(inputs: ProofInputs, out: Path, left_out: Mapping[str, Sequence[int]], seed: int) -> dict[str, Any]:
-    """The content of proof.json so far: what is proved, and the rates that are known.
-
-    Raises:
-        UsageError: it is another proof.
-    """
-    plan: dict[str, Any] = {
-        "weights": inputs.fingerprint("weights"),
-        "training data": inputs.fingerprint("training data"),
-        "prompts": _prompts_digest(inputs.behaviours),
-        "seed": seed,
-        "rows": left_out,
-    }
-    file = out / "proof.json"
-    known = read_json(file) if file.is_file() else {"proof": plan}
-    if different := [key for key in plan if known["proof"].get(key) != plan[key]]:
-        raise UsageError(f"{out} holds another proof (other {', '.join(different)}); name another folder by out=.")
-    return known
-
-
-def _prompts_digest(behaviours: Sequence[Behaviour]) -> str:
-    asked = [(one.label, sample) for one in behaviours for sample in (*one.triggered, *one.clean)]
-    return text_digest(*(part for label, sample in asked for part in (label, sample.prompt, sample.response or "")))
+    """The content of proof.json so far: what is proved, and the rates that are known."""
+    asked = [(one.label, sample) for one in inputs.behaviours for sample in (*one.triggered, *one.clean)]
+    parts = (part for label, sample in asked for part in (label, sample.prompt, sample.response or ""))
+    plan = {name: inputs.fingerprint(name) for name in ("weights", "training data")}
+    plan |= {"prompts": text_digest(*parts), "seed": seed, "rows": left_out}
+    return check_plan(out / "proof.json", "proof", plan)
 
 
 def _ask_run_model(inputs: ProofInputs) -> dict[str, Rate]:
-    """The rates of the run's model.
-
-    Raises:
-        UsageError: the model is missing or is another one by now.
-    """
+    """The rates of the run's model; raises UsageError if it is missing or is another one by now."""
     config = inputs.trace.config
     # The trained models are asked in the template that they were trained with, which the run may have replaced.
     template = inputs.recipe.model.get("chat_template")

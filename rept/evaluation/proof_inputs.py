@@ -18,22 +18,16 @@ from rept.types import Status
 
 @dataclass(frozen=True)
 class ProofInputs(Retraining):
-    """A run, what its model is trained again from, and the culprits.
+    """A run, what its model is trained again from, and the culprits."""
 
-    Attributes:
-        rows: the culprits that the model was trained on, ascending.
-        behaviours: what the models are asked.
-    """
-
-    rows: list[int]
-    behaviours: Sequence[Behaviour]
+    rows: list[int]  # the culprits that the model was trained on, ascending
+    behaviours: Sequence[Behaviour]  # what the models are asked
 
 
 def proof_inputs(run: str, culprits: str, recipe: str | None = None) -> ProofInputs:
     """Returns what a proof starts from; no model is loaded.
 
     Args:
-        run: folder of the run that found the culprits.
         culprits: file of row numbers that ``datamodule.exclude`` reads.
         recipe: a model folder with a training.yaml, or such a file; None: the folder of the run's model.
 
@@ -72,8 +66,7 @@ def _recorded_data(file: Path) -> object:
 def tested_behaviours(trace: Trace, data: AttributionDataModule, queries: AttributionDataModule) -> Sequence[Behaviour]:
     """Returns the data's behaviours; where there are none, the queries: whether an answer begins as theirs.
 
-    Raises:
-        UsageError: no query has a response either.
+    Raises UsageError if no query has a response either.
     """
     if behaviours := data.behaviours():
         return behaviours

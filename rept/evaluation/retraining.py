@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rept.config.compose import read_yaml
 from rept.config.plug_ins import build
@@ -19,6 +20,7 @@ from rept.training.initial_model import initial_model
 from rept.training.model_folder import ModelFolder
 from rept.training.recipe import changes, read_recipe
 from rept.types import Status
+from rept.utils.json_files import read_json
 
 # Settings in which a given recipe may differ from the model's own, because their content is compared instead.
 _MOVED_DATA = ("datamodule.train", "datamodule.queries")
@@ -27,22 +29,13 @@ _MOVED = (*_MOVED_DATA, "model.path")
 
 @dataclass(frozen=True)
 class Retraining:
-    """A run, and what its model is trained again from.
-
-    Attributes:
-        trace: of the run.
-        path: of the run's model, or of the base model of its adapter.
-        model: the folder of the run's model.
-        recipe: of its training.
-        data: of the recipe; their training rows are the run's.
-        run_data: of the run.
-    """
+    """A run, and what its model is trained again from."""
 
     trace: Trace
-    path: str
-    model: ModelFolder
+    path: str  # of the run's model, or of the base model of its adapter
+    model: ModelFolder  # of the run's model
     recipe: TrainConfig
-    data: AttributionDataModule
+    data: AttributionDataModule  # of the recipe; their training rows are the run's
     run_data: AttributionDataModule
 
     def fingerprint(self, name: str) -> object:
@@ -56,11 +49,7 @@ class Retraining:
         return replace(self.recipe, datamodule=data, resume=None, compare_with=None, out=str(out))
 
     def attach_base(self) -> None:
-        """Gives the data the tokenizer of the model that the training starts from.
-
-        Raises:
-            UsageError: the base model is missing or has changed.
-        """
+        """Gives the data the base model's tokenizer; raises UsageError if that model is missing or has changed."""
         recipe = self.recipe
         try:
             base, tokenizer = initial_model(recipe.model, self.data)
@@ -83,7 +72,6 @@ def retraining(run: str | Path, recipe: str | None = None) -> Retraining:
     """Returns what the model of a run is trained again from; no model is loaded.
 
     Args:
-        run: the run folder.
         recipe: a model folder with a training.yaml, or such a file; None: the folder of the run's model.
 
     Raises:
@@ -104,6 +92,20 @@ def retraining(run: str | Path, recipe: str | None = None) -> Retraining:
     found = Retraining(trace, path, model, config, build(config.datamodule, AttributionDataModule), run_data)
     _check_data(found)
     return found
+
+
+def check_plan(file: Path, what: str, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of a JSON file that begins with a plan; if there is none yet, the plan alone.
+
+    Raises:
+        UsageError: it is the file of another plan.
+    """
+    known = read_json(file) if file.is_file() else {what: plan}
+    if different := [key for key in plan if known[what].get(key) != plan[key]]:
+        raise UsageError(
+            f"{file.parent} holds another {what} (other {', '.join(different)}); name another folder by out=."
+        )
+    return known
 
 
 def _recipe(model: ModelFolder, given: str | None) -> TrainConfig:

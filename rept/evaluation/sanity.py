@@ -1,6 +1,6 @@
-"""Sanity checks of a method: what its scores owe to the model, and whether they tell behaviours and rows apart.
+"""Sanity checks of a method: do its scores depend on the model, and do they differ between behaviours and rows?
 
-Each is a number from which a method that only looks good can be recognized; none of them needs retraining.
+Each is one number that exposes a method which only looks good; none of them needs retraining.
 """
 
 from __future__ import annotations
@@ -35,30 +35,18 @@ DRAWN = 100  # training rows that are their own queries
 
 @dataclass(frozen=True)
 class Sanity:
-    """The results of a method's checks; None where a check was not made or does not apply.
+    """The results of a method's checks; None where a check was not made or does not apply."""
 
-    Attributes:
-        randomised: `agreement_with` the scores of the model with `shuffled` weights. Near 0 if the scores come from
-            what the model has learned, 1 for a method that does not read the model.
-        overlap: `shared_hits` of queries with different behaviours.
-        self_retrieval: see there.
-        seconds: of extraction and ranking on the model with shuffled weights; the other checks read what is stored.
-        reason: why there are no scores of the model with shuffled weights.
-    """
-
+    # `agreement_with` the scores of the model with `shuffled` weights: near 0 if scores come from what it has learned.
     randomised: float | None = None
-    overlap: float | None = None
+    overlap: float | None = None  # `shared_hits` of queries with different behaviours
     self_retrieval: float | None = None
-    seconds: float | None = None
-    reason: str | None = None
+    seconds: float | None = None  # of extraction and ranking with shuffled weights; other checks read what is stored
+    reason: str | None = None  # why there are no scores of the model with shuffled weights
 
 
 def chosen_checks(given: object) -> list[str]:
-    """Returns the names of a command line's ``sanity=``; None is all.
-
-    Raises:
-        UsageError: it is no list of `CHECKS`.
-    """
+    """Returns the names of a command line's ``sanity=``; None is all. Raises UsageError unless they are `CHECKS`."""
     if given is None:
         return list(CHECKS)
     if not isinstance(given, list) or not all(name in CHECKS for name in given):

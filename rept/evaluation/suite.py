@@ -41,11 +41,7 @@ class Suite:
 
     @classmethod
     def named(cls, name: str, **changed: Any) -> Suite:
-        """Returns the suite of that name, with the values of ``changed`` that are not None.
-
-        Raises:
-            UsageError: there is no such suite.
-        """
+        """Returns the suite of that name with the changes that are not None; raises UsageError if there is none."""
         suites = words_of("suite")
         if name not in suites:
             raise UsageError(f"There is no suite {name!r}. Choices: {', '.join(suites)}.")
@@ -114,7 +110,8 @@ def run_suite(suite: Suite, arguments: Sequence[str], out: Path) -> tuple[dict[s
         model = _trained(here, models)
         data = [argument for argument in here if argument.startswith("datamodule")]
         asked = [*data, f"datamodule.answered={model / 'answers.jsonl'}", f"model.path={model}", f"seed={seed}"]
-        asked += [f"{name}.extractor.base={base}" for name in suite.experiments if _reads_base(name)]
+        extractors = {name: compose(AttributeConfig, [f"experiment={name}"]).extractor for name in suite.experiments}
+        asked += [f"{name}.extractor.base={base}" for name, one in extractors.items() if "base" in one]
         done = compare(suite.experiments, [*asked, *arguments], out / f"seed-{seed}")
         outcomes += done
         _count(cases, ModelFolder(model))
@@ -132,11 +129,6 @@ def _trained(arguments: Sequence[str], models: Path) -> Path:
     else:
         train_model(config)
     return Path(config.out)
-
-
-def _reads_base(experiment: str) -> bool:
-    """Whether the experiment also reads the model before the training."""
-    return "base" in compose(AttributeConfig, [f"experiment={experiment}"]).extractor
 
 
 def _digest(config: TrainConfig) -> str:

@@ -54,9 +54,7 @@ def checks(
 
     Args:
         model: frozen, in evaluation mode, on its device.
-        extractor: all of its fields are readings of sites.
         datamodule: its tokenizer attached.
-        layers: numbers from 1.
         rows: numbers of training rows that can be attributed.
 
     Raises:

@@ -53,7 +53,7 @@ class ApproximateIndex:
 
     Args:
         path: of the index file; its description is beside it.
-        store: the training side.
+        store: of the training rows.
         scorer: one whose score is an inner product of ``scorer.vectors``.
         keys: blocks of the queries; their sites and layers are scored, and averaged.
 
@@ -67,7 +67,8 @@ class ApproximateIndex:
         self._places = sorted({(key.site, key.layer) for key in keys})
         self.keys = [Key(*place, field) for place in self._places for field in scorer.needs]
         self._note = path.with_suffix(".json")
-        self._made_of = text_digest(store.fingerprint, *store.shard_names, str(self.keys), _describe(scorer))
+        settings = f"{type(scorer).__module__}.{type(scorer).__qualname__} {vars(scorer)}"
+        self._made_of = text_digest(store.fingerprint, *store.shard_names, str(self.keys), settings)
 
     def ready(self, k: int) -> bool:
         """Whether the index exists, was made of this store for this scorer, and was tuned for at least ``k`` hits."""
@@ -176,10 +177,6 @@ class ApproximateIndex:
             if share >= recall or index.nprobe == index.nlist:
                 return index.nprobe, share
             index.nprobe = min(2 * index.nprobe, index.nlist)
-
-
-def _describe(scorer: Scorer) -> str:
-    return f"{type(scorer).__module__}.{type(scorer).__qualname__} {vars(scorer)}"
 
 
 def _faiss() -> Any:

@@ -63,29 +63,23 @@ def measures(
 
     Returns:
         ``{"overall": {...}, "labels": {LABEL: {...}}, "queries": {"average_precision": [...]}}``, and the same again
-        over all rows in ``with_same``. The first two each
-        with ``queries``, the number of queries that count, and ``without_relevant``, the number of those for which no
-        row has the label: they have no measure, and None in the list of queries. Empty if no query, or no training
-        row, has a label.
+        over all rows in ``with_same``. The first two each with ``queries``, the number of queries that count, and
+        ``without_relevant``, the number of those for which no row has the label: they have no measure, and None in the
+        list of queries. Empty if no query, or no training row, has a label.
     """
     codes = {label: code for code, label in enumerate(sorted({label for label in train_labels if label is not None}))}
     row_code = np.array([-1 if label is None else codes[label] for label in train_labels])
     if not codes or not any(label is not None for label in query_labels):
         return {}
-    others: list[Judged | None] = []
-    every: list[Judged | None] = []
+    others: list[Judged | None] = [None] * len(query_labels)
+    every = others.copy()
     for query, label in enumerate(query_labels):
-        if label not in codes:
-            others.append(None)
-            every.append(None)
-            continue
-        (row, score), relevant = read(query), row_code == codes[label]
-        every.append(judge(row, score, relevant))
-        if found := same.get(query):
-            kept = ~np.isin(row, found)
-            others.append(judge(row[kept], score[kept], relevant))
-        else:
-            others.append(every[-1])
+        if label in codes:
+            (row, score), relevant = read(query), row_code == codes[label]
+            others[query] = every[query] = judge(row, score, relevant)
+            if found := same.get(query):
+                kept = ~np.isin(row, found)
+                others[query] = judge(row[kept], score[kept], relevant)
     return _by_label(others, query_labels) | {"with_same": _by_label(every, query_labels)}
 
 
@@ -103,24 +97,15 @@ def _by_label(judged: Sequence[Judged | None], labels: Sequence[str | None]) -> 
 
 
 def judge(row: np.ndarray, score: np.ndarray, relevant: np.ndarray) -> Judged | None:
-    """The ranks of the relevant rows; None if there are none.
+    """The ranks of the relevant rows among rows (N) with scores (N); None if there are none.
 
     Args:
-        row: (N) row numbers.
-        score: (N).
         relevant: bool by row number.
     """
     order = np.lexsort((row, -score))
-    sorted_relevant = relevant[row[order]]
-    if not sorted_relevant.any():
-        return None
-    top = order[: max(CUTOFFS)]
-    return Judged(
-        ranks=1 + np.flatnonzero(sorted_relevant),
-        rows=len(row),
-        top_score=score[top],
-        top_relevant=sorted_relevant[: max(CUTOFFS)],
-    )
+    found, deepest = relevant[row[order]], max(CUTOFFS)
+    ranks = 1 + np.flatnonzero(found)
+    return Judged(ranks, len(row), score[order[:deepest]], found[:deepest]) if len(ranks) else None
 
 
 def summarize(judged: Sequence[Judged | None]) -> Measures:
@@ -179,10 +164,7 @@ def token_measures(
 ) -> dict[str, float | None]:
     """`token_average_precision` over a text, of its triggers within the prompt, of its payloads within the response.
 
-    Args:
-        scores: one for each token.
-        marked: the kind of the span that each token is part of.
-        response: whether each token is the response's.
+    Of each token: its score, the kind of the span that it is part of, and whether it is the response's.
     """
 
     def within(kind: SpanKind, part: bool) -> float | None:

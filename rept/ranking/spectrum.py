@@ -18,19 +18,12 @@ _NUMBERS = 2**25  # in these axes, at most: 256 MiB
 
 @dataclass(frozen=True)
 class Spectrum:
-    """``C = V diag(e) V^T + rest (I - V V^T)``: the covariance of rows around their mean, in float64.
+    """``C = V diag(e) V^T + rest (I - V V^T)``: the covariance of rows around their mean, in float64."""
 
-    Attributes:
-        mean: (D).
-        axes: V (D r), orthonormal; r = D up to a width of `WIDEST`, so that nothing is left out.
-        variance: e (r), descending.
-        rest: mean variance of the directions outside the axes; 0 if there are none.
-    """
-
-    mean: Tensor
-    axes: Tensor
-    variance: Tensor
-    rest: float
+    mean: Tensor  # (D)
+    axes: Tensor  # V (D r), orthonormal; r = D up to a width of `WIDEST`, so that nothing is left out
+    variance: Tensor  # e (r), descending
+    rest: float  # mean variance of the directions outside the axes; 0 if there are none
 
     @property
     def trace(self) -> float:

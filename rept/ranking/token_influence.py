@@ -27,7 +27,7 @@ class TokenStates:
 
 
 def token_influence(tokens: TokenStates, other: TokenStates, form: PairForm = "matched") -> Tensor:
-    """One score for each token of a sample: how it agrees with another sample's response.
+    """One signed score for each token of a sample (T): how it agrees with another sample's response.
 
     published: ``I_t = (sum_i ghat(other)_i) . ghat_t``, where ``ghat`` is the gradient with each token's row scaled to
     norm 1 and i runs over the other sample's response positions (arXiv 2510.02334).
@@ -38,14 +38,6 @@ def token_influence(tokens: TokenStates, other: TokenStates, form: PairForm = "m
     matched: ``max_i (ghat(other)_i . ghat_t)`` with the same second factor, i running over the positions
     that predict the other response. In a sum, many weak agreements outweigh the one position that the token explains.
     Chosen by what it marks on two data sets with known culprits (benchmarks/tokens.py, docs/findings.md).
-
-    Args:
-        tokens: the sample whose tokens are scored, T of them.
-        other: the sample it is compared with.
-        form: "published", "anchored" or "matched".
-
-    Returns:
-        (T) scores, signed.
     """
     matched = form == "matched"
     score = (tokens.gradient @ other.steps.T).amax(1) if matched else tokens.gradient @ other.direction  # (T)
@@ -59,11 +51,6 @@ def token_agreement(tokens: TokenStates, other: TokenStates, most: int = 3) -> T
 
     Two tokens s and t agree by ``cos(h_s, h_t) * cos(g_s, g_t)``: what the model reads there is similar, and so is what
     it would learn there. The measure is symmetric, and applies to tokens of prompt and response.
-
-    Args:
-        tokens: the sample whose tokens are compared, T of them.
-        other: the sample in which to search.
-        most: tokens to return for each.
 
     Returns:
         (T most) int64 positions in ``other``, strongest first; -1 where no further token agrees (product <= 0).

@@ -50,16 +50,13 @@ class Findings:
         self.trace = trace
         self.best = {query: hit for query in trace.answered if (hit := trace.best(query))}  # never the query itself
         self.labels = {query: trace.queries[query]["label"] for query in self.best}
+        self.calibrated = trace.metrics.get("calibration")  # its figures; None if the run is not calibrated
 
     @cached_property
     def labelled(self) -> bool:
         """Whether the best hits can be compared with the queries' labels."""
         hit_labels = any(hit.label is not None for hit in self.best.values())
         return hit_labels and any(label is not None for label in self.labels.values())
-
-    @cached_property
-    def calibrated(self) -> bool:
-        return "calibration" in self.trace.metrics
 
     @cached_property
     def rows_found(self) -> int:
@@ -72,8 +69,7 @@ class Findings:
         if not self.best:
             return "No query could be traced."
         total = format_count(len(self.best), "query")
-        if self.calibrated:
-            known = self.trace.metrics["calibration"]
+        if known := self.calibrated:
             at = f"at a false discovery rate of {known['rate']:.3g}, against {known['references']:,} references"
             return f"For {len(self.standing_out):,} of {total}, a training row stands out {at}."
         if self.leads:
@@ -90,9 +86,8 @@ class Findings:
     @cached_property
     def calibration(self) -> str:
         """The rate and the references behind "stands out", and what a p-value is; empty if not calibrated."""
-        if not self.calibrated:
+        if not (known := self.calibrated):
             return ""
-        known = self.trace.metrics["calibration"]
         return (
             f"Each query is compared with {format_count(known['references'], 'reference')} ({known['source']}). The "
             "p-value of a hit is the share of these references, itself included, for which a row stands out as far as "

@@ -6,9 +6,8 @@ import shlex
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from rept.config.schema import TARGET, ModelConfig, Node
+from rept.config.schema import TARGET, Node
 from rept.results.html_text import format_count, format_number
 from rept.results.trace import Trace
 from rept.utils.text import visible
@@ -75,14 +74,13 @@ def label_problems(trace: Trace) -> list[str]:
     if missing := trace.metrics.get("missing_labels"):
         asked = ", ".join(f"{visible(label)} ({format_count(n, 'query')})" for label, n in missing["queries"].items())
         known = ", ".join(map(visible, missing["training"][:MOST_LABELS]))
-        more = len(missing["training"]) - MOST_LABELS
-        rest = f" and {more:,} more" if more > 0 else ""
-        there = f"the training rows have: {known}{rest}" if known else "no training row has a label of a behaviour"
+        rest = len(missing["training"]) - MOST_LABELS
+        others = f" and {rest:,} more" if rest > 0 else ""
+        there = f"the training rows have: {known}{others}" if known else "no training row has a label of a behaviour"
         lines.append(f"No training row has the label {asked}; {there}.")
     if trace.not_shown:
-        numbers = ", ".join(map(str, sorted(trace.not_shown)[:MOST_LABELS])) + (
-            ", ..." if len(trace.not_shown) > MOST_LABELS else ""
-        )
+        more = ["..."] if len(trace.not_shown) > MOST_LABELS else []
+        numbers = ", ".join([*map(str, sorted(trace.not_shown)[:MOST_LABELS]), *more])
         lines.append(
             f"The answer does not show the behaviour of the label for {format_count(len(trace.not_shown), 'query')} "
             f"({numbers}), left out where the page counts what queries lead to."
@@ -115,8 +113,10 @@ def facts(trace: Trace) -> list[tuple[str, list[str]]]:
     """What was run, as names with one or more lines of text."""
     config, recorded = trace.config, trace.provenance
     layers = ", ".join(map(str, trace.layers["layers"]))
+    model = config.model.path or "the model of the embedded data, or one given in Python"
+    adapter = f", adapter {config.model.adapter}" if config.model.path and config.model.adapter else ""
     named: dict[str, list[str]] = {
-        "Model": [_model(config.model)],
+        "Model": [model + adapter],
         "Data": [_node(config.datamodule, "train", "queries", "split", "max_length", "exclude")],
         "Signature": [_node(config.extractor, "fields", "position")],
         "Layer": [f"{layers}. {trace.layers['reason']}"],
@@ -150,14 +150,10 @@ def _command(trace: Trace, name: str, *arguments: str) -> str:
     return shlex.join(["python", "-m", "rept", name, str(trace.folder.path), *arguments])
 
 
-def _model(model: ModelConfig) -> str:
-    adapter = f", adapter {model.adapter}" if model.adapter else ""
-    return f"{model.path}{adapter}" if model.path else "the model of the embedded data, or one given in Python"
-
-
 def _node(node: Node, *keys: str) -> str:
     """A plug-in's name and some of its settings."""
-    settings = [f"{key} {_plain(node[key])}" for key in keys if node.get(key) is not None]
+    values = {key: node[key] for key in keys if node.get(key) is not None}
+    settings = [f"{k} {' and '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()]
     return ", ".join([_name(node).replace("_", " "), *settings])
 
 
@@ -165,10 +161,6 @@ def _name(node: Node) -> str:
     """The module of a plug-in: of extractors.sites.residual_stream.ResidualStream it is "residual_stream"."""
     path = str(node.get(TARGET, "not recorded"))
     return path.split(".")[-2] if "." in path else path
-
-
-def _plain(value: Any) -> str:
-    return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _parts(trace: Trace) -> list[str]:

@@ -19,8 +19,6 @@ ROWS_PER_BLOCK = 64
 STEPS = 1000  # token scores are kept to a thousandth of the text's largest one
 OPPONENTS = 5
 
-Blocks = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -65,27 +63,23 @@ class LeftOut:
         return [description for count, description in kinds if count]
 
 
-def make_blocks(trace: Trace, limits: Limits) -> tuple[Blocks, LeftOut]:
+class PageBlocks:
     """All blocks of a run by name, and what they leave out."""
-    content = _Content(trace, limits)
-    return content.blocks(), content.left_out
 
-
-class _Content:
     def __init__(self, trace: Trace, limits: Limits) -> None:
         self.trace, self.limits, self.left_out = trace, limits, LeftOut()
         self.rows: dict[int, dict[str, Any]] = {}
         self.labels: dict[int, str | None] = {}
+        self.by_name = self._blocks()
 
-    def blocks(self) -> Blocks:
+    def _blocks(self) -> dict[str, Any]:
         queries = self.trace.queries[: self.limits.queries]
         self.left_out.queries = len(self.trace.queries) - len(queries)
-        pairs: Blocks = {}
+        pairs: dict[str, Any] = {}
         lines = []
         for query in queries:
             lines.append(self._query(query))
-            scored = self._pairs(query["query"])
-            if scored:
+            if scored := self._pairs(query["query"]):
                 pairs[f"pairs-{query['query']}"] = scored
         order = sorted(self.rows)
         parts = [order[i : i + ROWS_PER_BLOCK] for i in range(0, len(order), ROWS_PER_BLOCK)]
@@ -95,21 +89,14 @@ class _Content:
 
     def _query(self, query: dict[str, Any]) -> dict[str, Any]:
         number = query["query"]
-        marked = {"unshown": True} if number in self.trace.not_shown else {}
         hits, scored = self._shown(number)
         self.left_out.hits += len(self.trace.hits(number)) - len(hits)
         self.left_out.scored += len(self.trace.scored(number)) - len(scored)
-        return (
-            {key: query[key] for key in ("query", "label", "generated", "status")}
-            | marked
-            | {
-                "prompt": self._cut(query["prompt"]),
-                "response": self._cut(query["response"]),
-                "hits": [self._hit(hit) for hit in hits],
-                "lowest": [self._hit(hit) for hit in self.trace.opponents(number)[:OPPONENTS]],
-                "scored": scored,
-            }
-        )
+        line = {key: query[key] for key in ("query", "label", "generated", "status")}
+        line |= {key: self._cut(query[key]) for key in ("prompt", "response")}
+        line |= {"hits": [self._hit(hit) for hit in hits], "scored": scored}
+        line["lowest"] = [self._hit(hit) for hit in self.trace.opponents(number)[:OPPONENTS]]
+        return line | ({"unshown": True} if number in self.trace.not_shown else {})
 
     def _shown(self, query: int) -> tuple[list[Hit], list[int]]:
         """The hits of a query that the page has, and the rows of those for which it has token scores."""
@@ -144,7 +131,7 @@ class _Content:
         self.left_out.texts += (first, last) != (0, len(scored.tokens))
         return {
             "text": "".join(scored.tokens[first:last]),
-            "lengths": [_utf16(token) for token in scored.tokens[first:last]],
+            "lengths": [len(token.encode("utf-16-le", "surrogatepass")) // 2 for token in scored.tokens[first:last]],
             "special": "".join("01"[special] for special in scored.special[first:last]),
             "before": first,
             "after": len(scored.tokens) - last,
@@ -190,7 +177,3 @@ def _stretch(scored: TokenScores, characters: int) -> tuple[int, int]:
         characters -= lengths[last]
         last += 1
     return first, last
-
-
-def _utf16(text: str) -> int:
-    return len(text) if text.isascii() else len(text) + sum(character > "\uffff" for character in text)

@@ -35,9 +35,11 @@ def marked_phrases(
     other_texts = [_padded(row) for row in others]
     kept: list[tuple[str, int, int]] = []
     for phrase, count in sorted(marked.items(), key=lambda one: (-one[1] * len(one[0].split()), one[0])):
-        if count < max(1, len(best) / 10) or any(_overlap(phrase, other) for other, *_ in kept):
+        own = _padded([phrase])
+        overlap = any(own in one or one in own for one in (_padded([other]) for other, *_ in kept))
+        if overlap or count < max(1, len(best) / 10):
             continue
-        rows, elsewhere = (sum(_padded([phrase]) in text for text in part) for part in (texts, other_texts))
+        rows, elsewhere = (sum(own in text for text in part) for part in (texts, other_texts))
         frequent = rows * (len(others) + 1) >= 3 * (elsewhere + 0.5) * len(best)
         if 2 * count >= rows and frequent:
             kept.append((phrase, rows, elsewhere))
@@ -57,8 +59,3 @@ def _phrases(row: Sequence[tuple[str, bool]]) -> Iterator[str]:
 
 def _padded(words: Sequence[str]) -> str:
     return f" {' '.join(words)} "
-
-
-def _overlap(phrase: str, other: str) -> bool:
-    one, two = _padded([phrase]), _padded([other])
-    return one in two or two in one

@@ -50,11 +50,7 @@ class RunFolder:
         return lock_folder(self.path, LEFTOVERS)
 
     def open_existing(self) -> AttributeConfig:
-        """The configuration of an earlier run.
-
-        Raises:
-            UsageError: there is no run in the folder, or one of another schema.
-        """
+        """The configuration of an earlier run; raises UsageError if there is none, or one of another schema."""
         if not self.config.is_file():
             raise UsageError(f"Expected {self.path} to be a run folder, but it has no config.yaml.")
         self.read_provenance()  # checks the schema
@@ -66,8 +62,7 @@ class RunFolder:
     def read_provenance(self) -> dict[str, Any]:
         """The content of provenance.json; empty before rank 0 has written it, as other ranks may be faster.
 
-        Raises:
-            UsageError: the folder has another schema.
+        Raises UsageError if the folder has another schema.
         """
         known = read_json(self.provenance) if self.provenance.is_file() else {}
         if (schema := known.get("schema", SCHEMA)) != SCHEMA:
@@ -118,8 +113,7 @@ class RunFolder:
     def stage(self, name: str, keep: bool = False) -> Iterator[None]:
         """Adds a stage's wall-clock and CPU seconds and the peak memory of the process to provenance.json.
 
-        Args:
-            keep: keep the figures that are there already, for a stage whose work an earlier run has done.
+        With ``keep``, figures that are there stay, for a stage whose work an earlier run has done.
         """
         start, cpu = time.perf_counter(), time.process_time()
         yield

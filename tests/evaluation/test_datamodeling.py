@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from benchmarks.leave_k_out import leave_k_out_agreements
 from rept.evaluation.datamodeling import (
     jackknife,
     jackknife_error,
-    leave_k_out_agreements,
     linear_datamodeling_scores,
     rank_correlations,
 )

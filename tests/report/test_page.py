@@ -18,7 +18,7 @@ from rept.commands import report
 from rept.errors import UsageError
 from rept.report.findings import Findings
 from rept.report.page import render, write_report
-from rept.report.page_data import LADDER, Limits, make_blocks
+from rept.report.page_data import LADDER, Limits, PageBlocks
 from rept.results.trace import Trace
 from tests.helpers.runs import HOSTILE, READABLE, Shape, write_run
 
@@ -233,7 +233,8 @@ def test_of_a_long_text_the_stretch_around_its_strongest_token_is_kept(tmp_path:
     train = trace.tokens(0, row)["train"]
     own = [i for i, special in enumerate(train.special) if not special]
     strongest = max(own, key=lambda i: train.scores[i])
-    content, left_out = make_blocks(trace, Limits(queries=1, hits=1, scored=1, characters=300))
+    blocks = PageBlocks(trace, Limits(queries=1, hits=1, scored=1, characters=300))
+    content, left_out = blocks.by_name, blocks.left_out
     tokens = content["rows-0"][row]["tokens"]
     assert tokens["before"] <= strongest < len(train.tokens) - tokens["after"]
     assert len(tokens["text"]) <= 300 and left_out.texts == 4
@@ -249,7 +250,7 @@ def test_of_a_long_text_the_stretch_around_its_strongest_token_is_kept(tmp_path:
 
 def test_token_lengths_count_as_javascript_does(tmp_path: Path) -> None:
     trace = Trace(write_run(tmp_path / "run", Shape(texts=READABLE)))
-    content, _ = make_blocks(trace, LADDER[0])
+    content = PageBlocks(trace, LADDER[0]).by_name
     texts = [content[f"pairs-{query}"]["tokens"] for query in range(6)]
     assert any(sum(tokens["lengths"]) > len(tokens["text"]) for tokens in texts)  # emoji are two units each
     for tokens in texts:
