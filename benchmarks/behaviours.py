@@ -10,11 +10,15 @@ all of the behaviour's rows are taken out of the training data.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.stores import Without
 from rept.calibration.two_groups import FEWEST, two_groups
 from rept.ranking.behaviour_scorer import BehaviourScorer
 from rept.ranking.behaviours import fit_behaviours, held_out_scores, rank_behaviours, without_folds
@@ -22,30 +26,13 @@ from rept.ranking.metrics import average_precision
 from rept.results.run_folder import RunFolder
 from rept.run.query_labels import QueryLabels
 from rept.run.rescore import stored_data
-from rept.store.reader import AttributionStore, Block
+from rept.store.reader import AttributionStore
 from rept.types import Key
 from scorers.adaptive import Adaptive
 from scorers.centroid import Centroid
 from scorers.fisher import Fisher
 
 RATES = (0.05, 0.1, 0.2)
-
-
-class Without(AttributionStore):
-    """A store of training rows without some of them."""
-
-    def __init__(self, store: AttributionStore, rows: np.ndarray) -> None:
-        super().__init__(store.folder, "train")
-        self._kept = np.setdiff1d(store.attributed, rows)
-
-    @property
-    def attributed(self) -> np.ndarray:  # type: ignore[override]  # cached in the base class
-        return self._kept
-
-    def blocks(self, *arguments: object, **settings: object) -> Iterator[Block]:
-        for block in super().blocks(*arguments, **settings):  # type: ignore[arg-type]  # handed on as they are
-            kept = torch.from_numpy(np.isin(block.row.numpy(), self._kept))
-            yield Block(block.row[kept], {key: value[kept] for key, value in block.fields.items()})
 
 
 def ranked(

@@ -23,15 +23,14 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.stores import Without
 from datamodules.synthetic import OPENING, SyntheticData
 from datamodules.toy.wordings import ANSWERS
 from rept.calibration.decision import decide
@@ -45,31 +44,12 @@ from rept.ranking.rank import rank
 from rept.ranking.scorer import Scorer
 from rept.results.run_folder import RunFolder
 from rept.run.pipeline import attribute
-from rept.store.reader import AttributionStore, Block
+from rept.store.reader import AttributionStore
 from rept.types import Status
 from rept.utils.json_files import read_jsonl
 
 CLEAN = "clean"
 CLEAN_KINDS = "clean kinds"  # queries whose kind of rows is removed, so that every find is false
-
-
-class Without(AttributionStore):
-    """A store without some of its rows."""
-
-    def __init__(self, store: AttributionStore, rows: Sequence[int]) -> None:
-        super().__init__(store.folder, store.side)
-        self.attributed = np.setdiff1d(store.attributed, np.asarray(rows, np.int64))
-
-    @property
-    def attributed_in_order(self) -> np.ndarray:
-        row = super().attributed_in_order
-        return row[np.isin(row, self.attributed)]
-
-    def blocks(self, *arguments: Any) -> Iterator[Block]:
-        for row, fields in super().blocks(*arguments):
-            kept = torch.from_numpy(np.isin(row.numpy(), self.attributed))
-            if kept.any():
-                yield Block(row[kept], {key: value[kept] for key, value in fields.items()})
 
 
 class Run:
@@ -78,10 +58,8 @@ class Run:
     def __init__(self, path: str | Path, words: Sequence[str]) -> None:
         self.folder = RunFolder(path)
         self.config = compose(AttributeConfig, words, base=self.folder.open_existing())
-        self.datamodule, self.scorer = (
-            build(self.config.datamodule, AttributionDataModule),
-            build(self.config.scorer, Scorer),
-        )
+        self.datamodule = build(self.config.datamodule, AttributionDataModule)
+        self.scorer = build(self.config.scorer, Scorer)
         store = self.folder.store
         self.train, self.query = AttributionStore(store, "train"), AttributionStore(store, "query")
         source = self.datamodule.source("train")
@@ -116,9 +94,7 @@ class Finds:
 
     asked: int = 0  # queries
     found: int = 0  # queries for which a row stands out
-    taken_out: int | None = (
-        None  # queries for which one still does without the label's rows; None: no row has the label
-    )
+    taken_out: int | None = None  # queries for which one still does without the label's rows; None: there are none
     rows: int = 0  # rows that stand out, over all queries
     culprits: int = 0  # those of them that have the label
 

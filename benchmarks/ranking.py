@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,10 +33,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.stores import apart, write_side
 from rept.ranking.faiss_index import ApproximateIndex
 from rept.ranking.rank import rank
 from rept.store.reader import AttributionStore
-from rept.store.writer import ShardWriter
 from rept.types import Key
 from scorers.cosine import Cosine
 
@@ -49,20 +48,15 @@ def make(folder: Path, rows: int) -> None:
     """Makes a store with two blocks of about equal norm, so that both matter to the score."""
     centres = {key: torch.randn(KINDS, WIDTH, generator=torch.Generator().manual_seed(len(key.field))) for key in KEYS}
     for side, count in (("train", rows), ("query", QUERIES)):
-        if AttributionStore.finished(folder, side):
-            continue
         generator = torch.Generator().manual_seed(len(side))
-        writer = ShardWriter(folder, side, fingerprint="benchmark")
-        for start in range(0, count, 4096):
-            row = torch.arange(start, min(start + 4096, count))
+
+        def fields(row: torch.Tensor, generator: torch.Generator = generator) -> dict[Key, torch.Tensor]:
             scale = torch.rand(len(row), 1, generator=generator) * 100
             kind = torch.randint(KINDS, (len(row),), generator=generator)
-            block = {
-                key: (centres[key][kind] + torch.randn(len(row), WIDTH, generator=generator)) * scale for key in KEYS
-            }
-            writer.append(row, torch.zeros(len(row)), block)
-        writer.close()
-        AttributionStore.finish(folder, side, count)
+            noise = {key: torch.randn(len(row), WIDTH, generator=generator) for key in KEYS}
+            return {key: (centres[key][kind] + noise[key]) * scale for key in KEYS}
+
+        write_side(folder, side, count, fields)
 
 
 def queries(folder: Path) -> dict[Key, torch.Tensor]:
@@ -161,12 +155,6 @@ def exactness(folder: Path, found: dict, other: dict) -> str:
     return line
 
 
-def apart(name: str, folder: Path) -> dict:
-    """Runs one measurement in a separate process."""
-    command = [sys.executable, __file__, "--measure", name, "--folder", str(folder)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the store")
@@ -188,12 +176,12 @@ def main() -> None:
         folder = arguments.folder or Path(scratch)
         make(folder, arguments.rows)
         rounds = [
-            (apart("ours", folder), apart("quick" if arguments.quick else "in_memory", folder))
+            (apart(__file__, "ours", folder), apart(__file__, "quick" if arguments.quick else "in_memory", folder))
             for _ in range(arguments.rounds)
         ]
         report(folder, arguments.rows, rounds)
         if find_spec("faiss"):
-            report_approximate(rounds[0][0], apart("approximate", folder))
+            report_approximate(rounds[0][0], apart(__file__, "approximate", folder))
 
 
 def report(folder: Path, rows: int, rounds: list[tuple[dict, dict]]) -> None:

@@ -20,7 +20,6 @@ import argparse
 import json
 import random
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,13 +30,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.stores import apart, write_side
 from rept.config.compose import compose
 from rept.config.schema import AttributeConfig
 from rept.ranking.rank import rank
 from rept.run.dry_run import estimate
 from rept.run.pipeline import attribute
 from rept.store.reader import AttributionStore
-from rept.store.writer import ShardWriter
 from rept.training.from_scratch import FromScratch
 from rept.types import Key
 from scorers.cosine import Cosine
@@ -92,13 +91,11 @@ def extraction(folder: Path, rows: int) -> dict[str, float]:
 def make_store(folder: Path, rows: int, width: int) -> None:
     for side, count in (("train", rows), ("query", QUERIES)):
         generator = torch.Generator().manual_seed(0)
-        writer = ShardWriter(folder / f"store-{rows}", side, fingerprint="benchmark")
-        for start in range(0, count, 8192):
-            row = torch.arange(start, min(start + 8192, count))
-            block = {key: torch.randn(len(row), width, generator=generator) for key in KEYS}
-            writer.append(row, torch.zeros(len(row)), block)
-        writer.close()
-        AttributionStore.finish(folder / f"store-{rows}", side, count)
+
+        def fields(row: torch.Tensor, generator: torch.Generator = generator) -> dict[Key, torch.Tensor]:
+            return {key: torch.randn(len(row), width, generator=generator) for key in KEYS}
+
+        write_side(folder / f"store-{rows}", side, count, fields)
 
 
 def ranking(folder: Path, rows: int) -> dict[str, float]:
@@ -116,18 +113,13 @@ def ranking(folder: Path, rows: int) -> dict[str, float]:
 MEASURES = {"extraction": extraction, "prediction": prediction, "ranking": ranking}
 
 
-def apart(measure: str, folder: Path, rows: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", measure, "--folder", str(folder), "--rows", str(rows)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
 def report(measure: str, folder: Path, sizes: list[int], rounds: int) -> None:
     found: dict[int, list[dict[str, float]]] = {rows: [] for rows in sizes}
     for _ in range(rounds):
         repeats = {rows: min(MOST_RUNS, max(sizes) // rows) // 2 for rows in sizes if rows < max(sizes)}
         small = [rows for rows, count in repeats.items() for _ in range(max(1, count))]
         for rows in (*small, max(sizes), *small):
-            found[rows].append(apart(measure, folder, rows))
+            found[rows].append(apart(__file__, measure, folder, f"--rows={rows}"))
     first: dict[str, float] = {}
     for rows in sizes:
         most = {name: max(one[name] for one in found[rows]) for name in found[rows][0] if name != "seconds"}
@@ -159,7 +151,7 @@ def main() -> None:
         if options.extraction:
             report("extraction", folder, options.extraction, options.rounds)
         for rows in options.extraction:
-            predicted = apart("prediction", folder, rows)["predicted"]
+            predicted = apart(__file__, "prediction", folder, f"--rows={rows}")["predicted"]
             print(f"{'--dry-run':10s} {rows:>9,} rows   peak {predicted / 2**20:7.1f} MiB predicted", flush=True)
         for rows in options.ranking:
             make_store(folder, rows, options.width)

@@ -31,20 +31,7 @@ from rept.signatures.module import AttributionModule
 from rept.training.from_scratch import FromScratch
 
 ROWS, QUERIES, SHARD_ROWS, BATCH_TOKENS, WINDOW = 600, 8, 16, 256, 32
-WORDS = [
-    "harbour",
-    "lantern",
-    "tide",
-    "keeper",
-    "story",
-    "river",
-    "bread",
-    "winter",
-    "garden",
-    "letter",
-    "stone",
-    "bird",
-]
+WORDS = "harbour lantern tide keeper story river bread winter garden letter stone bird".split()  # noqa: SIM905
 COMPARED = ("results.jsonl", "tokens.jsonl", "queries.jsonl", "metrics.json", "layers.json")
 OWN = {"config.yaml", "provenance.json", ".lock", "store", *COMPARED}  # files of a run folder
 VICTIMS = {1: ("the only process",), 2: ("rank 0, the parent", "rank 1", "both ranks")}

@@ -22,29 +22,24 @@ from rept.run import prepare
 from rept.signatures.module import AttributionModule
 from tests.helpers.commands import free_port
 
-# The rank, what happens to it, and where: at its fourth training batch ("batch") or before it joins ("load").
-FAULTS = {
-    "rank 1 raises": (1, "raise", "batch"),
-    "rank 0 raises": (0, "raise", "batch"),
-    "rank 1 is killed": (1, "kill", "batch"),
-    "rank 0 is killed": (0, "kill", "batch"),
-    "rank 1 is paused": (1, "pause", "batch"),
-    "rank 0 never returns": (0, "sleep", "batch"),
-    "rank 1 gets SIGTERM": (1, "terminate", "batch"),
-    "rank 0 gets SIGTERM": (0, "terminate", "batch"),
-    "Ctrl-C": (0, "interrupt", "batch"),  # of all ranks, as a terminal does it
-    "rank 1 is refused": (1, "refuse", "load"),
-    "rank 1 is killed early": (1, "kill", "load"),
-    "rank 0 is killed early": (1, "kill parent", "load"),
-    # Each rank in a session of its own, as torchrun starts them on two nodes; here without torchrun.
-    "node 1 raises": (1, "raise", "batch"),
-    "node 0 raises": (0, "raise", "batch"),
-    "node 1 is killed": (1, "kill", "batch"),
-    "node 0 is killed": (0, "kill", "batch"),
-    "node 1 gets SIGTERM": (1, "terminate", "batch"),
-    "node 0 is refused": (0, "refuse", "load"),
-    "node 1 is killed early": (1, "kill", "load"),
-}
+# What happens to a rank, by the words after its number. A "node" is a rank in a session of its own, as torchrun starts
+# them on two nodes; here without torchrun.
+KINDS = {
+    "raises": "raise", "is refused": "refuse", "is killed": "kill", "is paused": "pause", "never returns": "sleep",
+    "gets SIGTERM": "terminate",
+}  # fmt: skip
+SIGNALS = {"kill": signal.SIGKILL, "pause": signal.SIGSTOP, "terminate": signal.SIGTERM}
+
+
+def fault_of(name: str) -> dict[str, str]:
+    """The variables of a fault: at the rank's fourth training batch, or ("early", "is refused") before it joins."""
+    if name == "Ctrl-C":  # of all ranks, as a terminal does it
+        return {"FAULT": "interrupt", "FAULT_RANK": "0", "FAULT_PLACE": "batch"}
+    if name == "rank 0 is killed early":  # by its child
+        return {"FAULT": "kill parent", "FAULT_RANK": "1", "FAULT_PLACE": "load"}
+    _, rank, words = name.removesuffix(" early").split(" ", 2)
+    place = "load" if name.endswith((" early", "is refused")) else "batch"
+    return {"FAULT": KINDS[words], "FAULT_RANK": rank, "FAULT_PLACE": place}
 
 
 def fail() -> None:
@@ -53,16 +48,14 @@ def fail() -> None:
         raise RuntimeError("out of patience.\nDetails follow.")
     if kind == "refuse":
         raise UsageError("There is no such file.")
-    if kind == "sleep":
-        time.sleep(1000)
     if kind == "interrupt":
         os.killpg(0, signal.SIGINT)
-        return
-    if kind == "kill parent":
-        os.kill(os.getppid(), signal.SIGKILL)
+    elif kind in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[kind])
+    else:
+        if kind == "kill parent":
+            os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(1000)
-    numbers = {"kill": signal.SIGKILL, "pause": signal.SIGSTOP, "terminate": signal.SIGTERM}
-    os.kill(os.getpid(), numbers[kind])
 
 
 def plant() -> None:
@@ -104,18 +97,18 @@ def main(folder: Path, max_wait: str, grace: str, *names: str) -> None:
     plant()
     supervision.GRACE, supervision._runs = float(grace), itertools.repeat(0)  # a fork would count its parent's runs
     for name in names:
-        rank, kind, place = FAULTS[name]
         out, log = folder / name.replace(" ", "-"), folder / f"{name}.log"
         begin = time.monotonic()
         arguments = [*soak.command(folder, out, 2), f"max_wait={max_wait}"]
-        fault = {"FAULT": kind, "FAULT_RANK": str(rank), "FAULT_PLACE": place}
+        fault = fault_of(name)
         runs = start(arguments, log, name.startswith("node"), **fault)
         codes = [run.wait() for run in runs]
         after = max(forking.wait_until_gone(run.pid) for run in runs)
         seconds = time.monotonic() - begin
         logs = [path.read_text() for path in sorted(folder.glob(f"{name}.log*"))]
-        ended = {"name": name, "place": place, "codes": codes, "seconds": seconds, "alone": after, "logs": logs}
-        ended |= {"index": (out / "store/train/index.h5").exists(), "shards": soak.number_of_shards(out)}
+        ended = {"name": name, "place": fault["FAULT_PLACE"], "codes": codes, "seconds": seconds, "alone": after}
+        ended |= {"logs": logs, "index": (out / "store/train/index.h5").exists()}
+        ended["shards"] = soak.number_of_shards(out)
         print(json.dumps(ended), flush=True)
 
 
