@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from extractors.gradients.projection import TwoSided
+from extractors.gradients.projection import projection_to
 from extractors.gradients.weights import Factors, choose_weights, gradient_factors
 from rept.errors import UsageError
 from rept.signatures.extractor import Extractor
@@ -44,12 +44,10 @@ class ParameterGradient(Extractor):
         each: bool = False,
         seed: int = 0,
     ) -> None:
-        if dimension is not None and dimension < 1:
-            raise UsageError(f"extractor.dimension must be at least 1, or null, not {dimension}.")
         self.weights = weights
         self.normalize = normalize
         self.each = each
-        self.projection = None if dimension is None else TwoSided(dimension, seed, together=not each)
+        self.projection = projection_to(dimension, seed, together=not each)
 
     def __call__(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
         if model.training:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from extractors.gradients.weights import Factors
+from rept.errors import UsageError
 
 
 class TwoSided:
@@ -60,6 +61,13 @@ class TwoSided:
         if not self.together:
             return flat
         return pad(flat, (0, self.dimension - flat.shape[1])).roll(shift, dims=1)
+
+
+def projection_to(dimension: int | None, seed: int, together: bool = True) -> TwoSided | None:
+    """Returns the projection of an extractor with that ``dimension``; raises UsageError if it is below 1."""
+    if dimension is not None and dimension < 1:
+        raise UsageError(f"extractor.dimension must be at least 1, or null, not {dimension}.")
+    return None if dimension is None else TwoSided(dimension, seed, together)
 
 
 def seeded(seed: int, name: str) -> torch.Generator:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from extractors.gradients.projection import TwoSided
+from extractors.gradients.projection import projection_to
 from extractors.gradients.weights import Factors
 from extractors.sites.reader import SingleSite, SiteExtractor
 from extractors.sites.several_sites import single_site
-from rept.errors import UsageError
 from rept.model.hooks import Response
 from rept.signatures.extractor import Reading, Site
 from rept.types import FIELDS, Batch, Key, PreTrainedModel, Signature
+from rept.utils.tensors import unit
 
 
 class VirtualLinear(SiteExtractor):
@@ -37,11 +35,9 @@ class VirtualLinear(SiteExtractor):
 
     def __init__(self, site: str | SingleSite = "residual_stream", dimension: int | None = 8192, seed: int = 0) -> None:
         super().__init__()
-        if dimension is not None and dimension < 1:
-            raise UsageError(f"extractor.dimension must be at least 1, or null, not {dimension}.")
         self.fields = ("outer",)
         self._site = single_site(site)
-        self.projection = None if dimension is None else TwoSided(dimension, seed)
+        self.projection = projection_to(dimension, seed)
 
     @property
     def readings(self) -> dict[str, Reading]:
@@ -66,5 +62,4 @@ class VirtualLinear(SiteExtractor):
 
 def _rows(block: Tensor, response: Response) -> Tensor:
     """Rows (n D) of norm 1 at the positions that predict the response, from states (B T D); zero rows stay zero."""
-    rows = block.flatten(0, 1)[response.position.to(block.device)]
-    return normalize(rows.to(torch.float64), dim=1, eps=1e-200).float()
+    return unit(block.flatten(0, 1)[response.position.to(block.device)].float())

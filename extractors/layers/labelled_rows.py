@@ -15,6 +15,7 @@ from rept.ranking.metrics import average_precision
 from rept.signatures.extractor import Position
 from rept.signatures.layer_strategy import LayerChoice
 from rept.types import Batch, PreTrainedModel
+from rept.utils.tensors import unit
 
 
 class LabelledProbe:
@@ -70,8 +71,8 @@ class LabelledProbe:
 def precision_by_layer(states: Tensor, labels: Sequence[str | None]) -> np.ndarray | None:
     """Average precision (queries L) of each labelled row as a query against all others, by the cosine of states
     (L B D); equal cosines rank by position. None if no row can be a query, or there is no row with another label."""
-    unit = torch.nn.functional.normalize(states.double(), dim=2)
-    cosine = unit @ unit.transpose(1, 2)  # (L B B)
+    rows = unit(states.double())
+    cosine = rows @ rows.transpose(1, 2)  # (L B B)
     found = []
     for i, label in enumerate(labels):
         others = [j for j in range(len(labels)) if j != i]

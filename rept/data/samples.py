@@ -93,12 +93,10 @@ def as_dictionaries(rows: Sequence[Mapping[str, Any]] | pandas.DataFrame) -> Seq
     if imported is None or not isinstance(rows, imported.DataFrame):
         return rows
     whole = rows.astype(object).where(rows.notna(), None).to_dict("records")
-    return [{str(key): _as_list(value) for key, value in row.items()} for row in whole]
-
-
-def _as_list(value: Any) -> Any:
-    """An array, as Parquet gives for a list, as a list."""
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    return [  # with lists in place of the arrays that Parquet gives
+        {str(key): value.tolist() if isinstance(value, np.ndarray) else value for key, value in row.items()}
+        for row in whole
+    ]
 
 
 def samples_digest(source: SampleSource) -> str:
