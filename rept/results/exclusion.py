@@ -25,23 +25,23 @@ class Selection:
         flagged: those that stand out, in a calibrated run.
         score: those with at least this score.
         label: only hits of queries with this label.
-        behaviour: hits of this behaviour as a whole, instead of those of single queries.
-        rate: of a behaviour, as many hits as leave this expected share of false ones among them.
+        behaviours: hits of these behaviours as a whole, instead of those of single queries.
+        rate: of each behaviour, as many hits as leave this expected share of false ones among them.
     """
 
     first: int | None = None
     flagged: bool = False
     score: float | None = None
     label: str | None = None
-    behaviour: str | None = None
+    behaviours: tuple[str, ...] = ()
     rate: float | None = None
 
     @classmethod
-    def default(cls, trace: Trace, label: str | None = None, behaviour: str | None = None) -> Selection:
+    def default(cls, trace: Trace, label: str | None = None, behaviours: tuple[str, ...] = ()) -> Selection:
         """Returns the hits that stand out in a calibrated run; otherwise the first 10 of each query, or fewer."""
-        if _calibrated(trace, behaviour):
-            return cls(flagged=True, label=label, behaviour=behaviour)
-        return cls(first=min(10, trace.config.top_k), label=label, behaviour=behaviour)
+        if _calibrated(trace, behaviours):
+            return cls(flagged=True, label=label, behaviours=behaviours)
+        return cls(first=min(10, trace.config.top_k), label=label, behaviours=behaviours)
 
     def has(self, hit: Hit | BehaviourHit) -> bool:
         if self.flagged:
@@ -54,10 +54,12 @@ class Selection:
 
     def __str__(self) -> str:
         chosen = f"the first {self.first} hits" if self.first is not None else f"hits with a score >= {self.score}"
+        several = "behaviours" if len(self.behaviours) > 1 else "behaviour"
+        whose = f"the {several} {', '.join(self.behaviours)}"
         if self.rate is not None:
-            return f"hits of the behaviour {self.behaviour} with an expected share of at most {self.rate:g} false ones"
-        if self.behaviour is not None:
-            return f"{'hits that stand out' if self.flagged else chosen} of the behaviour {self.behaviour}"
+            return f"hits of {whose} with an expected share of at most {self.rate:g} false ones"
+        if self.behaviours:
+            return f"{'hits that stand out' if self.flagged else chosen} of {whose}"
         queries = "each query" if self.label is None else f"each query with the label {self.label}"
         return f"{'hits that stand out' if self.flagged else chosen} of {queries}"
 
@@ -69,10 +71,11 @@ def chosen_rows(trace: Trace, selection: Selection) -> dict[str, Any]:
         UsageError: the run does not have the hits or labels that are asked for, or no hit is chosen.
     """
     _check(trace, selection)
-    why = _of_queries(trace, selection) if selection.behaviour is None else _of_behaviour(trace, selection)
+    why = _of_behaviours(trace, selection) if selection.behaviours else _of_queries(trace, selection)
     if not why and selection.rate is not None:
+        names = " or ".join(selection.behaviours)
         raise UsageError(
-            f"No training row stands out for the behaviour {selection.behaviour} at the rate {selection.rate:g}: its "
+            f"No training row stands out for the behaviour {names} at the rate {selection.rate:g}: its "
             "queries resemble one another more than any row resembles them. The first rows are in behaviours.jsonl."
         )
     if not why:
@@ -97,12 +100,26 @@ def _of_queries(trace: Trace, selection: Selection) -> list[dict[str, Any]]:
     return [_reason(found[row]) for row in sorted(found)]
 
 
-def _of_behaviour(trace: Trace, selection: Selection) -> list[dict[str, Any]]:
-    hits = sorted(filter(selection.has, trace.behaviour(str(selection.behaviour))), key=lambda hit: hit.row)
-    return [
-        {"row": hit.row, "label": hit.label, "behaviour": hit.behaviour, "rank": hit.rank, "score": hit.score}
-        for hit in hits
-    ]
+def _of_behaviours(trace: Trace, selection: Selection) -> list[dict[str, Any]]:
+    """Why each row was chosen, once: its best place in the behaviours' rankings, and the names of the others."""
+    found: dict[int, list[BehaviourHit]] = {}
+    for name in selection.behaviours:
+        for hit in filter(selection.has, trace.behaviour(name)):
+            found.setdefault(hit.row, []).append(hit)
+    why = []
+    for row in sorted(found):
+        hit, *others = sorted(found[row], key=lambda hit: hit.rank)
+        reason = {"row": row, "label": hit.label, "behaviour": hit.behaviour, "rank": hit.rank, "score": hit.score}
+        why.append(reason | ({"also": [other.behaviour for other in others]} if others else {}))
+    return why
+
+
+def without_rows(trace: Trace, selection: Selection) -> str:
+    """Names the behaviours of which no row was chosen by ``rate``, in a sentence; empty where there are none."""
+    few = [name for name in selection.behaviours if not _estimated(trace, name)]
+    none = [n for n in selection.behaviours if n not in few and not any(map(selection.has, trace.behaviour(n)))]
+    said = [f"Fewer than five queries do not say how many rows share {', '.join(few)}."] if few else []
+    return " ".join([*said, *([f"No row stands out for {', '.join(none)}."] if none else [])])
 
 
 def described(content: dict[str, Any]) -> str:
@@ -134,8 +151,8 @@ def _check(trace: Trace, selection: Selection) -> None:
             f"Expected --first to be from 1 to {top_k}, the hits of each query that {run} has, but got "
             f"{selection.first}; for more, rank again: python -m rept score {run} top_k=... out=..."
         )
-    if selection.flagged and not _calibrated(trace, selection.behaviour):
-        if selection.behaviour is not None and trace.config.calibration.rate is not None:
+    if selection.flagged and not _calibrated(trace, selection.behaviours):
+        if selection.behaviours and trace.config.calibration.rate is not None:
             raise _too_few_queries(trace, selection)
         raise UsageError(
             f"{run} is not calibrated, so no hit is known to stand out; choose by --first or --score, or calibrate: "
@@ -150,24 +167,29 @@ def _check(trace: Trace, selection: Selection) -> None:
 
 
 def _check_rate(trace: Trace, selection: Selection) -> None:
-    if selection.behaviour is None or not 0 < float(selection.rate or 0) <= 0.5:
+    if not selection.behaviours or not 0 < float(selection.rate or 0) <= 0.5:
         raise UsageError(
-            "Expected --rate to be above 0 and at most 0.5, and --behaviour to name whose rows are chosen."
+            "Expected --rate to be above 0 and at most 0.5, for behaviours and not for a --label, but got "
+            f"{selection.rate}."
         )
-    if all(hit.false_share is None for hit in trace.behaviour(selection.behaviour)):
+    if not any(_estimated(trace, name) for name in selection.behaviours):
         raise _too_few_queries(trace, selection)
+
+
+def _estimated(trace: Trace, behaviour: str) -> bool:
+    return any(hit.false_share is not None for hit in trace.behaviour(behaviour))
 
 
 def _too_few_queries(trace: Trace, selection: Selection) -> UsageError:
     return UsageError(
-        f"The behaviour {selection.behaviour} of {trace.folder.path} has fewer than five queries, which do not say how "
-        "many rows share it; choose by --first or --score."
+        f"The behaviour {' or '.join(selection.behaviours)} of {trace.folder.path} has fewer than five queries, which "
+        "do not say how many rows share it; choose by --first or --score."
     )
 
 
-def _calibrated(trace: Trace, behaviour: str | None = None) -> bool:
-    if behaviour is not None:
-        return any(hit.flagged is not None for hit in trace.behaviour(behaviour))
+def _calibrated(trace: Trace, behaviours: tuple[str, ...] = ()) -> bool:
+    if behaviours:
+        return any(hit.flagged is not None for name in behaviours for hit in trace.behaviour(name))
     return any(hit.flagged is not None for query in trace.answered for hit in trace.hits(query))
 
 

@@ -32,7 +32,7 @@ class DistinctiveTokens:
     Args:
         extractor: its first site is read.
         layer: from 1.
-        behaviours: the queries of each behaviour; a query that belongs to none is one of its own.
+        behaviours: the queries of each behaviour; of a query in several, the first one counts.
         hits: the row numbers of each query's best hits, best first.
         background: drawn training rows.
     """
@@ -49,7 +49,8 @@ class DistinctiveTokens:
     ) -> None:
         self.model, self.extractor, self.datamodule, self.layer = model, extractor, datamodule, layer
         self.behaviours = behaviours
-        self.number = {query: number for number, queries in enumerate(behaviours) for query in queries}
+        numbered = reversed(list(enumerate(behaviours)))
+        self.number = {query: number for number, queries in numbered for query in queries}
         self.hits = hits
         self._words: dict[str, int] = {}
         self._encoded = lru_cache(maxsize=1024)(datamodule.encoded)

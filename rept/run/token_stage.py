@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from heapq import merge
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rept.data.samples import Sample
 from rept.distributed.collectives import barrier, process
 from rept.ranking.metrics import token_measures
 from rept.ranking.token_influence import check_form
+from rept.results.html_text import format_count
 from rept.run.distinctive_tokens import BACKGROUND, DistinctiveTokens
 from rept.run.job import Job
 from rept.run.sample_rows import sample_rows
@@ -23,6 +25,7 @@ from rept.run.token_pairs import score_pairs
 from rept.run.word_counts import write_words
 from rept.signatures.extractor import ReadsAllPositions
 from rept.types import Status
+from rept.utils.console import say
 from rept.utils.json_files import each_line, read_json, write_json, write_jsonl, write_lines
 from rept.utils.progress import progress
 
@@ -89,6 +92,12 @@ def _distinctive(
     named = [queries for name, queries in group_queries(labels, path).behaviours.items() if path or name != ALL]
     alone = sorted(samples.keys() - {query for queries in named for query in queries})
     behaviours = [*named, *([query] for query in alone)]
+    several = [query for query, count in Counter(chain(*named)).items() if count > 1]
+    if several and job.trainer.is_global_zero:
+        say(
+            f"{format_count(len(several), 'query')} in several behaviours of {path}, such as query {several[0]}: token "
+            "scores are those of the first behaviour in the file that names the query."
+        )
     background = sample_rows(job, BACKGROUND)
     return DistinctiveTokens(job.model, extractor, job.datamodule, layer, behaviours, hits, background)
 

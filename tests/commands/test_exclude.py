@@ -111,16 +111,52 @@ def test_other_rows_are_not_overwritten(tmp_path: Path):
 
 def of_behaviour(tmp_path: Path, name: str, shares: list[float | None]) -> Path:
     """A run with a ranking of one behaviour, whose rows have these expected shares of false rows."""
+    return of_behaviours(tmp_path, {name: (100, shares)})
+
+
+def of_behaviours(tmp_path: Path, rankings: dict[str, tuple[int, list[float | None]]]) -> Path:
+    """A run with several: for each the first row, after which row numbers fall, and the shares."""
     run = tmp_path / "behaviour"
     if not run.exists():
         write_run(run, SHAPE)
     lines = [
-        {"behaviour": name, "rank": i + 1, "row": 100 - i, "score": 9.0 - i, "label": None, "prompt": "p",
+        {"behaviour": name, "rank": i + 1, "row": first - i, "score": 9.0 - i, "label": None, "prompt": "p",
          "response": "r"} | ({} if share is None else {"p_value": 0.1, "false_share": share})
+        for name, (first, shares) in rankings.items()
         for i, share in enumerate(shares)
     ]  # fmt: skip
     write_jsonl(run / "behaviours.jsonl", lines)
     return run
+
+
+SEVERAL: dict[str, tuple[int, list[float | None]]] = {
+    "rude": (100, [0.01, 0.04, 0.3]), "sly": (101, [0.01, 0.02, 0.03]), "absent": (50, [1.0, 1.0]), "rare": (40, [None])
+}  # fmt: skip
+
+
+def test_rows_of_several_behaviours_each_once_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run, out = of_behaviours(tmp_path, SEVERAL), tmp_path / "culprits.json"
+    exclude.run([str(run), "--behaviour", "rude", "--behaviour", "sly", "--rate", "0.1", f"out={out}"])
+    content = read_json(out)
+    assert content["rows"] == [99, 100, 101]
+    reasons = [(one["row"], one["behaviour"], one["rank"], one.get("also")) for one in content["why"]]
+    assert reasons == [(99, "rude", 2, ["sly"]), (100, "rude", 1, ["sly"]), (101, "sly", 1, None)]
+    assert "hits of the behaviours rude, sly with an expected share" in content["chosen"]
+    assert "stands out for" not in capsys.readouterr().out
+    exclude.run(
+        [str(run), "--behaviour", "rude", "--behaviour", "absent", "--first", "1", f"out={tmp_path / 'f.json'}"]
+    )
+    assert read_json(tmp_path / "f.json")["rows"] == [50, 100]
+
+
+def test_a_rate_alone_chooses_for_all_behaviours_and_names_those_without_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run, out = of_behaviours(tmp_path, SEVERAL), tmp_path / "culprits.json"
+    exclude.run([str(run), "--rate", "0.1", f"out={out}"])
+    assert read_json(out)["rows"] == [99, 100, 101]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Fewer than five queries do not say how many rows share rare. No row stands out for absent." in printed
 
 
 def test_rows_of_a_behaviour_by_the_share_of_false_ones(tmp_path: Path):
@@ -137,7 +173,7 @@ def test_rows_of_a_behaviour_by_the_share_of_false_ones(tmp_path: Path):
         (["--behaviour", "rude", "--rate", "0.1"], [1.0, 1.0], "No training row stands out for the behaviour rude"),
         (["--behaviour", "rude", "--rate", "0.1"], [None, None], "has fewer than five queries"),
         (["--behaviour", "rude", "--rate", "0.6"], [0.1], "Expected --rate to be above 0 and at most 0.5"),
-        (["--rate", "0.1"], [0.1], "Expected --rate .* and --behaviour to name"),
+        (["--rate", "0.1", "--label", "backdoor"], [0.1], "Expected --rate .* for behaviours and not for a --label"),
         (["--behaviour", "kind", "--rate", "0.1"], [0.1], "has no ranking for the behaviour 'kind'; it has: rude"),
     ],
 )
