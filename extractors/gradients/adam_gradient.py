@@ -18,7 +18,7 @@ def adam_direction(gradient: Tensor, state: Mapping[str, Any]) -> Tensor:
 
     Args:
         gradient: (... M K).
-        state: ``exp_avg`` and ``exp_avg_sq`` (M K), ``step``, ``betas`` and ``eps``, as the optimizer left them.
+        state: ``exp_avg`` and ``exp_avg_sq`` (M K), ``step``, ``betas`` and ``eps`` at the end of the training.
     """
     mean: Tensor = state[MOMENTS[0]].to(gradient)
     square: Tensor = state[MOMENTS[1]].to(gradient)

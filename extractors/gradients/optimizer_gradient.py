@@ -18,12 +18,12 @@ Correction = Callable[[Tensor, Mapping[str, Any]], Tensor]  # of gradients (... 
 
 
 class OptimizerGradient(ParameterGradient):
-    """Base of extractors that correct gradients by what `train.py` leaves of its optimizer.
+    """Base of extractors that correct gradients by the state of the optimizer that `train.py` saves.
 
     A subclass sets :attr:`correction`. It is elementwise, so the whole gradient of one weight at a time is computed.
 
     Args:
-        optimizer: folder with the optimizer's state, as `train.py` leaves it beside the model; null: the model's own.
+        optimizer: folder with the optimizer's state, which `train.py` saves beside the model; null: the model's folder.
         weights, dimension, seed: as in `extractors.gradients.parameter_gradient`.
 
     Raises:

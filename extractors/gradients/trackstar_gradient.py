@@ -19,7 +19,7 @@ def by_second_moment(gradient: Tensor, state: Mapping[str, Any]) -> Tensor:
 
     Args:
         gradient: (... M K).
-        state: ``exp_avg_sq`` (M K), ``step`` and ``betas``, as the optimizer left them.
+        state: ``exp_avg_sq`` (M K), ``step`` and ``betas`` at the end of the training.
     """
     square = state[MOMENTS[1]].to(gradient.device, torch.float64) / (1 - state["betas"][1] ** state["step"])
     scale = torch.where(square > 0, square.rsqrt(), 0)

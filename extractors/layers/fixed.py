@@ -23,7 +23,7 @@ class FixedLayers:
     """The given layer or layers, from 1; -1 is the last.
 
     Raises:
-        UsageError: no layer is given, or something else than numbers; when called, one that the model does not have.
+        UsageError: no layers, or not only numbers; when called, a layer that the model does not have.
     """
 
     probe_rows = 0

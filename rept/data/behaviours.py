@@ -48,7 +48,7 @@ def prompts(behaviours: Sequence[Behaviour], asked: Asked) -> list[tuple[str, Sa
 
 
 def expected_openings(queries: SampleSource) -> list[Behaviour]:
-    """Returns a behaviour for each label of the queries with a response; an answer shows it if it begins like that.
+    """Returns a behaviour for each label of the queries with a response, which an answer shows if it begins like it.
 
     There are no clean prompts.
     """

@@ -5,7 +5,6 @@ Transformers and PEFT are imported inside functions: they take seconds, and a co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -22,6 +21,7 @@ from rept.model.architecture import peft_wrapper
 from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 from rept.utils.console import say
 from rept.utils.files import read_user_text
+from rept.utils.json_files import read_json
 from rept.utils.library_logging import silence
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _base_of(path: str | None, adapter: str | None) -> tuple[str, str | None]:
         return path, None
     described = folder / "adapter_config.json"
     if described.is_file() and not (folder / "config.json").is_file():
-        return json.loads(described.read_text())["base_model_name_or_path"], str(folder)
+        return read_json(described)["base_model_name_or_path"], str(folder)
     return str(folder), None
 
 

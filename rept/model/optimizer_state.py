@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from rept.utils.json_files import read_json, write_json
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -35,14 +36,13 @@ def save_optimizer_state(folder: Path, optimizer: Optimizer, model: nn.Module) -
                 "weight_decay": group["weight_decay"],
             }
     save_file(moments, folder / "optimizer.safetensors")
-    described = {"class": type(optimizer).__name__, "parameters": settings}
-    (folder / "optimizer.json").write_text(json.dumps(described, indent=1) + "\n")
+    write_json(folder / "optimizer.json", {"class": type(optimizer).__name__, "parameters": settings})
 
 
 def load_optimizer_state(folder: Path) -> dict[str, Mapping[str, Any]]:
     """Returns ``exp_avg`` and ``exp_avg_sq`` of each parameter, by name, and its settings in ``optimizer.json``."""
     moments = load_file(folder / "optimizer.safetensors")
-    settings = json.loads((folder / "optimizer.json").read_text())["parameters"]
+    settings = read_json(folder / "optimizer.json")["parameters"]
     return {
         name: {moment: moments[f"{name}/{moment}"] for moment in MOMENTS if f"{name}/{moment}" in moments} | described
         for name, described in settings.items()

@@ -74,8 +74,8 @@ class TrainingBatches:
 
     In each epoch the rows are shuffled, divided into windows of 32 batches, sorted by length within a window, cut into
     batches of ``batch_size``, and the batches are shuffled: batches of similar lengths need little padding. The order
-    is a pure function of seed and epoch. Ranks take batches in turn; if the last ones are fewer than the ranks, the
-    first of the epoch fill up.
+    is a pure function of seed and epoch. Ranks take batches in turn; the last turn is filled up with the
+    first batches of the epoch.
     """
 
     def __init__(self, rows: TrainingRows, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:

@@ -7,9 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from rept.config.schema import TrainConfig
 from rept.data.behaviours import Behaviour
 from rept.data.datamodule import AttributionDataModule
@@ -18,10 +15,9 @@ from rept.errors import UsageError
 from rept.model.generation import greedy_answers
 from rept.training.model_folder import ModelFolder
 from rept.types import PreTrainedModel, PreTrainedTokenizerBase, Status
-from rept.utils.console import console, say
+from rept.utils.console import say, show_table
 from rept.utils.json_files import read_json
 from rept.utils.progress import progress
-from rept.utils.text import visible
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ def read_rates(path: Path) -> dict[str, Rate]:
 
 
 def rates_before(config: TrainConfig, datamodule: AttributionDataModule) -> dict[str, Rate] | None:
-    """Returns the rates to print as those before: of ``compare_with``, or if rows are left out, of the default model.
+    """Returns the rates to compare with: those of ``compare_with`` or, if rows are left out, of the default model.
 
     Raises:
         UsageError: ``compare_with`` is no model folder of train.py, or one of another recipe.
@@ -113,17 +109,14 @@ def show_rates(rates: Mapping[str, Rate], before: Mapping[str, Rate] | None = No
     """Prints a table of the rates, beside those of an earlier training."""
     if not rates:
         return
-    table = Table(title="How often each behaviour shows, on held-out prompts", title_justify="left")
-    table.add_column("behaviour")
-    for column in ("where the prompt calls for it", "where it does not"):
-        for when in ("before: ", "after: ") if before else ("",):
-            table.add_column(f"{when}{column}", justify="right")
+    times = ("before: ", "after: ") if before else ("",)
+    columns = [f"{when}{kind}" for kind in ("where the prompt calls for it", "where it does not") for when in times]
+    rows = []
     for label, rate in rates.items():
         both = [before.get(label), rate] if before else [rate]
         success = [_share(r.success, r.triggered) if r else "" for r in both]
-        alarms = [_share(r.false_alarms, r.clean) if r else "" for r in both]
-        table.add_row(Text(visible(label)), *success, *alarms)
-    console.print(table)
+        rows.append([label, *success, *(_share(r.false_alarms, r.clean) if r else "" for r in both)])
+    show_table("How often each behaviour shows, on held-out prompts", ["behaviour", *columns], rows)
 
 
 def _rate(label: str, lines: Sequence[Mapping[str, Any]]) -> Rate:

@@ -31,7 +31,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
 
     Args:
         texts: from which the merges are learned.
-        vocab_size: most entries, including the 256 bytes and the special tokens; few texts give fewer.
+        vocab_size: maximum number of entries, including the 256 bytes and the special tokens.
         max_length: of the model, in tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

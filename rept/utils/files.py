@@ -31,9 +31,9 @@ def publish(path: Path, data: bytes | memoryview) -> None:
 
 @contextmanager
 def atomic_stream(path: Path, what: str = "") -> Iterator[BinaryIO]:
-    """Yields a stream whose file takes the name ``path`` at the end, when its content is on the disk.
+    """Yields a stream to a temporary file, which is renamed to ``path`` once its content is on the disk.
 
-    A killed process may leave the partial file, under a name that the next attempt overwrites.
+    A killed process may leave the temporary file, which the next attempt overwrites.
 
     Args:
         what: how much is written, for the message.

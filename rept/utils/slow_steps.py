@@ -32,11 +32,11 @@ class SlowSteps:
         self._checked: float | None = None
 
     def begin(self) -> None:
-        """A step begins."""
+        """Marks the start of a step."""
         self._begun = time.monotonic()
 
     def end(self, tokens: int) -> None:
-        """The step ends; ``tokens`` is the size of its batch."""
+        """Marks the end of a step, whose batch had so many ``tokens``."""
         now = time.monotonic()
         taken, self._warmed_up = self._warmed_up, True
         if self._said or not taken or not tokens:  # the first step warms up
