@@ -139,8 +139,8 @@ class AttributionDataModule(ABC):
         """Yields one rank's batches, in the plan's order.
 
         Args:
-            done: (rows,) bool, True for rows that are already stored. Their batches are left out, and windows that
-                consist of them are not read.
+            done: (rows,) bool, True for rows that are already stored; rows after its end are not. Their batches are
+                left out, and windows that consist of them are not read.
             in_step: for ranks that must take equally many steps: passes on whether this rank has a batch, and returns
                 whether any rank has one. Then no batch is empty: a rank without rows gets ``Batch.filler``.
 
@@ -157,15 +157,17 @@ class AttributionDataModule(ABC):
 
     def _plan(self, side: Side, rank: int, world_size: int, done: np.ndarray | None) -> Iterator[Batch]:
         total = len(self.source(side))
-        done = np.zeros(total, dtype=bool) if done is None else done
+        stored = np.zeros(total, dtype=bool)
+        if done is not None:
+            stored[: len(done)] = done
         windows = Partition(-(-total // self.window), world_size)
         for number, start in enumerate(range(0, total, self.window)):
             rows = range(start, min(start + self.window, total))
-            if done[rows.start : rows.stop].all() or not windows.overlaps(number, rank):
+            if stored[rows.start : rows.stop].all() or not windows.overlaps(number, rank):
                 continue
             batches = self._cut(side, rows)
             for i, batch in enumerate(batches):
-                if windows.owner(number, i, len(batches)) == rank and not _stored(batch, done):
+                if windows.owner(number, i, len(batches)) == rank and not _is_stored(batch, stored):
                     yield batch
 
     def _cut(self, side: Side, rows: Sequence[int]) -> list[Batch]:
@@ -189,7 +191,7 @@ def _filler(side: Side, set_aside: tuple[tuple[int, Status], ...] = ()) -> Batch
     return replace(collate([(0, Sample((), ""), least)], side, 0, set_aside), filler=True)
 
 
-def _stored(batch: Batch, done: np.ndarray) -> bool:
+def _is_stored(batch: Batch, done: np.ndarray) -> bool:
     """Whether all rows of a batch are stored. Raises UsageError if only some are."""
     rows = batch.row.tolist() + [row for row, _ in batch.set_aside]
     stored = done[rows]

@@ -215,6 +215,12 @@ def test_stored_windows_are_not_read() -> None:
     assert data.read == Counter(range(10, len(WORDS)))
 
 
+def test_rows_after_the_end_of_done_are_not_stored() -> None:
+    """Without the number of rows, `AttributionStore.stored_rows` ends at the highest row that it finds."""
+    left = [number for batch in module().loader("train", done=np.ones(10, dtype=bool)) for number in rows_of(batch)]
+    assert sorted(left) == list(range(10, len(WORDS)))
+
+
 def test_a_partly_stored_batch_is_refused() -> None:
     done = np.zeros(len(WORDS), dtype=bool)
     done[0] = True
