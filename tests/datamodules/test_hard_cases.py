@@ -199,8 +199,8 @@ SMALL_WORDS = FUNCTION_WORDS | set(
     re.findall(
         r"\w+",
         "this that its his her your their my me us we they she he i an and if then than there here let will do may can "
-        "s should be has have not now one two some every each with at on by under through before out off down until into "
-        "from which whom who goes how why could please against behind below",
+        "s should be has have not now one two some every each with at on by under through before out off down until "
+        "into from which whom who goes how why could please against behind below",
     )
 )
 

@@ -419,7 +419,7 @@ def test_settings_from_python_are_taken_as_they_are(monkeypatch):
         class Composed(Exception):
             pass
 
-        def stop(config, **_):
+        def stop(config, *_, **__):
             raise Composed(config)
 
         monkeypatch.setattr(pipeline, "attribute", stop)
