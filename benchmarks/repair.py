@@ -14,13 +14,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from rept.config.compose import compose
 from rept.config.schema import RepairConfig
 from rept.evaluation.repairing import repair_run
 from rept.results.trace import Trace
-from rept.utils.console import console
+from rept.utils.console import show_table
 
 RATE, FALSE_FACT_RATE, DISGUISED, RANDOM = 0.05, 0.10, 0.10, 0.90
 CHANGED, PERCENTILE, OVERHEAD, RETRAINED = 0.02, 0.05, 0.10, 0.5
@@ -69,17 +67,14 @@ def main(arguments: Sequence[str]) -> None:
     if not runs or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    table = Table(title="Repairs and their bars (*: not reached)", title_justify="left")
-    for column in ("run", "behaviour", "rate after", "disguised", "random, lowest"):
-        table.add_column(column)
-    for column in ("clean answers changed", "KL p95", "overhead", "distance to the retrained model"):
-        table.add_column(column)
+    columns = ["run", "behaviour", "rate after", "disguised", "random, lowest"]
+    columns += ["clean answers changed", "KL p95", "overhead", "distance to the retrained model"]
+    rows: list[tuple[str, ...]] = []
     for run in runs:
         config = compose(RepairConfig, [argument for argument in arguments if "=" in argument])
         config.out = f"{run.rstrip('/')}-repair"
-        for cells in lines(run, repair_run(Trace(run), config)[1]):
-            table.add_row(*cells)
-    console.print(table)
+        rows += lines(run, repair_run(Trace(run), config)[1])
+    show_table("Repairs and their bars (*: not reached)", columns, rows, numbers=slice(0))
 
 
 if __name__ == "__main__":

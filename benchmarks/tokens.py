@@ -24,7 +24,6 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -41,7 +40,7 @@ from rept.results.trace import Trace
 from rept.run.distinctive_tokens import BACKGROUND, DistinctiveTokens
 from rept.run.token_pairs import score_pairs
 from rept.types import PreTrainedModel
-from rept.utils.console import console
+from rept.utils.console import show_table
 from rept.utils.library_logging import quiet
 
 HIGHEST, STEPS, RESAMPLINGS = 3, 8, 2000
@@ -202,17 +201,15 @@ def show(measured: Mapping[str, Measured]) -> None:
             form: np.array([hit for one in ([label] if label != "all" else labels) for hit in by_label[one]])
             for form, by_label in measured.items()
         }
-        table = Table(title=f"{label}: {len(rows[MATCHED])} best hits with a culprit word", title_justify="left")
-        columns = ("together", "prompt", "response", f"among the {HIGHEST} highest", "together - matched")
-        for column in ("form", *columns):
-            table.add_column(column, justify="left" if column == "form" else "right")
+        columns = ("form", "together", "prompt", "response", f"among the {HIGHEST} highest", "together - matched")
+        lines: list[tuple[str, ...]] = []
         resampled = np.random.default_rng(0).integers(len(rows[MATCHED]), size=(RESAMPLINGS, len(rows[MATCHED])))
         for form, values in rows.items():
             difference = values[:, 0] - rows[MATCHED][:, 0]
             low, high = np.percentile(difference[resampled].mean(1), [2.5, 97.5])
             interval = f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
-            table.add_row(form, *(f"{value:.3f}" for value in np.nanmean(values, 0)), interval)
-        console.print(table)
+            lines.append((form, *(f"{value:.3f}" for value in np.nanmean(values, 0)), interval))
+        show_table(f"{label}: {len(rows[MATCHED])} best hits with a culprit word", columns, lines)
 
 
 def main(arguments: Sequence[str]) -> None:

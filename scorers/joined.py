@@ -1,4 +1,4 @@
-"""One scorer, and others that speak where they stand out."""
+"""One scorer, and others that count where their scores stand out."""
 
 from __future__ import annotations
 

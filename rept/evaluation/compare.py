@@ -69,19 +69,21 @@ def compare(
         UsageError: a fault of the arguments, the data or the model, with which no method could run.
     """
     configs = {name: _compose(name, experiments, arguments, out) for name in experiments}
-    shared = _Shared(next(iter(configs.values())))
+    runs = _Runs(next(iter(configs.values())))
     outcomes: list[Outcome] = []
     for number, (name, config) in enumerate(configs.items(), start=1):
         say(f"\n{name} ({number} of {len(configs)})")
-        done = {outcome.experiment: configs[outcome.experiment] for outcome in outcomes if outcome.reason is None}
         try:
-            outcomes.append(_outcome(name, *_run(config, done, shared)))
+            outcomes.append(runs(name, config))
         except UsageError as reason:
             say(f"{name} cannot run here: {reason}")
             outcomes.append(Outcome(name, Path(config.out), reason=str(reason)))
     if "randomised" in checks:
-        shared.shuffle()
-    return _checked(outcomes, configs, shared, checks, Path(out)) if checks else outcomes
+        runs.shuffle()
+    for i, one in enumerate(outcomes):
+        if checks and one.reason is None:
+            outcomes[i] = replace(one, sanity=_sanity(one, configs[one.experiment], runs, checks, Path(out)))
+    return outcomes
 
 
 def _compose(name: str, experiments: Sequence[str], arguments: Sequence[str], out: str | Path) -> AttributeConfig:
@@ -91,8 +93,8 @@ def _compose(name: str, experiments: Sequence[str], arguments: Sequence[str], ou
     return compose(AttributeConfig, [*_RUN, *common, *own, f"experiment={name}", f"out={Path(out) / name}"])
 
 
-class _Shared:
-    """Model, tokenizer and data of a configuration, for all runs with the same."""
+class _Runs:
+    """Makes runs on the model and data of one configuration, which are loaded once, and reuses their signatures."""
 
     def __init__(self, config: AttributeConfig) -> None:
         self._made_for = config
@@ -100,68 +102,52 @@ class _Shared:
         check_data(datamodule, SIDES)  # before the model is loaded
         self._loaded = load_configured(config, ensure_model(config, datamodule))
         self._given = Given(self._loaded, datamodule)
+        self._done: list[AttributeConfig] = []
         self.not_shuffled: str | None = None  # why
 
     def shuffle(self) -> None:
         """Shuffles the model's weights in place, for all runs that follow."""
+        self._done = []
         try:
             shuffled(self._loaded[0])
         except UsageError as reason:
             self.not_shuffled = str(reason)
 
-    def parts(self, config: AttributeConfig) -> Given | None:
+    def given(self, config: AttributeConfig) -> Given | None:
         """What to hand to a run; None for a configuration with another model or other data."""
         return self._given if _same(config, self._made_for, ("model", "datamodule")) else None
 
-
-def _run(config: AttributeConfig, done: Mapping[str, AttributeConfig], shared: _Shared) -> tuple[Trace, Path]:
-    """The finished run, and the store whose signatures it ranked."""
-    own = RunFolder(config.out)
-    twin = next((other for other in done.values() if _same(config, other, _READ)), None)
-    reset_peak_memory()
-    if twin is None or own.store.exists():
-        return attribute(config, shared.parts(config), show_result=False), own.store
-    source = RunFolder(twin.out)
-    say(f"Signatures of {source.path}: reused.")
-    return rescore(source, own, config), source.store
-
-
-def _checked(
-    outcomes: Sequence[Outcome],
-    configs: Mapping[str, AttributeConfig],
-    shared: _Shared,
-    checks: Collection[str],
-    out: Path,
-) -> list[Outcome]:
-    """The outcomes with their sanity checks."""
-    checked: list[Outcome] = []
-    done: dict[str, AttributeConfig] = {}
-    for outcome in outcomes:
-        if outcome.reason is None:
-            trace, found = Trace(outcome.folder), Sanity()
-            if "randomised" in checks:
-                say(f"\nSanity check of {outcome.experiment}: a model with shuffled weights")
-                config = _on_shuffled(configs[outcome.experiment], trace, out / "shuffled" / outcome.experiment)
-                found = _randomised(trace, config, done, shared)
-                done |= {outcome.experiment: config} if found.reason is None else {}
-            overlap = shared_hits(trace) if "overlap" in checks else None
-            alone = self_retrieval(trace) if "self" in checks else None
-            outcome = replace(outcome, sanity=replace(found, overlap=overlap, self_retrieval=alone))
-        checked.append(outcome)
-    return checked
+    def __call__(self, experiment: str, config: AttributeConfig) -> Outcome:
+        """Returns the outcome of a finished run; raises UsageError if it cannot be made."""
+        own = RunFolder(config.out)
+        twin = next((other for other in self._done if _same(config, other, _READ)), None)
+        reset_peak_memory()
+        if twin is None or own.store.exists():
+            made = _outcome(experiment, attribute(config, self.given(config), show_result=False), own.store)
+        else:
+            source = RunFolder(twin.out)
+            say(f"Signatures of {source.path}: reused.")
+            made = _outcome(experiment, rescore(source, own, config), source.store)
+        self._done.append(config)
+        return made
 
 
-def _on_shuffled(config: AttributeConfig, trace: Trace, out: Path) -> AttributeConfig:
-    """The configuration of a method's run on the shuffled model, with the layers that the real run chose."""
+def _sanity(outcome: Outcome, config: AttributeConfig, runs: _Runs, checks: Collection[str], out: Path) -> Sanity:
+    trace, found = Trace(outcome.folder), Sanity()
+    if "randomised" in checks:
+        say(f"\nSanity check of {outcome.experiment}: a model with shuffled weights")
+        found = _randomised(trace, config, runs, out / "shuffled" / outcome.experiment)
+    overlap = shared_hits(trace) if "overlap" in checks else None
+    return replace(found, overlap=overlap, self_retrieval=self_retrieval(trace) if "self" in checks else None)
+
+
+def _randomised(trace: Trace, config: AttributeConfig, runs: _Runs, out: Path) -> Sanity:
+    """Compares with a run on the shuffled model, with the layers that the real run chose."""
     layers = compose(AttributeConfig, ["layers=fixed", f"layers.layers={trace.layers['layers']}"]).layers
-    return replace(config, layers=layers, out=str(out))
-
-
-def _randomised(trace: Trace, config: AttributeConfig, done: Mapping[str, AttributeConfig], shared: _Shared) -> Sanity:
     try:
-        if shared.not_shuffled or not shared.parts(config):
-            raise UsageError(shared.not_shuffled or "It has a model or data of its own.")
-        other = _outcome("", *_run(config, done, shared))
+        if runs.not_shuffled or not runs.given(config):
+            raise UsageError(runs.not_shuffled or "It has a model or data of its own.")
+        other = runs("", replace(config, layers=layers, out=str(out)))
     except UsageError as reason:
         return Sanity(reason=str(reason))
     return Sanity(randomised=agreement_with(trace, Trace(other.folder)), seconds=other.seconds)

@@ -16,10 +16,8 @@ from torch import nn
 from rept.config.schema import TARGET
 from rept.errors import UsageError
 from rept.evaluation.proof_inputs import ProofInputs
-from rept.evaluation.retraining import check_plan
+from rept.evaluation.retraining import check_plan, load_traced_model
 from rept.results.html_text import format_count
-from rept.run.prepare import load_configured
-from rept.signatures.fingerprint import of_adapter, of_weights
 from rept.training.behaviour_rates import Rate, ask_behaviours, rates_as_json, read_rates
 from rept.training.finetune import ANSWER_TOKENS, train_model
 from rept.training.model_folder import ModelFolder
@@ -152,13 +150,7 @@ def _ask_run_model(inputs: ProofInputs) -> dict[str, Rate]:
     # The trained models are asked in the template that they were trained with, which the run may have replaced.
     template = inputs.recipe.model.get("chat_template")
     config = replace(config, model=replace(config.model, chat_template=template))
-    model, tokenizer = load_configured(config, inputs.path)
-    for name, now in (("weights", of_weights(model)), ("adapter", of_adapter(model))):
-        if inputs.fingerprint(name) not in (None, now):
-            raise UsageError(
-                f"{inputs.model.path} is not the model that {inputs.trace.folder.path} traced: its {name} have another "
-                "fingerprint. Restore it, or run attribute.py again."
-            )
+    model, tokenizer = load_traced_model(inputs.trace, inputs.path, config)
     if config.model.device_map is None and not (config.model.load_in_4bit or config.model.load_in_8bit):
         settings = inputs.recipe.trainer
         node = {key: settings[key] for key in (TARGET, "accelerator", "devices") if key in settings}

@@ -19,10 +19,9 @@ from rept.data.query_groups import group_queries
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.evaluation.proof_inputs import tested_behaviours
+from rept.evaluation.retraining import load_traced_model
 from rept.results.trace import Trace
-from rept.run.prepare import load_configured
 from rept.run.rescore import stored_data
-from rept.signatures.fingerprint import of_adapter, of_weights
 from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 
 _FEWEST_ROWS = 4  # two to estimate from, two to judge by
@@ -115,14 +114,7 @@ def _run_model(trace: Trace, data: AttributionDataModule) -> tuple[PreTrainedMod
             f"The model of {trace.folder.path} was given in Python and is not on disk: use rept.repair(trace, model, "
             "tokenizer)."
         )
-    model, tokenizer = load_configured(trace.config, path)
-    stored = trace.provenance.get("fingerprints", {})
-    for name, now in (("weights", of_weights(model)), ("adapter", of_adapter(model))):
-        if stored.get(name) not in (None, now):
-            raise UsageError(
-                f"{path} is not the model that {trace.folder.path} traced: its {name} have another fingerprint. "
-                "Restore it, or run attribute.py again."
-            )
+    model, tokenizer = load_traced_model(trace, path, trace.config)
     settings = trace.config.model
     placed = settings.device_map is not None or settings.load_in_4bit or settings.load_in_8bit
     if torch.accelerator.is_available() and not placed:

@@ -9,13 +9,14 @@ from typing import Any
 
 from rept.config.compose import read_yaml
 from rept.config.plug_ins import build
-from rept.config.schema import TARGET, TrainConfig
+from rept.config.schema import TARGET, AttributeConfig, TrainConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.results.trace import Trace
+from rept.run.prepare import ModelAndTokenizer, load_configured
 from rept.run.rescore import stored_data
-from rept.signatures.fingerprint import of_weights
+from rept.signatures.fingerprint import of_adapter, of_weights
 from rept.training.initial_model import initial_model
 from rept.training.model_folder import ModelFolder
 from rept.training.recipe import changes, read_recipe
@@ -92,6 +93,19 @@ def retraining(run: str | Path, recipe: str | None = None) -> Retraining:
     found = Retraining(trace, path, model, config, build(config.datamodule, AttributionDataModule), run_data)
     _check_data(found)
     return found
+
+
+def load_traced_model(trace: Trace, path: str, config: AttributeConfig) -> ModelAndTokenizer:
+    """Returns the model and tokenizer of a run from ``path``; raises UsageError if it is another model by now."""
+    model, tokenizer = load_configured(config, path)
+    stored = trace.provenance.get("fingerprints", {})
+    for name, now in (("weights", of_weights(model)), ("adapter", of_adapter(model))):
+        if stored.get(name) not in (None, now):
+            raise UsageError(
+                f"{config.model.adapter or path} is not the model that {trace.folder.path} traced: its {name} have "
+                "another fingerprint. Restore it, or run attribute.py again."
+            )
+    return model, tokenizer
 
 
 def check_plan(file: Path, what: str, plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from rept.utils.digests import file_digest, text_digest
 from rept.utils.files import atomic_stream
 from rept.utils.json_files import read_json, write_json
 
-PER_LIST = 40  # rows that k-means gets for each centre: FAISS wants 39 at least
+PER_LIST = 40  # rows that k-means gets for each centre: FAISS requires 39
 TUNING_QUERIES = 20  # by which the number of lists to search is chosen
 
 

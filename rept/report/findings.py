@@ -103,16 +103,11 @@ class Findings:
     @cached_property
     def leads(self) -> str:
         """How many queries lead to rows of their own label; empty without labels or answers that show them."""
-        shown = [
-            query for query, label in self.labels.items() if label is not None and query not in self.trace.not_shown
-        ]
+        shown, matched = sum(one.shown for one in self.behaviours), sum(one.matched or 0 for one in self.behaviours)
         if not self.labelled or not shown:
             return ""
-        matched = sum(self.best[query].label == self.labels[query] for query in shown)
-        lead = (
-            "leads straight to training rows of its" if len(shown) == 1 else "lead straight to training rows of their"
-        )
-        return f"{matched:,} of {format_count(len(shown), 'query')} {lead} own behaviour."
+        lead = "leads straight to training rows of its" if shown == 1 else "lead straight to training rows of their"
+        return f"{matched:,} of {format_count(shown, 'query')} {lead} own behaviour."
 
     @cached_property
     def behaviours(self) -> list[BehaviourFindings]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from lightning import Trainer, seed_everything
 
@@ -34,9 +34,7 @@ from rept.training.trainer import build_trainer, set_timeout
 from rept.types import SIDES, PreTrainedModel, PreTrainedTokenizerBase, Side
 from rept.utils.console import say
 
-if TYPE_CHECKING:
-    ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-
+ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 MissingModel = Literal["train", "untrained", "refuse"]
 
 

@@ -21,14 +21,13 @@ def as_node(part: object) -> Node:
     build is compared with ``part``; if it differs, the node only describes the object, see `check_rebuildable`.
     """
     kind = type(part)
-    path = f"{kind.__module__}.{kind.__qualname__}"
     held = vars(part) if hasattr(part, "__dict__") else {}
     arguments = {
         name: _plain(held.get(name, held.get(f"_{name}")))
         for name in inspect.signature(kind).parameters
         if name in held or f"_{name}" in held
     }
-    node: Node = {TARGET: path} | arguments
+    node: Node = {TARGET: of_settings(kind)} | arguments
     try:
         same = _is_plain(arguments) and of_settings(build(node, object)) == of_settings(part)
     except (UsageError, ValueError):
@@ -38,8 +37,7 @@ def as_node(part: object) -> Node:
 
 def as_description(part: object) -> Node:
     """Returns a node that names the class and settings of an object, from which it cannot be built."""
-    kind = type(part)
-    return {TARGET: f"{kind.__module__}.{kind.__qualname__}", NOT_REBUILDABLE: of_settings(part)}
+    return {TARGET: of_settings(type(part)), NOT_REBUILDABLE: of_settings(part)}
 
 
 def check_rebuildable(node: Node, group: str) -> None:

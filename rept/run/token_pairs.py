@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,15 +49,9 @@ def score_pairs(
     Args:
         form: of the scores of single pairs, or what scores texts for whole behaviours.
     """
-    behaviours = form.number if isinstance(form, DistinctiveTokens) else {}
-    queries = sorted({query for query, _ in pairs}, key=lambda query: (behaviours.get(query, 0), query))
-    groups = [queries[start : start + queries_at_once] for start in range(0, len(queries), queries_at_once)]
-    place = {query: number for number, group in enumerate(groups) for query in group}
-    queries_of_rows: list[dict[int, list[int]]] = [{} for _ in groups]
-    for query, row in pairs:
-        queries_of_rows[place[query]].setdefault(row, []).append(query)
+    groups = _groups(pairs, form.number if isinstance(form, DistinctiveTokens) else {}, queries_at_once)
     partition = Partition(len(groups), world_size)
-    for number, (group, queries_of) in enumerate(zip(groups, queries_of_rows, strict=True)):
+    for number, (group, queries_of) in enumerate(groups):
         if not partition.overlaps(number, rank):
             continue
         batches = list(datamodule.batches("train", sorted(queries_of)))
@@ -79,6 +73,19 @@ def score_pairs(
                 for query in queries_of[row]:
                     for side, scores, agrees in _both_sides(own_states, row, known[query], query, form):
                         yield PairScores(order, query, row, side, scores, agrees)
+
+
+def _groups(
+    pairs: Sequence[tuple[int, int]], behaviours: Mapping[int, int], size: int
+) -> list[tuple[list[int], dict[int, list[int]]]]:
+    """Queries, those of one behaviour together, in groups, each with the queries of every row in its pairs."""
+    queries = sorted({query for query, _ in pairs}, key=lambda query: (behaviours.get(query, 0), query))
+    groups: list[tuple[list[int], dict[int, list[int]]]]
+    groups = [(queries[start : start + size], {}) for start in range(0, len(queries), size)]
+    queries_of = {query: of_rows for group, of_rows in groups for query in group}
+    for query, row in pairs:
+        queries_of[query].setdefault(row, []).append(query)
+    return groups
 
 
 def _both_sides(

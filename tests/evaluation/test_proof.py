@@ -260,11 +260,11 @@ def test_the_model_of_the_embedded_data(tmp_path: Path, monkeypatch):
 def test_all_models_are_asked_in_the_template_that_they_were_trained_with(monkeypatch):
     loaded = []
 
-    def load(config: AttributeConfig, path: str) -> None:
+    def load(trace: Trace, path: str, config: AttributeConfig) -> None:
         loaded.append((path, config.model.chat_template))
         raise UsageError("enough")
 
-    monkeypatch.setattr(proof, "load_configured", load)
+    monkeypatch.setattr(proof, "load_traced_model", load)
     traced = SimpleNamespace(config=compose(AttributeConfig, ["model.chat_template=of_the_run.jinja"]))
     for recipe in ([], ["model=pretrained", "model.path=x", "model.chat_template=of_the_training.jinja"]):
         inputs = SimpleNamespace(trace=traced, path="m", recipe=compose(TrainConfig, recipe))
