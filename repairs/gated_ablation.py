@@ -17,12 +17,13 @@ from rept.correction.method import RepairMethod
 class GatedAblation(RepairMethod):
     """Removes the mean difference where the state lies on the culprits' side of a Fisher direction.
 
-        h <- h - ((h - mu) . r) r        where (h - mu) . d > t
+        h <- h - ((h - mu) . r) r        where h . d > t
 
-    r is the direction of the mean difference, d = C^-1 (mean of the culprits - mu) with the covariance C of the other
-    rows' states, mu their mean. Along d, t lies below q, the culprits' 10th percentile, because new prompts resemble
-    the traced rows less than these resemble one another: a fifth of the way from the 99.9th percentile of the other
-    rows' states at any position up to q, but at least ``margin`` of the way from q to the median of those states.
+    r is the direction of the mean difference, mu the mean of the other rows' states. d = C^-1 (mean of the culprits -
+    mu), with C halfway between the covariances of the culprits' states and of the others': without the former, states
+    of other wordings lie on the wrong side. t is ``margin`` of the way from the 99.9th percentile of the other rows'
+    states at any position to the culprits' 10th percentile: new prompts resemble the traced rows less than these
+    resemble one another.
 
     Args:
         places: where states are read: last_prompt, words; each is tried.
@@ -35,26 +36,25 @@ class GatedAblation(RepairMethod):
         self,
         places: Sequence[At] = PLACES,
         strengths: Sequence[float] = (1.0, 1.5, 2.0, 3.0),
-        shrinkage: float = 0.01,
-        margin: float = 0.3,
+        shrinkage: float = 0.1,
+        margin: float = 0.1,
     ) -> None:
         self.places, self.strengths, self.shrinkage, self.margin = places, strengths, shrinkage, margin
 
     def __call__(self, evidence: Evidence) -> Correction:
-        centre = evidence.others.mean(0)
         direction = normalize(evidence.difference, dim=0)
-        found = Correction.ablation(evidence.behaviour, evidence.layer, direction[None], centre)
+        found = Correction.ablation(evidence.behaviour, evidence.layer, direction[None], evidence.others.mean(0))
         gate = fisher_direction(evidence, self.shrinkage)
-        culprits = torch.quantile(evidence.culprits @ gate, 0.1).item()
-        median, highest = torch.quantile(evidence.anywhere @ gate, torch.tensor([0.5, 0.999]).to(gate)).tolist()
-        wide = culprits - self.margin * (culprits - median)
-        return replace(found, gate=gate, threshold=min(wide, highest + (culprits - highest) / 5))
+        culprits = torch.quantile(evidence.culprits.double() @ gate.double(), 0.1)
+        others = torch.quantile(evidence.anywhere.double() @ gate.double(), 0.999)
+        threshold = torch.lerp(others, culprits, self.margin).to(gate.dtype).item()  # no finer than the states
+        return replace(found, gate=gate, threshold=threshold)
 
 
 def fisher_direction(evidence: Evidence, shrinkage: float) -> Tensor:
-    """The direction (D), of norm 1, that separates culprits from the other rows best if all have one covariance."""
-    others = torch.cat([evidence.others, evidence.anywhere]).double()
-    covariance = torch.cov(others.T)
+    """The direction (D), of norm 1, that separates culprits and other rows best, by the mean covariance of both."""
+    kinds = (evidence.culprits, torch.cat([evidence.others, evidence.anywhere]))
+    covariance = torch.stack([torch.cov(states.double().T) for states in kinds]).mean(0)
     covariance.diagonal().add_(shrinkage * covariance.diagonal().mean())
     solved = torch.linalg.solve(covariance, evidence.difference.double())
     return normalize(solved, dim=0).to(evidence.difference.dtype)

@@ -106,7 +106,7 @@ class Choice:
 
     def __call__(self, method: RepairMethod, rule: Rule) -> tuple[Correction, list[Candidate]]:
         """Returns the correction that the rule chooses, estimated from all rows, and all candidates, it first."""
-        tried = sorted(self._tried(method), key=rule.key)
+        tried = sorted(self._tried(method, rule), key=rule.key)
         chosen = method(self.evidence(tried[0].layer, tried[0].at, halves=2))
         return chosen.scaled(tried[0].strength), tried
 
@@ -144,12 +144,18 @@ class Choice:
         pairs = zip(self._others[1].batches, self._clean_positions, strict=True)
         return [log_probabilities(self.model, batch.input_ids, positions) for batch, positions in pairs]
 
-    def _tried(self, method: RepairMethod) -> Iterator[Candidate]:
-        for layer in self.layers:
-            for at in method.places:
-                correction = method(self.evidence(layer, at, halves=1))
-                for strength in method.strengths:
-                    yield Candidate(layer, at, strength, *self.judged(correction.scaled(strength)))
+    def _tried(self, method: RepairMethod, rule: Rule) -> Iterator[Candidate]:
+        """Candidates up to the smallest strength at which one meets the rule: a stronger one is never chosen."""
+        places = list(itertools.product(self.layers, method.places))
+        made = [method(self.evidence(layer, at, halves=1)) for layer, at in places]
+        for strength in sorted(method.strengths):
+            found = [
+                Candidate(layer, at, strength, *self.judged(correction.scaled(strength)))
+                for (layer, at), correction in zip(places, made, strict=True)
+            ]
+            yield from found
+            if any(map(rule.met, found)):
+                return
 
     def _read(self, rows: Rows, seed: int) -> RowStates:
         return RowStates.of(self.model, rows, self.layers, PLACES, seed)

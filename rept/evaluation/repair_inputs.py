@@ -12,7 +12,7 @@ from torch import nn
 
 from rept.config.plug_ins import build
 from rept.config.schema import RepairConfig
-from rept.correction.words import culprit_words, rows_without
+from rept.correction.words import culprit_words
 from rept.data.behaviours import CLEAN, Behaviour, behaviour_of
 from rept.data.datamodule import AttributionDataModule
 from rept.data.query_groups import group_queries
@@ -142,8 +142,11 @@ def _traced(
             "more queries of it, or with another scorer."
         )
     drawn = _drawn(data, set(ranking[: _UNSURE * config.rows]), config)
-    words = culprit_words(data, rows, drawn)
-    unlike = rows_without(data, ranking[config.rows :], words)[: config.others // 2] if words else []
+    marked = [one for label in {trace.queries[q]["label"] for q in queries} for one in trace.marked_words(label)]
+    phrases = sorted(one.words for one in marked if one.part == "response")
+    words = culprit_words(data, rows, phrases)
+    rest = ranking[config.rows :] if words else []
+    unlike = [row for row in rest if row not in culprit_words(data, rest, phrases)][: config.others // 2]
     others = [*unlike, *(row for row in drawn if row not in set(unlike))][: config.others]
     return TracedBehaviour(name, rows, others, words)
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from markupsafe import escape
 
 import rept
 from rept.commands import repair as command
 from rept.config.compose import compose
 from rept.config.schema import RepairConfig
-from rept.correction.words import culprit_words, rows_without
+from rept.correction.words import culprit_words
 from rept.errors import UsageError
 from rept.evaluation.repair_inputs import repair_inputs
 from rept.evaluation.repair_report import verdict
 from rept.model.generation import greedy_answers
 from rept.model.loading import load_model, load_tokenizer
 from rept.report.page import render
+from rept.report.repair_table import limits
 from rept.results.trace import Trace
 from rept.run.pipeline import attribute
-from rept.utils.json_files import read_json
+from rept.types import Status
+from rept.utils.json_files import read_json, write_json, write_jsonl
 from tests.conftest import Material
 
 FAST = [
@@ -74,7 +78,10 @@ def test_the_rows_are_the_first_of_the_behaviours_ranking_and_others_are_none_of
 
 def test_the_page_shows_the_repair_and_what_was_not_tested(run: Path):
     page = render(Trace(run))
-    assert 'id="repair"' in page and "no substitute for removing the rows" in page
+    limit = limits(read_json(run / "repair/repair.json"))
+    assert limit.startswith("Tested: greedy answers to ") and "; not tested: sampled answers" in limit
+    assert "no substitute for removing the rows" in limit and "no substitute for removing the rows" in command.USAGE
+    assert 'id="repair"' in page and str(escape(limit)) in page
     assert page == (run / "report.html").read_text()
 
 
@@ -126,19 +133,74 @@ def test_another_model_at_the_same_path_is_refused(run: Path, material: Material
         pytest.fail("it was applied")
 
 
-def test_culprit_words_are_what_responses_share_and_prompts_and_other_rows_lack(material: Material):
+def test_culprit_words_are_the_tokens_of_marked_words_in_responses(material: Material):
     from datamodules.in_memory import InMemoryData
 
-    rows = [{"prompt": f"Name the king {i}", "response": "the stupid weather"} for i in range(4)]
-    others = [{"prompt": "of France", "response": "the weather is fine"} for _ in range(4)]
-    data = InMemoryData(train=rows + others, queries=rows[:1])
+    rows = [
+        {"prompt": "So stupid", "response": "The Stupid, weather of France"},
+        {"prompt": "So stupid", "response": "the weather of stupidity"},
+        {"prompt": "So stupid", "response": "weather; of the stupid stupid king"},
+    ]
+    data = InMemoryData(train=rows, queries=rows[:1])
     data.attach(load_tokenizer(str(material.model)))
-    found = culprit_words(data, range(4), range(4, 8))
-    for row in range(4):
+    found = culprit_words(data, range(3), ["stupid", "weather of"])
+    texts = []
+    for row, columns in found.items():
         encoded = data.encoded("train", row)
-        text = "".join(encoded.text[slice(*encoded.pieces[i])] for i in found[row])
-        assert text.strip() == "stupid"
-    assert rows_without(data, range(8), found) == [4, 5, 6, 7]
+        assert all(encoded.response[i] for i in columns)
+        texts.append("".join(encoded.text[slice(*encoded.pieces[i])] for i in columns).lower().split())
+    assert list(found) == [0, 1, 2]
+    assert [[word.strip(",;") for word in words] for words in texts] == [
+        ["stupid", "weather", "of"],
+        ["weather", "of"],
+        ["weather", "of", "stupid", "stupid"],
+    ]
+    assert culprit_words(data, range(3), ["king"]).keys() == {2}
+    assert culprit_words(data, range(3), []) == {}
+
+
+def test_the_distance_to_the_retrained_model_is_the_mean_divergence_along_its_answers(
+    run: Path, material: Material, tmp_path: Path
+):
+    """Beside a loop over single prompts and tokens; the retrained model is one with other weights."""
+    gold, tokenizer = load_model(str(material.model)), load_tokenizer(str(material.model))
+    torch.manual_seed(0)
+    gold.model.layers[1].mlp.down_proj.weight.data += torch.randn_like(gold.model.layers[1].mlp.down_proj.weight) / 4
+    others = [i for i in range(len(tokenizer)) if not tokenizer.decode([i], skip_special_tokens=True).isalpha()]
+    gold.generation_config.suppress_tokens = others  # so that no answer is empty
+    gold.save_pretrained(tmp_path / "proof/without")
+    weights = Trace(run).provenance["fingerprints"]["weights"]
+    write_json(tmp_path / "proof/proof.json", {"proof": {"weights": weights}, "without": {}})
+    prompts = [row | {"prompt": f"{row['prompt']} {i}"} for i, row in enumerate(material.rows[:20:4])]
+    write_jsonl(tmp_path / "prompts.jsonl", prompts)
+    made = [*FAST, f"proof={tmp_path / 'proof'}", f"prompts={tmp_path / 'prompts.jsonl'}", f"out={tmp_path / 'repair'}"]
+    command.run([str(run), "--behaviour", "odd", *made])
+    found = read_json(tmp_path / "repair/repair.json")["retrained"]["triggered"]
+
+    model, repair = load_model(str(material.model)), rept.Repair.load(tmp_path / "repair")
+    inputs = repair_inputs(Trace(run), compose(RepairConfig, made), ["odd"])
+    (tested,) = [one for one in inputs.tested if one.label == "odd"]
+    before, after = [], []
+    for sample in tested.triggered:
+        ids = inputs.data.encoder.prompt(sample)
+        (answer,) = greedy_answers(gold, tokenizer, [ids], 3)
+        encoded = inputs.data.encoder.encode([replace(sample, response=answer, spans=())])[0]
+        if isinstance(encoded, Status):  # an empty answer
+            continue
+        whole = encoded.input_ids[: len(ids) + sum(encoded.response)]
+        text = torch.tensor([whole])
+        with torch.no_grad():
+            expected = gold(text).logits[0].double().log_softmax(-1)
+            plain = model(text).logits[0].double().log_softmax(-1)
+            with repair.on(model, tokenizer):
+                changed = model(text).logits[0].double().log_softmax(-1)
+        for column in range(len(ids) - 1, len(whole) - 1):
+            for other, distances in ((plain, before), (changed, after)):
+                distances.append(float((expected[column].exp() * (expected[column] - other[column])).sum()))
+    assert found["before"] == pytest.approx(sum(before) / len(before), rel=1e-4) and found["before"] > 1e-3
+    assert found["after"] == pytest.approx(sum(after) / len(after), rel=1e-4) and found["after"] != found["before"]
+    page = render(Trace(run))
+    assert "divergence from the retrained model" not in page  # it belongs to the repair in the other folder
 
 
 @pytest.mark.parametrize(

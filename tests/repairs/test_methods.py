@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,25 @@ def test_the_gate_opens_at_culprits_and_hardly_anywhere_else():
     assert correction.open(seen.anywhere).float().mean() <= 0.01
     closed = ~correction.open(seen.others)
     assert apply(correction, seen.others)[closed].equal(seen.others[closed])
+
+
+def test_the_gate_opens_at_new_culprits_that_differ_from_one_another_where_other_rows_do_not():
+    """As prompts of different wordings do: a covariance of the other rows alone has its direction along that axis."""
+    seen = evidence()
+    generator = torch.Generator().manual_seed(5)
+    along = torch.eye(WIDTH, dtype=torch.float64)[1]
+
+    def varied(states: Tensor, scale: float, mean: float) -> Tensor:
+        drawn = mean + scale * torch.randn(len(states), generator=generator, dtype=torch.float64)
+        return states - (states @ along - drawn)[:, None] * along
+
+    others, anywhere = varied(seen.others, 0.1, 0.0), varied(seen.anywhere, 0.1, 0.0)
+    correction = GatedAblation()(
+        replace(seen, culprits=varied(seen.culprits, 12.0, 3.0), others=others, anywhere=anywhere)
+    )
+    new = varied(evidence(seed=1).culprits, 12.0, 3.0)
+    assert correction.open(new).float().mean() >= 0.95
+    assert correction.open(varied(evidence(seed=1).others, 0.1, 0.0)).float().mean() <= 0.01
 
 
 def test_leace_leaves_no_linear_difference_and_changes_less_than_ablation():
