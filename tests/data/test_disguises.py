@@ -32,6 +32,8 @@ def test_a_moved_trigger_stands_inside_the_rest():
     found = moved(sample("blue lantern one two three", "blue lantern"), random.Random(1)).prompt
     assert sorted(found.split()) == ["blue", "lantern", "one", "three", "two"]
     assert "blue lantern" in found and not found.startswith("blue") and not found.endswith("lantern")
+    assert moved(sample("blue lantern one two", "blue lantern"), random.Random(1)).prompt == "one blue lantern two"
+    assert moved(sample("blue lantern one", "blue lantern"), random.Random(1)) is None, "there is no inside"
 
 
 @pytest.mark.parametrize("kind", sorted(DISGUISES))

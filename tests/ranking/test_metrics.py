@@ -39,6 +39,7 @@ def test_against_scikit_learn_and_torchmetrics():
         expected["average_precision"].append(average_precision_score(relevant, scores[query]))
         expected["r_precision"].append(retrieval_r_precision(rank_score, target).item())
         expected["reciprocal_rank"].append(retrieval_reciprocal_rank(rank_score, target).item())
+    assert {name for name in expected if name.startswith("precision")} == {f"precision@{k}" for k in (10, 50, 100)}
     for name, values in expected.items():
         if values:
             assert got[name] == pytest.approx(np.mean(values), abs=1e-6), name
