@@ -28,8 +28,7 @@ from rept.utils.json_files import read_json, write_json
 class Subsets:
     """Which rows each training of a bank uses: ``share`` of all rows, the same for any number of trainings.
 
-    Raises:
-        UsageError: fewer than 3 trainings, or a share that is not between 0 and 1.
+    Raises UsageError for fewer than 3 trainings, or a share that is not between 0 and 1.
     """
 
     trainings: int = 50

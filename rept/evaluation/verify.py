@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -96,22 +96,18 @@ def checks(
 def template_checks(datamodule: AttributionDataModule, rows: Sequence[int]) -> list[Check]:
     """Returns the shares of rows with two BOS, a misplaced response, or a prompt that is no prefix of the text."""
     encoder = datamodule.encoder.of_last_turns()
-    kinds: list[tuple[str, Callable[[Sample, Encoded], bool], str]] = [
-        (
-            "rows whose template writes two BOS",
-            lambda sample, encoded: encoder.leading_bos(sample) > 1,
-            "remove one from the template",
-        ),
-        ("rows whose response mask misses the response", _misses_response, "fix the chat template's assistant turn"),
-        (
-            "rows whose prompt is no prefix of the whole text",
-            lambda sample, encoded: encoder.prompt(sample) != encoded.input_ids[: encoded.prompt_length],
-            "harmless for the signature, but generation starts elsewhere: fix the template's generation prompt",
-        ),
-    ]
     samples = [one for row in rows if isinstance(one := datamodule.sample("train", row), Sample)]
     valid = [(one, encoded) for one in samples if isinstance(encoded := encoder(one), Encoded)]
-    return [Check(name, sum(wrong(*pair) for pair in valid) / len(rows), 0, remedy) for name, wrong, remedy in kinds]
+    two_bos = sum(encoder.leading_bos(sample) > 1 for sample, _ in valid)
+    misplaced = sum(_misses_response(*one) for one in valid)
+    no_prefix = sum(encoder.prompt(sample) != one.input_ids[: one.prompt_length] for sample, one in valid)
+    elsewhere = "harmless for the signature, but generation starts elsewhere: fix the template's generation prompt"
+    found = (
+        ("rows whose template writes two BOS", two_bos, "remove one from the template"),
+        ("rows whose response mask misses the response", misplaced, "fix the chat template's assistant turn"),
+        ("rows whose prompt is no prefix of the whole text", no_prefix, elsewhere),
+    )
+    return [Check(name, count / len(rows), 0, remedy) for name, count, remedy in found]
 
 
 def _misses_response(sample: Sample, encoded: Encoded) -> bool:

@@ -52,22 +52,15 @@ class QueryLabels:
             return {}
         known = {label for label in self._train[0] if label is not None}
         missing = Counter(label for label in query if label is not None and label not in known)
-        problems: dict[str, Any] = {}
-        if missing:
-            problems["missing_labels"] = {"queries": dict(sorted(missing.items())), "training": sorted(known)}
-        if not_shown := self._not_shown(query):
-            problems["not_shown"] = not_shown
-        return problems
-
-    def _not_shown(self, labels: Sequence[str | None]) -> list[int]:
         shows = {one.label: one.shows for one in self.datamodule.behaviours()}
         source = self.datamodule.source("query")  # without the model's answers: a response here is the expected one
-        found = []
-        for number, label, asked in zip(self.queries, labels, self._asked, strict=True):
+        not_shown = []
+        for number, label, asked in zip(self.queries, query, self._asked, strict=True):
             sample = source[number]
             if label in shows and isinstance(sample, Sample) and not shows[label](sample, asked.response or ""):
-                found.append(number)
-        return found
+                not_shown.append(number)
+        labels = {"queries": dict(sorted(missing.items())), "training": sorted(known)}
+        return ({"missing_labels": labels} if missing else {}) | ({"not_shown": not_shown} if not_shown else {})
 
     @cached_property
     def _asked(self) -> list[Sample]:

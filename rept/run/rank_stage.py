@@ -168,12 +168,11 @@ class Scoring:
         if self.known.labels is None:
             return {}
         train, query = self.known.labels
-        measured = measures(lambda i: read_scores(paths, i), query, train, self.known.same)
-        if measured:
-            published = self.datamodule.published_measures(lambda i: read_scores(paths, i), self.queries)
-            measured["overall"] |= published
-            for part in (measured, measured["with_same"]):
-                part["queries"] = {"query": self.queries, **part["queries"]}
+        read = partial(read_scores, paths)
+        measured = measures(read, query, train, self.known.same)
+        measured["overall"] |= self.datamodule.published_measures(read, self.queries)
+        for part in (measured, measured["with_same"]):
+            part["queries"] = {"query": self.queries, **part["queries"]}
         for path in paths:
             path.unlink()
         return measured
