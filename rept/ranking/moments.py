@@ -7,12 +7,9 @@ from torch import Tensor
 
 
 class Moments:
-    """Running mean and scatter of rows, in float64; memory is that of a D x D matrix, whatever the number of rows.
+    """Running mean, and with ``covariance`` scatter, of rows in float64; memory is that of a D x D matrix.
 
     Blocks are merged as in Chan, Golub, LeVeque (1979), which stays exact where the mean is far larger than the spread.
-
-    Args:
-        covariance: keep the scatter as well as the mean.
     """
 
     def __init__(self, covariance: bool = False) -> None:

@@ -34,8 +34,7 @@ Placed = tuple[float, float, str | Piece]  # inches from the left and from the t
 def write_figures(trace: Trace, folder: Path | None = None) -> list[Path]:
     """Writes each figure that the run has data for into a folder, by default the run's ``figures``; returns the paths.
 
-    Raises:
-        UsageError: matplotlib is not installed.
+    Raises UsageError if matplotlib is not installed.
     """
     require_matplotlib("report --figures")
     folder = folder or trace.folder.figures

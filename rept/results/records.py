@@ -81,8 +81,7 @@ Record = TypeVar("Record", Hit, BehaviourHit, TokenScores, MarkedWords)
 def read_records(path: Path, kind: type[Record]) -> Iterator[Record]:
     """Yields the lines of a JSON Lines file as records; none if there is no such file.
 
-    Raises:
-        UsageError: a line does not have the fields of the record.
+    Raises UsageError if a line does not have the fields of the record.
     """
     for number, line in enumerate(each_line(path) if path.is_file() else (), start=1):
         try:

@@ -30,11 +30,7 @@ def check_numbers(config: AttributeConfig) -> None:
 
 
 def check_behaviours(config: AttributeConfig, queries: Collection[int]) -> None:
-    """Raises UsageError for a behaviour scorer that cannot be built, or a behaviours file that does not fit.
-
-    Args:
-        queries: those that the file may name.
-    """
+    """Raises UsageError for a behaviour scorer that cannot be built, or a behaviours file that names other queries."""
     build(config.behaviour_scorer, BehaviourScorer)
     if config.behaviours:
         read_groups(config.behaviours, queries)

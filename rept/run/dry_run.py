@@ -49,10 +49,7 @@ def estimate(config: AttributeConfig) -> dict[str, float]:
     number of tokens comes from the lengths of evenly spaced rows, batched as the plan does it. The number of ranks
     divides the time. An extractor that learns is fitted here too, and its seconds count as extraction. Not included:
     answers that the model generates, loading the libraries and the model, and training the model of the embedded data,
-    which is used untrained if it does not exist yet.
-
-    Raises:
-        UsageError: whatever the run itself would raise it for.
+    which is used untrained if it does not exist yet. What a run would refuse is refused here too.
     """
     job = prepare(config, missing_model="untrained")
     if job.in_step:

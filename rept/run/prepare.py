@@ -109,8 +109,7 @@ def _loaded(config: AttributeConfig, datamodule: AttributionDataModule, missing:
 def attribution_trainer(config: AttributeConfig) -> Trainer:
     """Returns the configured Trainer with what prediction with gradients needs.
 
-    Raises:
-        UsageError: ``max_wait`` is not a number of seconds, or Lightning refuses the arguments.
+    Raises UsageError if ``max_wait`` is not a number of seconds, or Lightning refuses the arguments.
     """
     if not 0 < config.max_wait < math.inf:
         raise UsageError(f"Expected max_wait to be a number of seconds above 0, but got {config.max_wait}.")
@@ -123,8 +122,7 @@ def attribution_trainer(config: AttributeConfig) -> Trainer:
 def ensure_model(config: AttributeConfig, datamodule: AttributionDataModule, make: bool = True) -> str:
     """Returns the path of the configured model, or that of the embedded data's model, which is trained if missing.
 
-    Raises:
-        UsageError: there is no model, or the one of the embedded data was trained on other data.
+    Raises UsageError if there is no model, or the one of the embedded data was trained on other data.
     """
     if config.model.path:
         return config.model.path

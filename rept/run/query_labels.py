@@ -16,14 +16,10 @@ from rept.types import Status
 
 @dataclass
 class QueryLabels:
-    """Behaviours of the queries of a ranking and of all training rows.
-
-    Args:
-        queries: the ranked queries, by their row in the query data.
-    """
+    """Behaviours of the queries of a ranking and of all training rows."""
 
     datamodule: AttributionDataModule
-    queries: Sequence[int]
+    queries: Sequence[int]  # the ranked ones, by their row in the query data
 
     @property
     def labels(self) -> tuple[list[str | None], list[str | None]] | None:

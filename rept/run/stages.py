@@ -49,8 +49,7 @@ def set_up(job: Job) -> None:
 def answer_queries(job: Job) -> None:
     """Writes queries.jsonl: every query with its status, and the model's greedy answer if it has no response.
 
-    Raises:
-        UsageError: no query can be attributed, which is reported before the training rows are read.
+    Raises UsageError if no query can be attributed, before the training rows are read.
     """
     source, answers = job.datamodule.source("query"), job.datamodule.answers
     if job.trainer.strategy.broadcast(job.folder.queries.is_file()):
