@@ -17,7 +17,7 @@ def excluded_rows(exclude: str | Path | Collection[int] | None, rows: int) -> fr
     JSON is a list of row numbers, or an object with such a list as ``rows``.
 
     Raises:
-        UsageError: the file is missing or contains no list of whole numbers, or a number is no row of the data.
+        UsageError: the file is missing or contains no list of whole numbers, or a number is not that of a row.
     """
     listed: Iterable[object] = _read(exclude) if isinstance(exclude, str | Path) else exclude or ()
     found = set()

@@ -42,11 +42,11 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int, /) -> Record | None: ...  # None: the row is no record of these columns
+    def __getitem__(self, row: int, /) -> Record | None: ...  # None: the row does not have these columns
 
 
 class RecordList:
-    """Records in memory; a row that is no dictionary is None."""
+    """Records in memory; a row that is not a dictionary is None."""
 
     def __init__(self, rows: Sequence[object]) -> None:
         self._rows = rows

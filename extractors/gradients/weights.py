@@ -84,7 +84,7 @@ def choose_weights(model: PreTrainedModel, weights: str) -> list[str]:
     try:
         chosen = [name for name in names if re.search(weights, name)]
     except re.error as error:
-        raise UsageError(f"extractor.weights={weights} is no regular expression: {error}.") from None
+        raise UsageError(f"extractor.weights={weights} is not a regular expression: {error}.") from None
     if not chosen:
         raise UsageError(f"extractor.weights={weights} matches none of the model's weights, such as {names[0]}.")
     return chosen

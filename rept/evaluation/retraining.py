@@ -14,10 +14,10 @@ from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.results.trace import Trace
-from rept.run.prepare import ModelAndTokenizer, load_configured
+from rept.run.prepare import load_configured
 from rept.run.rescore import stored_data
 from rept.signatures.fingerprint import of_adapter, of_weights
-from rept.training.initial_model import initial_model
+from rept.training.initial_model import ModelAndTokenizer, initial_model
 from rept.training.model_folder import ModelFolder
 from rept.training.recipe import changes, read_recipe
 from rept.types import Status

@@ -207,7 +207,7 @@ def _has(module: nn.Module, path: str) -> bool:
 def _submodule(module: nn.Module, path: str, setting: str) -> nn.Module:
     if not _has(module, path):
         names = _listed(_children(module))
-        raise UsageError(f"{setting}={path} names no module of {type(module).__name__}, whose children are {names}.")
+        raise UsageError(f"There is no module {setting}={path} in {type(module).__name__}; its children are {names}.")
     return module.get_submodule(path)
 
 

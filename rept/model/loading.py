@@ -50,8 +50,8 @@ def load_model(
         dtype: of the weights; ``auto`` is the one they were saved in, or float32 for half-precision weights on a CPU
             that computes slowly with them.
         load_in_4bit, load_in_8bit: quantize by bitsandbytes, on a GPU; ``dtype`` is then that of the computation.
-        attn_implementation: as in Transformers; None is its default.
-        device_map: as in Transformers; None loads to the CPU, from where `rept.model.placement.place` moves the model.
+        attn_implementation, device_map: as in Transformers. Without a device_map the model is loaded to the CPU, from
+            where `rept.model.placement.place` moves it.
         trust_remote_code: run model code that comes with the checkpoint.
 
     Raises:
@@ -93,7 +93,7 @@ def _check_whole(path: str, model: PreTrainedModel, missing: Sequence[str]) -> N
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UsageError(
-            f"The checkpoint {path} is no whole causal language model: it lacks {', '.join(missing[:3])}{more}."
+            f"Expected {path} to be a whole causal language model, but it lacks {', '.join(missing[:3])}{more}."
         )
 
 

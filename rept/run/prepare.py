@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from rept.config.schema import AttributeConfig, TrainConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.model.architecture import NAMES, Architecture
-from rept.model.loading import freeze, load_model, load_tokenizer
+from rept.model.loading import freeze
 from rept.model.placement import check_placement, claim_device, keep_batches
 from rept.ranking.scorer import Scorer
 from rept.ranking.token_influence import check_form, check_layer
@@ -28,13 +28,12 @@ from rept.run.job import Job
 from rept.signatures.extractor import Extractor, ReadsAllPositions
 from rept.signatures.layer_strategy import LabelledLayerStrategy, LayerStrategy
 from rept.training.finetune import train_model
-from rept.training.initial_model import initial_model
+from rept.training.initial_model import ModelAndTokenizer, initial_model, pretrained
 from rept.training.model_folder import ModelFolder
 from rept.training.trainer import build_trainer, set_timeout
-from rept.types import SIDES, PreTrainedModel, PreTrainedTokenizerBase, Side
+from rept.types import SIDES, Side
 from rept.utils.console import say
 
-ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 MissingModel = Literal["train", "untrained", "refuse"]
 
 
@@ -156,10 +155,6 @@ def _training(datamodule: AttributionDataModule, path: str) -> TrainConfig:
 
 def load_configured(config: AttributeConfig, path: str) -> ModelAndTokenizer:
     """Returns model and tokenizer of ``config.model`` from ``path``, and registers the names of the model's parts."""
-    options = asdict(config.model)
-    names = {part: options.pop(part) for part in NAMES}
-    template = options.pop("chat_template")
-    tokenizer = load_tokenizer(path, config.model.adapter, config.model.trust_remote_code, template)
-    model = load_model(**options | {"path": path})
-    Architecture.of(model, **names)
+    model, tokenizer = pretrained(replace(config.model, path=path))
+    Architecture.of(model, **{part: asdict(config.model)[part] for part in NAMES})
     return model, tokenizer

@@ -78,7 +78,7 @@ def rates_before(config: TrainConfig, datamodule: AttributionDataModule) -> dict
     """Returns the rates to compare with: those of ``compare_with`` or, if rows are left out, of the default model.
 
     Raises:
-        UsageError: ``compare_with`` is no model folder of train.py, or one of another recipe.
+        UsageError: ``compare_with`` is not a model folder of train.py, or one of another recipe.
     """
     if config.compare_with:
         other = ModelFolder(config.compare_with)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from typing import cast
 
 from rept.config.plug_ins import build
-from rept.config.schema import TARGET, Node
+from rept.config.schema import TARGET, ModelConfig, Node
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.model.architecture import NAMES
@@ -14,21 +15,26 @@ from rept.model.loading import load_model, load_tokenizer
 from rept.training.hyperparameters import Hyperparameters
 from rept.types import PreTrainedModel, PreTrainedTokenizerBase, Status
 
+ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
-def initial_model(node: Node, datamodule: AttributionDataModule) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+
+def initial_model(node: Node, datamodule: AttributionDataModule) -> ModelAndTokenizer:
     """Returns the model and tokenizer of a configuration's ``model``.
 
     A node with a ``_target_`` is built and called with the training texts, as
-    :class:`rept.training.from_scratch.FromScratch`; any other holds the arguments of
-    :func:`rept.model.loading.load_model`.
+    :class:`rept.training.from_scratch.FromScratch`; any other is a `ModelConfig`.
     """
     if TARGET in node:
-        make = cast("Callable[[Iterable[str]], tuple[PreTrainedModel, PreTrainedTokenizerBase]]", build(node, object))
+        make = cast("Callable[[Iterable[str]], ModelAndTokenizer]", build(node, object))
         return make(_texts(datamodule))
-    options: Node = {"path": None, "adapter": None, "trust_remote_code": False} | node
-    options = {key: value for key, value in options.items() if key not in NAMES}  # which only attribution needs
-    template = options.pop("chat_template", None)
-    tokenizer = load_tokenizer(options["path"], options["adapter"], options["trust_remote_code"], template)
+    return pretrained(ModelConfig(**node))
+
+
+def pretrained(config: ModelConfig) -> ModelAndTokenizer:
+    """Returns the model and tokenizer at ``config.path``; raises as `load_model` and `load_tokenizer`."""
+    options = {key: value for key, value in asdict(config).items() if key not in NAMES}  # which only attribution needs
+    template = options.pop("chat_template")
+    tokenizer = load_tokenizer(config.path, config.adapter, config.trust_remote_code, template)
     return load_model(**options), tokenizer
 
 
