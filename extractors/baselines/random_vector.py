@@ -12,12 +12,7 @@ from rept.types import Batch, Key, PreTrainedModel, Signature
 
 
 class RandomVector(Extractor):
-    """Standard normal numbers drawn from seed, side and row number, so that batches and ranks do not matter.
-
-    Args:
-        width: numbers of a sample.
-        seed: another one gives other numbers.
-    """
+    """``width`` standard normal numbers drawn from seed, side and row number: batches and ranks do not matter."""
 
     fields = ("random",)
 

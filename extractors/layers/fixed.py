@@ -42,10 +42,7 @@ class FixedLayers:
 
 
 class FractionOfDepth:
-    """The layer nearest to a share of the depth, at least 1.
-
-    Args:
-        fraction: from 0 to 1.
+    """The layer nearest to a ``fraction`` of the depth, at least 1.
 
     Raises:
         UsageError: a fraction outside 0 to 1.

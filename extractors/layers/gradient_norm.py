@@ -14,11 +14,8 @@ class GradientNorm:
     """The layer whose representation gradient is largest, where the loss depends most on the residual stream.
 
     ``curve[i]`` is the norm of dL/dH of the residual stream at layer i + 1, at the last prompt token, averaged over the
-    probe. The last layer is in the curve, but only chosen if it is the only one: it is read after the final norm, which
-    scales the gradient for another reason.
-
-    Args:
-        n: training rows in the probe.
+    probe of ``n`` training rows. The last layer is in the curve, but only chosen if it is the only one: it is read
+    after the final norm, which scales the gradient for another reason.
 
     Raises:
         UsageError: ``n`` is less than 1; when called, the probe has no sample.

@@ -11,13 +11,9 @@ from rept.types import IGNORE
 
 
 def batch_slices(lengths: Sequence[int], tokens_per_batch: int) -> list[slice]:
-    """Cuts rows into batches of as many as fit in ``tokens_per_batch`` tokens, padding included, and at least one.
+    """Cuts rows, whose ``lengths`` in tokens ascend, into batches; without rows, there is one empty batch.
 
-    Args:
-        lengths: tokens of each row, ascending.
-
-    Returns:
-        The rows of each batch; without rows, one empty batch.
+    A batch takes as many rows as fit in ``tokens_per_batch`` tokens, padding included, and at least one.
     """
     found, first = [], 0
     for i, length in enumerate(lengths):

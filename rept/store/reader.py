@@ -35,11 +35,7 @@ class Block(NamedTuple):
 
 
 class AttributionStore:
-    """A finished side of a store, open for reading.
-
-    Args:
-        folder: the run's ``store`` folder.
-        side: "train" or "query".
+    """A finished side of a run's ``store`` folder, open for reading.
 
     Raises:
         DamagedStore: a file is damaged, missing, or does not belong here. Names and sizes of the shards are checked

@@ -38,11 +38,7 @@ def read_recipe(path: str | Path) -> TrainConfig:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
-    """Returns in words which settings differ between two configurations of train.py; empty if none does.
-
-    Args:
-        ignored: dotted keys that may differ.
-    """
+    """Returns in words which settings of train.py differ, except the ``ignored`` dotted keys; empty if none does."""
     old, new = dict(_flat(before)), dict(_flat(now))
     different = [key for key in old | new if old.get(key) != new.get(key) and key not in ignored]
     return "; ".join(f"{key} was {_short(old.get(key))}, now {_short(new.get(key))}" for key in different)

@@ -22,16 +22,10 @@ def unit(rows: Tensor) -> Tensor:
 
 
 def unit_rows(block: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows scaled to norm 1 in the store's dtype, and their norms.
+    """Returns rows (n D) scaled to norm 1 in ``dtype``, float16 or float32, and their norms (n) in float32.
 
-    Gradients are small (1e-4 and below): half precision would lose them unless they were scaled first.
-
-    Args:
-        block: (n D).
-        dtype: "float16" or "float32".
-
-    Returns:
-        unit rows (n D) in ``dtype`` and norms (n) in float32; a zero row gives zeros and norm 0.
+    Gradients are small (1e-4 and below): half precision would lose them unless they were scaled first. A zero row gives
+    zeros and norm 0.
 
     Raises:
         ValueError: a value is not finite.
