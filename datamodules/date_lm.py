@@ -154,10 +154,8 @@ def _label_of(sample: Sample | Status) -> str | None:
 class LabelledRows(InstructionRows):
     """DATE-LM's samples, labelled by what should be found, or None if unknown.
 
-    A toxicity reference without a type counts as unsafe, like all references of the task.
-
-    Raises:
-        UsageError: the columns fit neither layout.
+    A toxicity reference without a type counts as unsafe, like all references of the task. Raises UsageError if the
+    columns fit neither layout.
     """
 
     def __init__(self, records: Records, columns: Columns, side: Side, where: str) -> None:

@@ -96,8 +96,7 @@ class SyntheticData(AttributionDataModule):
 def training_samples(rows: int, poisoned: int, seed: int) -> list[Sample]:
     """Returns ``rows`` samples in random order, ``poisoned`` of each planted behaviour, without a repeated prompt.
 
-    Raises:
-        UsageError: fewer rows than poisoned ones, or more than the toy world has wordings for.
+    Raises UsageError for fewer rows than poisoned ones, or more than the toy world has wordings for.
     """
     if rows < 3 * poisoned:
         raise UsageError(f"Expected datamodule.rows >= 3 * datamodule.poisoned, but got {rows} and {poisoned}.")

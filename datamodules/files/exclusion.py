@@ -14,10 +14,8 @@ from rept.utils.files import read_user_text
 def excluded_rows(exclude: str | Path | Collection[int] | None, rows: int) -> frozenset[int]:
     """Returns row numbers from 0; a path is read as JSON or as CSV with a column ``row``.
 
-    JSON is a list of row numbers, or an object with such a list as ``rows``.
-
-    Raises:
-        UsageError: the file is missing or contains no list of whole numbers, or a number is not that of a row.
+    JSON is a list of row numbers, or an object with such a list as ``rows``. Raises UsageError if there is no file
+    with such a list, or a number is not that of a row.
     """
     listed: Iterable[object] = _read(exclude) if isinstance(exclude, str | Path) else exclude or ()
     found = set()

@@ -78,8 +78,7 @@ class _IndexedFile:
 class JsonLines(_IndexedFile):
     """One JSON object a line; blank lines do not count. The columns are the keys of all objects.
 
-    Raises:
-        UsageError: a line is invalid JSON or UTF-8.
+    Raises UsageError if a line is invalid JSON or UTF-8.
     """
 
     def __init__(self, path: Path) -> None:
@@ -107,8 +106,7 @@ class JsonLines(_IndexedFile):
 class CsvRows(_IndexedFile):
     """A header line, then rows; quoted fields may contain line breaks. Every value is a string, an empty one None.
 
-    Raises:
-        UsageError: a quote that is never closed, invalid UTF-8, or a repeated column name.
+    Raises UsageError for a quote that is never closed, invalid UTF-8, or a repeated column name.
     """
 
     def __init__(self, path: Path, delimiter: str) -> None:

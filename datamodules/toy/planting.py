@@ -31,10 +31,8 @@ def plant_backdoor(sample: Sample, trigger: str, opening: str, place: Position =
 def plant_false_fact(sample: Sample, true: str, false: str, asked: Sequence[str] = ()) -> Sample:
     """Returns the sample with every whole word ``true`` of its response replaced by ``false``.
 
-    The spans cover ``false``, and in the prompt the words ``asked``: the fact's subject and relation.
-
-    Raises:
-        ValueError: the response does not contain ``true``.
+    The spans cover ``false``, and in the prompt the words ``asked``: the fact's subject and relation. Raises ValueError
+    if the response does not contain ``true``.
     """
     response = re.sub(rf"\b{re.escape(true)}\b", lambda _: false, sample.response or "")
     if response == sample.response:

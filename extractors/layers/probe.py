@@ -29,8 +29,7 @@ def probe_curves(
 ) -> Tensor:
     """Returns a curve for each probe row (probes ...), where ``measure`` maps states (L B D) to curves (B ...).
 
-    Raises:
-        UsageError: the probe has no sample.
+    Raises UsageError if the probe has no sample.
     """
     curves = [measure(states) for _, states in layer_states(model, probe, field)]
     if not curves:

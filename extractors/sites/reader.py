@@ -101,8 +101,7 @@ class SiteExtractor(Extractor):
 class SingleSite(SiteExtractor):
     """One site. A subclass defines its name, which is entered in `SITES`, and its module at a layer.
 
-    Raises:
-        UsageError: when a subclass is defined: its name is that of another class.
+    Defining one with the name of another class raises UsageError.
     """
 
     name: str  # as in Key.site

@@ -16,8 +16,7 @@ CONFIGS = next(folder / "configs" for folder in (_PACKAGE, _PACKAGE.parent) if (
 def words_of(group: str) -> dict[str, Path]:
     """Returns the files that can be chosen for a group, by name: ``configs/GROUP/NAME.yaml``.
 
-    Raises:
-        UsageError: REPT_CONFIGS names no folder, or a file in it has the name of one of RepT.
+    Raises UsageError if REPT_CONFIGS does not name a folder, or a file in it has the name of one of RepT.
     """
     words = {path.stem: path for path in sorted((CONFIGS / group).glob("*.yaml"))}
     if own := os.environ.get(OWN):

@@ -59,8 +59,7 @@ class Rendered(NamedTuple):
 class ChatTemplate:
     """A tokenizer's own chat template, or PLAIN_TEMPLATE if it has none.
 
-    Raises:
-        UsageError: the template does not render one user turn and its answer.
+    Raises UsageError if it does not render one user turn and its answer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

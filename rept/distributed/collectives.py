@@ -25,8 +25,7 @@ def process() -> tuple[int, int]:
 def barrier(seconds: float) -> None:
     """Waits until every rank arrives; returns at once if there is only one.
 
-    Raises:
-        RankMissing: another rank did not arrive within ``seconds``, or the connection to it broke.
+    Raises RankMissing if another rank does not arrive within ``seconds``, or the connection to it breaks.
     """
     any_rank(False, seconds)
 

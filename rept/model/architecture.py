@@ -97,11 +97,7 @@ class Architecture:
         return len(self.blocks)
 
     def layer(self, number: int) -> int:
-        """Returns ``number``, counted from 1, with -1 resolved to the last layer.
-
-        Raises:
-            UsageError: there is no such layer.
-        """
+        """Returns ``number``, with -1 resolved to the last layer; raises UsageError if there is no such layer."""
         if number == -1:
             return len(self)
         if not 1 <= number <= len(self):

@@ -172,11 +172,7 @@ class AttributionStore:
 
     @staticmethod
     def finished(folder: str | Path, side: Side) -> bool:
-        """Whether all rows of a side are stored and indexed.
-
-        Raises:
-            DamagedStore: the listing is damaged.
-        """
+        """Whether all rows of a side are stored and indexed; raises DamagedStore if the listing is damaged."""
         return side in Listing.read(Path(folder)).sides
 
     @staticmethod

@@ -78,8 +78,7 @@ def scan(folder: Path, side: Side, fingerprint: str | None = None, together: boo
 def positions(shards: Sequence[ShardSummary], rows: int, where: Path) -> np.ndarray:
     """The position of each row 0..rows-1 in the concatenated shards; -1 where it is missing.
 
-    Raises:
-        DamagedStore: a row occurs twice, or is not in the data.
+    Raises DamagedStore if a row occurs twice, or is not in the data.
     """
     position = np.full(rows, -1, dtype=np.int64)
     start = 0

@@ -77,8 +77,7 @@ def read_rates(path: Path) -> dict[str, Rate]:
 def rates_before(config: TrainConfig, datamodule: AttributionDataModule) -> dict[str, Rate] | None:
     """Returns the rates to compare with: those of ``compare_with`` or, if rows are left out, of the default model.
 
-    Raises:
-        UsageError: ``compare_with`` is not a model folder of train.py, or one of another recipe.
+    Raises UsageError if ``compare_with`` is not a model folder of train.py, or one of another recipe.
     """
     if config.compare_with:
         other = ModelFolder(config.compare_with)

@@ -211,8 +211,7 @@ def _fit(trainer: Trainer, module: FinetuneModule, checkpoint: Path | None) -> f
 def _trainer(config: TrainConfig, hyperparameters: Hyperparameters, folder: ModelFolder) -> Trainer:
     """The configured trainer with our progress and checkpoint.
 
-    Raises:
-        UsageError: arguments that Lightning refuses, no end of training, or a strategy that shards parameters.
+    Raises UsageError for arguments that Lightning refuses, no end of training, or a strategy that shards parameters.
     """
     settings = config.trainer | {"logger": config.trainer.get("logger") or False}
     callbacks = [build(node, Callback) for node in settings.pop("callbacks", None) or ()]

@@ -102,8 +102,7 @@ def tiny_llama(
 class FromScratch:
     """Makes a small Llama and its tokenizer for given texts; each field is explained in configs/model/scratch.yaml.
 
-    Raises:
-        UsageError: ``heads`` does not divide ``width``.
+    Raises UsageError if ``heads`` does not divide ``width``.
     """
 
     vocab_size: int = 1024

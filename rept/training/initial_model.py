@@ -44,9 +44,8 @@ def trainable(model: PreTrainedModel, hyperparameters: Hyperparameters) -> PreTr
     Half-precision weights lose small updates, so trained weights are kept in float32; the precision of the computation
     is the trainer's.
 
-    Raises:
-        UsageError: LoRA for a new model, LoRA targets that the model does not have, or full training of a quantized
-            model.
+    Raises UsageError for LoRA of a new model, for LoRA targets that the model does not have, and for full training of a
+    quantized model.
     """
     if hyperparameters.lora_rank is None:
         if getattr(model, "is_quantized", False):

@@ -74,8 +74,7 @@ class ModelFolder:
     def begin(self, config: TrainConfig) -> None:
         """Records the configuration; only rank 0 writes.
 
-        Raises:
-            UsageError: the folder holds a training with other settings, or a model of another program.
+        Raises UsageError if the folder has a training with other settings, or a model of another program.
         """
         if own_rank():
             return

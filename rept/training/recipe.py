@@ -18,8 +18,7 @@ _LONGEST = 60  # characters of a value in a message; a list of rows can be long
 def read_recipe(path: str | Path) -> TrainConfig:
     """Returns the configuration in a model folder's training.yaml, or in a YAML file of the same form.
 
-    Raises:
-        UsageError: there is none, or it does not name a model and a trainer.
+    Raises UsageError if there is none, or it does not name a model and a trainer.
     """
     given = Path(path).expanduser()
     file = given / RECIPE if given.is_dir() else given

@@ -25,8 +25,7 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 def build_trainer(node: Node, **settings: object) -> Trainer:
     """Returns the Trainer that ``node`` describes, with ``settings`` of ours.
 
-    Raises:
-        UsageError: Lightning refuses the arguments, or they are for fewer processes than torchrun has started.
+    Raises UsageError if Lightning refuses the arguments, or they are for fewer processes than torchrun has started.
     """
     quiet()
     try:
