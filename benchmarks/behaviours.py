@@ -19,9 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.stores import Without
-from rept.calibration.two_groups import FEWEST, two_groups
+from rept.calibration.two_groups import two_groups
 from rept.ranking.behaviour_scorer import BehaviourScorer
-from rept.ranking.behaviours import fit_behaviours, held_out_scores, rank_behaviours, without_folds
+from rept.ranking.behaviours import fit_behaviours, rank_behaviours
 from rept.ranking.metrics import average_precision
 from rept.results.run_folder import RunFolder
 from rept.run.query_labels import QueryLabels
@@ -39,14 +39,12 @@ def ranked(
     train: AttributionStore, query: AttributionStore, scorer: BehaviourScorer, queries: Sequence[int], keys: list[Key]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows and scores, best first, and the scores of held-out queries."""
-    several = {"b": list(queries)} if len(queries) >= FEWEST else {}
-    rule = fit_behaviours(scorer, train, query, {"b": list(queries)} | without_folds(several), [], keys)
-    held_out = held_out_scores(query, rule, several, 1)
+    rule = fit_behaviours(scorer, train, query, {"b": list(queries)}, [], keys)
     rows, scores = [], []
-    rank_behaviours(train, rule.first(1), 1, sinks=[lambda r, s: (rows.append(r), scores.append(s[:, 0]))])
+    rank_behaviours(train, rule, 1, sinks=[lambda r, s: (rows.append(r), scores.append(s[:, 0]))])
     row, score = torch.cat(rows).numpy(), torch.cat(scores).numpy()
     order = np.lexsort((row, -score))
-    return row[order], score[order], held_out["b"].numpy() if held_out else np.zeros(0)
+    return row[order], score[order], rule.held_out.get("b", torch.zeros(0)).numpy()
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from rept.ranking.spectrum import Spectrum
 
+_REACHED = 5  # rows
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -55,12 +57,29 @@ class BehaviourScorer(ABC):
         """The number of the candidate to use, given their scores (M L) of training rows; by default the first."""
         return 0
 
-    def join(self, z: Tensor) -> Tensor:
-        """Scores (n B) from those of each field (F n B), in deviations: ``log(1/F sum_f exp z_f)``.
+    def weights(self, held_out: Tensor, rows: Tensor) -> Tensor:
+        """Weights (F) of the fields, from the scores of held-out queries (F k) and of training rows (F M).
 
-        The field in which a row stands out dominates, and one that separates nothing adds little.
+        ``w = m / v``, as in Fisher's discriminant: v is the mean square of the rows' scores, and m the mean of the
+        queries' scores, shrunk by its error (James and Stein 1961) and at most the fifth highest score of a row. A
+        field in which queries do not find one another, or in which no row reaches them, adds nothing; where many rows
+        that share something else score as high as the queries, v is large.
         """
-        return torch.logsumexp(z, dim=0) - math.log(len(z))
+        mean, count = held_out.mean(1), held_out.shape[1]
+        error = ((held_out - mean[:, None]).square().sum(1) + 1) / count**2  # the rows' own variance is 1
+        shrunk = mean.clamp(min=0) * (1 - error / mean.square().clamp(min=1e-300)).clamp(min=0)
+        reached = rows.topk(min(_REACHED, rows.shape[1]), dim=1).values[:, -1].clamp(min=0)
+        weight: Tensor = torch.minimum(shrunk, reached) / rows.square().mean(1).clamp(min=1e-300)
+        return weight
+
+    def join(self, z: Tensor, weight: Tensor) -> Tensor:
+        """Scores (n B) from those of each field (F n B): ``sum_f w_f z_f``.
+
+        Without weights (all 0), as from a single query, ``log(1/F sum_f exp z_f)``: the field in which a row stands out
+        dominates.
+        """
+        alone = torch.logsumexp(z, dim=0) - math.log(len(z))
+        return torch.where(weight.any(0), (weight[:, None] * z).sum(0), alone)
 
 
 def direction_scores(rows: Tensor, spectrum: Spectrum, directions: Sequence[Direction]) -> Tensor:

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from rept.distributed.collectives import gathered, process
-from rept.ranking.behaviour_scorer import BehaviourScorer, Direction, Examples, deviations, direction_scores
+from rept.ranking.behaviour_rule import (
+    ALIKE,
+    BehaviourRule,
+    FieldRule,
+    field_scores,
+    held_out_fields,
+    without_folds,
+)
+from rept.ranking.behaviour_scorer import BehaviourScorer, Examples, deviations, direction_scores
 from rept.ranking.fitting import reservoir_sample
 from rept.ranking.rank import Sink
 from rept.ranking.spectrum import Spectrum, spectrum
@@ -24,8 +32,6 @@ from rept.types import Key
 from rept.utils.tensors import unit
 
 SAMPLE = 32768  # rows that scales and candidates are compared on
-FOLDS = 5  # parts of a behaviour's queries that are held out in turn
-ALIKE = 1e-12  # a deviation of scores that is mere rounding
 EXAMPLES = 128  # behaviours, folds included, whose candidates are compared at once: 370 MB with 11 candidates each
 _AT_ONCE = 2048
 
@@ -45,50 +51,6 @@ class Means:
     def error(self, rows: Spectrum) -> float:
         """Expected squared error of the mean, with the training rows' own variance as one more observation."""
         return (self.scatter + rows.trace) / self.count**2 if self.count else 0.0
-
-
-@dataclass(frozen=True)
-class FieldRule:
-    """How the rows of one field are scored: each behaviour's direction (B), and median and deviation (B) of scores.
-
-    The deviation is of the scores below the median or, where there are none, of those above it.
-    """
-
-    spectrum: Spectrum
-    directions: Sequence[Direction]
-    median: Tensor
-    deviation: Tensor
-
-    def first(self, count: int) -> FieldRule:
-        """The rule of the first behaviours only."""
-        return FieldRule(self.spectrum, self.directions[:count], self.median[:count], self.deviation[:count])
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Scores (n B) of unit rows (n D) in deviations from the median; 0 where all rows are alike."""
-        score = direction_scores(rows, self.spectrum, self.directions)
-        informative = (self.deviation > ALIKE) & rows.any(1, keepdim=True)
-        return torch.where(informative, (score - self.median) / self.deviation, 0)
-
-
-@dataclass(frozen=True)
-class BehaviourRule:
-    """Scores rows for all behaviours."""
-
-    scorer: BehaviourScorer
-    fields: Mapping[Key, FieldRule]
-
-    @property
-    def device(self) -> torch.device:
-        return next(iter(self.fields.values())).median.device
-
-    def first(self, count: int) -> BehaviourRule:
-        """The rule of the first behaviours only."""
-        return BehaviourRule(self.scorer, {key: rule.first(count) for key, rule in self.fields.items()})
-
-    def __call__(self, rows: Mapping[Key, Tensor]) -> Tensor:
-        """Scores (n B) from fields (n D) in any scale."""
-        z = torch.stack([rule(unit(rows[key].double())) for key, rule in self.fields.items()])
-        return self.scorer.join(z).float()
 
 
 def fit_behaviours(
@@ -114,45 +76,20 @@ def fit_behaviours(
     if ranks > 1:
         parts = gathered({key: one.to("cpu") for key, one in own.items()})
         own = {key: one.to(device) for part in parts for key, one in part.items()}
-    groups = [*behaviours.values(), clean]
+    several = {name: queries for name, queries in behaviours.items() if len(queries) > 1}
+    groups = [*behaviours.values(), *without_folds(several), clean]
     fields = {}
     for key in keys:
         *means, ordinary = query_means(query, key, groups, device)
         examples = [contrast(one, ordinary, own[key]) for one in means]
-        several = [examples[start : start + EXAMPLES] for start in range(0, len(examples), EXAMPLES)]
-        fields[key] = _joined([_field_rule(scorer, train, key, own[key], some, device, together) for some in several])
-    return BehaviourRule(scorer, fields)
-
-
-def without_folds(behaviours: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
-    """For each behaviour its queries without each of `FOLDS` parts, under names that no behaviour has."""
-    return {
-        f"{name}\0{fold}": sorted(set(queries) - set(sorted(queries)[fold::FOLDS]))
-        for name, queries in behaviours.items()
-        for fold in range(FOLDS)
-    }
-
-
-def held_out_scores(
-    query: AttributionStore, rule: BehaviourRule, behaviours: Mapping[str, Sequence[int]], first: int
-) -> dict[str, Tensor]:
-    """The scores (k) of each behaviour's queries, each by the direction of those outside its fold.
-
-    Args:
-        rule: with the columns of `without_folds` from column ``first``.
-    """
-    column = {
-        name: {row: first + FOLDS * i + place % FOLDS for place, row in enumerate(sorted(queries))}
-        for i, (name, queries) in enumerate(behaviours.items())
-    }
-    found: dict[str, list[Tensor]] = {name: [] for name in behaviours}
-    for block in query.blocks(list(rule.fields)):
-        scores = rule({key: value.to(rule.device) for key, value in block.fields.items()}).cpu()
-        for place, row in enumerate(block.row.tolist()):
-            for name, columns in column.items():
-                if row in columns:
-                    found[name].append(scores[place, columns[row]])
-    return {name: torch.stack(one) for name, one in found.items()}
+        some = [examples[start : start + EXAMPLES] for start in range(0, len(examples), EXAMPLES)]
+        fields[key] = _joined([_field_rule(scorer, train, key, own[key], part, device, together) for part in some])
+    held_out = {name: z.to(device) for name, z in held_out_fields(query, fields, several, len(behaviours)).items()}
+    fields = {key: rule.part(0, len(behaviours)) for key, rule in fields.items()}
+    weight = _weights(scorer, train, fields, [held_out.get(name) for name in behaviours], together)
+    column = {name: weight[:, i, None] for i, name in enumerate(behaviours)}
+    scores = {name: scorer.join(z[:, :, None], column[name])[:, 0].float().cpu() for name, z in held_out.items()}
+    return BehaviourRule(scorer, fields, weight, scores)
 
 
 def query_means(
@@ -207,6 +144,31 @@ def rank_behaviours(
         if on_block is not None:
             on_block(len(block.row))
     return best.hits()
+
+
+def _weights(
+    scorer: BehaviourScorer,
+    train: AttributionStore,
+    fields: Mapping[Key, FieldRule],
+    held_out: Sequence[Tensor | None],
+    together: bool,
+) -> Tensor:
+    """Weights (F B) of the fields, in units in which the lower half of the joined scores has a deviation of 1."""
+    sample = train.attributed[reservoir_sample(len(train.attributed), SAMPLE, seed=0)]
+    found: list[Tensor] = []
+    for first in range(0, len(held_out), EXAMPLES):
+        part = {key: rule.part(first, first + EXAMPLES) for key, rule in fields.items()}
+        blocks = [sample[start : start + _AT_ONCE] for start in range(0, len(sample), _AT_ONCE)]
+        z = torch.cat([field_scores(part, train.read(rows, list(fields), together)).float() for rows in blocks], dim=1)
+        for i, queries in enumerate(held_out[first : first + EXAMPLES]):
+            one = z[:, :, i].double()
+            weight = torch.zeros(len(one), dtype=one.dtype, device=one.device)
+            if queries is not None:
+                weight = scorer.weights(queries, one)
+            _, below, above = deviations((weight @ one)[:, None])
+            scale = below if below > ALIKE else above
+            found.append(weight / scale if scale > ALIKE else torch.zeros_like(weight))
+    return torch.stack(found, dim=1)
 
 
 def _spectrum(train: AttributionStore, key: Key, device: torch.device | str) -> Spectrum:

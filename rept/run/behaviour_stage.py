@@ -20,7 +20,7 @@ from rept.data.query_groups import QueryGroups, group_queries
 from rept.data.samples import Sample
 from rept.distributed.collectives import barrier, gathered, process
 from rept.ranking.behaviour_scorer import BehaviourScorer
-from rept.ranking.behaviours import fit_behaviours, held_out_scores, rank_behaviours, without_folds
+from rept.ranking.behaviours import fit_behaviours, rank_behaviours
 from rept.ranking.metrics import measures
 from rept.ranking.rank import ScoreFile, read_scores
 from rept.ranking.topk import Hits
@@ -63,10 +63,8 @@ class BehaviourScoring:
         scorer = build(self.config.behaviour_scorer, BehaviourScorer)
         paths = [self.out.path / f".scores-behaviours-{i}-of-{parts}" for i in range(parts)]
         asked, clean = self.groups.behaviours, self.groups.clean
-        several = {name: queries for name, queries in asked.items() if len(queries) >= FEWEST}
-        every = asked | without_folds(several)
-        rule = fit_behaviours(scorer, self.train, self.query, every, clean, self.keys, self.device, True)
-        held_out = held_out_scores(self.query, rule, several, len(names))
+        rule = fit_behaviours(scorer, self.train, self.query, asked, clean, self.keys, self.device, True)
+        held_out = {name: scores for name, scores in rule.held_out.items() if len(scores) >= FEWEST}
         with ExitStack() as stack:
             scores = stack.enter_context(closing(ScoreFile(paths[part])))
             advance = stack.enter_context(
@@ -74,7 +72,7 @@ class BehaviourScoring:
             )
             hits = rank_behaviours(
                 self.train,
-                rule.first(len(names)),
+                rule,
                 len(names),
                 top_k=self.config.top_k,
                 part=(part, parts),

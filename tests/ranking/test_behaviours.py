@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from rept.ranking import behaviours as ranking
-from rept.ranking.behaviour_scorer import BehaviourScorer
-from rept.ranking.behaviours import fit_behaviours, held_out_scores, query_means, rank_behaviours, without_folds
+from rept.ranking.behaviour_rule import FOLDS
+from rept.ranking.behaviour_scorer import BehaviourScorer, Direction
+from rept.ranking.behaviours import fit_behaviours, query_means, rank_behaviours
 from rept.ranking.spectrum import spectrum
 from rept.store.reader import AttributionStore
 from rept.types import Key
@@ -54,24 +55,43 @@ def scored(train, query, scorer, keys=(H, G), clean=CLEAN, groups=GROUPS):
 
 
 def directly(train, query, scorer, group, clean, keys=(H, G)):
-    """One behaviour's scores, by inverse matrices in NumPy."""
-    joined = 0
+    """One behaviour's scores (N) of rows, and (k) of its queries by the others, by inverse matrices in NumPy."""
+    folds = [[row for i, row in enumerate(group) if i % FOLDS != fold] for fold in range(FOLDS)]
+    z, held_out = [], []
     for key in keys:
         x, q = (store.read(range(store.rows), [key])[key].double().numpy() for store in (train, query))
         x, q = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (x, q))
-        mu, c = x.mean(0), np.cov(x.T, bias=True)
+        z.append(in_field(x, q, x, scorer, group, clean))
+        held_out.append(
+            [in_field(x, q, q[[row]], scorer, folds[i % FOLDS], clean)[0] for i, row in enumerate(group)]
+            if len(group) > 1
+            else []
+        )
+    z, held_out = np.array(z), np.array(held_out)
+    if len(group) == 1:
+        return np.log(np.exp(z).mean(0)), None
+    mean, error = held_out.mean(1), (held_out.var(1) * len(group) + 1) / len(group) ** 2
+    level = np.minimum(np.maximum(mean, 0) * np.maximum(1 - error / mean**2, 0), np.sort(z, axis=1)[:, -5])
+    weight = np.maximum(level, 0) / (z**2).mean(1)
+    if not weight.any():
+        return np.log(np.exp(z).mean(0)), np.log(np.exp(held_out).mean(0))
+    scale = deviations(weight @ z)[1]
+    return weight @ z / scale, weight @ held_out / scale
 
-        def error(rows, c=c):
-            return (((rows - rows.mean(0)) ** 2).sum() + np.trace(c)) / len(rows) ** 2
 
-        shift, noise = q[group].mean(0) - mu, error(q[group])
-        if clean:
-            moved = q[clean].mean(0) - mu
-            share = max(0, 1 - error(q[clean]) / (moved @ moved))
-            shift, noise = shift - share * moved, noise + share**2 * error(q[clean])
-        z = by_scorer(scorer, x - mu, c, shift, noise, len(group))
-        joined = joined + np.exp(z) / len(keys)
-    return np.log(joined)
+def in_field(x, q, scored, scorer, group, clean):
+    """Scores of unit rows in deviations of those of the training rows x."""
+    mu, c = x.mean(0), np.cov(x.T, bias=True)
+
+    def error(rows):
+        return (((rows - rows.mean(0)) ** 2).sum() + np.trace(c)) / len(rows) ** 2
+
+    shift, noise = q[group].mean(0) - mu, error(q[group])
+    if clean:
+        moved = q[clean].mean(0) - mu
+        share = max(0, 1 - error(q[clean]) / (moved @ moved))
+        shift, noise = shift - share * moved, noise + share**2 * error(q[clean])
+    return by_scorer(scorer, x - mu, scored - mu, c, shift, noise, len(group))
 
 
 def deviations(s):
@@ -79,15 +99,16 @@ def deviations(s):
     return median, np.sqrt(np.mean((s[s < median] - median) ** 2)), np.sqrt(np.mean((s[s > median] - median) ** 2))
 
 
-def by_scorer(scorer, x, c, shift, noise, count):
-    def cosine(ridge):
+def by_scorer(scorer, x, scored, c, shift, noise, count):
+    def cosine(rows, ridge):
         m = np.linalg.inv(np.eye(len(c)) + c / ridge)
-        return x @ m @ shift / np.sqrt(np.einsum("nd,de,ne->n", x, m, x))
+        return rows @ m @ shift / np.sqrt(np.einsum("nd,de,ne->n", rows, m, rows))
 
     if isinstance(scorer, Centroid):
-        s = x @ shift / np.linalg.norm(x, axis=1)
+        s, t = (rows @ shift / np.linalg.norm(rows, axis=1) for rows in (x, scored))
     elif isinstance(scorer, Fisher):
-        s = x @ np.linalg.inv(c + scorer.shrinkage * np.trace(c) / len(c) * np.eye(len(c))) @ shift
+        m = np.linalg.inv(c + scorer.shrinkage * np.trace(c) / len(c) * np.eye(len(c)))
+        s, t = x @ m @ shift, scored @ m @ shift
     else:
         ridges = [10 ** (step / 2) * np.trace(c) / len(c) for step in range(-4, 7)]
         signal = max(shift @ shift - noise, 0)
@@ -95,12 +116,13 @@ def by_scorer(scorer, x, c, shift, noise, count):
         expected = min(max(expected, ridges[0]), ridges[-1])
 
         def value(ridge):
-            _, below, above = deviations(cosine(ridge))
+            _, below, above = deviations(cosine(x, ridge))
             return np.log(above / below) - scorer.weight / count * abs(np.log(ridge / expected))
 
-        s = cosine(max(ridges, key=value))
+        best = max(ridges, key=value)
+        s, t = cosine(x, best), cosine(scored, best)
     median, below, _ = deviations(s)
-    return (s - median) / below
+    return (t - median) / below
 
 
 @pytest.mark.parametrize("clean", [CLEAN, []])
@@ -109,7 +131,7 @@ def test_against_a_direct_computation(tmp_path, scorer, clean):
     train, query = stores(tmp_path)
     got = scored(train, query, scorer, clean=clean)
     for i, group in enumerate(GROUPS.values()):
-        np.testing.assert_allclose(got[:, i], directly(train, query, scorer, group, clean), rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(got[:, i], directly(train, query, scorer, group, clean)[0], rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: type(scorer).__name__)
@@ -174,20 +196,15 @@ def test_the_best_rows_are_those_with_the_highest_scores(tmp_path):
         assert merged.row[i].tolist() == np.lexsort((np.arange(ROWS), -whole[:, i]))[:9].tolist()
 
 
-def test_held_out_queries_are_scored_by_the_directions_of_the_others(tmp_path):
+@pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: type(scorer).__name__)
+def test_held_out_queries_are_scored_by_the_directions_of_the_others(tmp_path, scorer):
     train, query = stores(tmp_path)
-    several = {"many": GROUPS["many"]}
-    rule = fit_behaviours(Centroid(), train, query, GROUPS | without_folds(several), CLEAN, [H, G])
-    got = held_out_scores(query, rule, several, len(GROUPS))["many"]
-    fields = query.read(range(QUERIES), [H, G])
-    for place, row in enumerate(GROUPS["many"]):
-        others = [one for i, one in enumerate(GROUPS["many"]) if i % ranking.FOLDS != place % ranking.FOLDS]
-        alone = fit_behaviours(Centroid(), train, query, {"others": others}, CLEAN, [H, G])
-        expected = alone({key: block[[row]] for key, block in fields.items()})
-        assert any(torch.isclose(expected[0, 0], one, atol=1e-5) for one in got)
-    assert len(got) == len(GROUPS["many"])
-    first = rule.first(2)({key: block[:3] for key, block in fields.items()})
-    torch.testing.assert_close(first, rule({key: block[:3] for key, block in fields.items()})[:, :2])
+    groups = GROUPS | {"two": [3, 12]}
+    rule = fit_behaviours(scorer, train, query, groups, CLEAN, [H, G])
+    assert rule.held_out.keys() == {"many", "two"}  # one query has no others
+    for name, scores in rule.held_out.items():
+        expected = directly(train, query, scorer, groups[name], CLEAN)[1]
+        np.testing.assert_allclose(scores, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_means_of_queries_do_not_depend_on_blocks(tmp_path):
@@ -273,7 +290,7 @@ def test_with_many_queries_a_direction_of_low_variance_is_found_beside_a_field_t
 def test_a_scorer_of_ones_own_is_a_few_lines(tmp_path):
     class Opposite(BehaviourScorer):
         def directions(self, examples, rows):
-            return [ranking.Direction(-examples.shift, 1.0)]
+            return [Direction(-examples.shift, 1.0)]
 
     train, query = stores(tmp_path)
     assert np.isfinite(scored(train, query, Opposite())).all()
