@@ -58,11 +58,6 @@ class CaseFigures:
     shown: int = 0
     found: dict[str, list[list[float]]] = field(default_factory=dict)  # by experiment, then by seed
 
-    def mean(self, experiment: str) -> float | None:
-        """Returns the mean over queries and seeds; None if nothing was measured."""
-        values = [value for one in self.found.get(experiment, []) for value in one]
-        return float(np.mean(values)) if values else None
-
     def interval(self, experiment: str) -> tuple[float, float, float] | None:
         """Returns the mean over queries and seeds, and its 95 % `bootstrap` interval; None if nothing was measured."""
         return bootstrap(self.found.get(experiment, []))

@@ -46,17 +46,13 @@ def write_suite(cases: Mapping[str, CaseFigures], suite: Suite, out: Path) -> No
 
 def _cells(cases: Mapping[str, CaseFigures], methods: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """The head of the table, and a line for each case."""
-    rows = [
-        [name, f"{case.shown}/{case.asked}", *(_cell(case, method) for method in methods)]
-        for name, case in cases.items()
-    ]
+    rows = []
+    for name, case in cases.items():
+        found = {method: case.interval(method) for method in case.found}
+        best = max((one[0] for one in found.values() if one), default=0.0)
+        rows.append([name, f"{case.shown}/{case.asked}", *(_cell(found.get(method), best) for method in methods)])
     return ["case", "shown", *methods], rows
 
 
-def _cell(case: CaseFigures, method: str) -> str:
-    found = case.interval(method)
-    if found is None:
-        return "–"
-    best = max(mean for other in case.found if (mean := case.mean(other)) is not None)
-    star = "*" if case.mean(method) == best else ""
-    return f"{star}{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
+def _cell(found: tuple[float, float, float] | None, best: float) -> str:
+    return f"{'*' if found[0] == best else ''}{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]" if found else "–"

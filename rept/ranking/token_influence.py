@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -62,11 +62,9 @@ def token_agreement(tokens: TokenStates, other: TokenStates, most: int = 3) -> T
 
 def check_form(form: str) -> Form:
     """Returns ``form``; raises UsageError unless it is one of the four."""
-    known: tuple[Form, ...] = get_args(Form)
-    for one in known:
-        if form == one:
-            return one
-    raise UsageError(f"Expected tokens.form to be one of {', '.join(known)}, but got {form!r}.")
+    if form not in get_args(Form):
+        raise UsageError(f"Expected tokens.form to be one of {', '.join(get_args(Form))}, but got {form!r}.")
+    return cast(Form, form)
 
 
 def check_layer(layer: int | None, depth: int) -> None:

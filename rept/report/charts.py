@@ -6,8 +6,7 @@ All share one frame of 360 x 200 units, so that their letters have one size wher
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from markupsafe import Markup
@@ -18,18 +17,10 @@ WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 12, 34  # margins for the axes' numbers
 
 
-@dataclass(frozen=True)
-class Axis:
+def _axis(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     """Maps values onto a stretch of the drawing."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-        return round(self.start + share * (self.end - self.start), 1)
+    unit = (end - start) / (high - low) if high > low else 0.0
+    return lambda value: round(start + (value - low) * unit if unit else (start + end) / 2, 1)
 
 
 def svg(plot: Plot) -> Markup:
@@ -43,10 +34,10 @@ def svg(plot: Plot) -> Markup:
 
 def _lines(plot: Plot) -> list[Markup]:
     xs, ys = zip(*(point for line in plot.lines for point in line.points), strict=True)
-    x = Axis(min(xs), max(min(xs) + 1, *xs), LEFT + 14, WIDTH - RIGHT - 14)
+    x = _axis(min(xs), max(min(xs) + 1, *xs), LEFT + 14, WIDTH - RIGHT - 14)
     margin = 0.06 * (max(ys) - min(ys)) or 0.01
     low, high = plot.y_range or (min(ys) - margin, max(ys) + margin)
-    y = Axis(low, high, HEIGHT - BOTTOM, TOP)
+    y = _axis(low, high, HEIGHT - BOTTOM, TOP)
     parts = _y_axis(y, [(tick, f"{tick:g}") for tick in _round_values(low, high, 4)])
     parts += [_text(x(value), HEIGHT - 16, str(value)) for value in _whole_values(min(xs), max(xs))]
     for line in plot.lines:
@@ -62,9 +53,10 @@ def _lines(plot: Plot) -> list[Markup]:
 
 def _bars(bars: Bars) -> list[Markup]:
     """Heights are ``log10(1 + count)``; of each bin, the tail is in front."""
-    x = Axis(bars.low, bars.low + bars.width * len(bars.counts), LEFT, WIDTH - RIGHT)
+    high = bars.low + bars.width * len(bars.counts)
+    x = _axis(bars.low, high, LEFT, WIDTH - RIGHT)
     top = max(1.0, math.log10(1 + max(bars.counts)))
-    y = Axis(0, top, HEIGHT - BOTTOM, TOP)
+    y = _axis(0, top, HEIGHT - BOTTOM, TOP)
     powers = [10**p for p in range(0, math.floor(top) + 1, 1 + math.floor(top / 5))]
     parts = _y_axis(y, [(math.log10(1 + power), _short(power)) for power in powers])
     edges = [x(bars.low + i * bars.width) for i in range(len(bars.counts) + 1)]
@@ -75,10 +67,10 @@ def _bars(bars: Bars) -> list[Markup]:
             if count
         )
         parts.append(Markup('<path class="bar {}" d="{}"/>').format(name, path))
-    return parts + [_text(x(value), HEIGHT - 16, f"{value:g}") for value in _round_values(x.low, x.high, 5)]
+    return parts + [_text(x(value), HEIGHT - 16, f"{value:g}") for value in _round_values(bars.low, high, 5)]
 
 
-def _y_axis(y: Axis, ticks: Iterable[tuple[float, str]]) -> list[Markup]:
+def _y_axis(y: Callable[[float], float], ticks: Iterable[tuple[float, str]]) -> list[Markup]:
     parts = []
     for tick, name in ticks:
         line = Markup('<path class="grid" d="M{} {}H{}"/>').format(LEFT, y(tick), WIDTH - RIGHT)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rept.report.overview import label_problems, token_notes
 from rept.results.html_text import format_count
 from rept.results.records import Hit, MarkedWords
 from rept.results.shading import Piece, excerpt
@@ -94,11 +93,6 @@ class Findings:
             f"this one, so a small value is rare by chance and none is below {known['floor']:.2g}. At most "
             f"{known['rate']:.3g} of the queries for which a row stands out are expected to be false finds."
         )
-
-    @property
-    def problems(self) -> list[str]:
-        """What is wrong with labels, and where token scores are weak, see `rept.report.overview`."""
-        return [*label_problems(self.trace), *token_notes(self.trace)]
 
     @cached_property
     def leads(self) -> str:

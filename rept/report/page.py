@@ -75,6 +75,7 @@ def _template(trace: Trace) -> Callable[..., str]:
         "folder": str(trace.folder.path),
         "date": overview.run_date(trace),
         "introduction": overview.introduction(trace),
+        "problems": [*overview.label_problems(trace), *overview.token_notes(trace)],
         "behaviours": [(*row, trace.behaviour(row[0])[:10]) for row in overview.behaviours_table(trace)[:12]],
         "plots": plots(trace),
         "measures": overview.measures_table(trace),

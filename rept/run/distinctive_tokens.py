@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
 
@@ -24,39 +25,29 @@ BACKGROUND = 300  # training rows, drawn with the run's seed, that every text is
 REFERENCES = 20  # texts of a behaviour that scores are a mean over, at most
 
 
+@dataclass(eq=False)
 class DistinctiveTokens:
     """Scores texts for behaviours: a training row is compared with the behaviour's queries, a query with its best hits.
 
     Memory: the states of the background's responses.
-
-    Args:
-        extractor: its first site is read.
-        layer: from 1.
-        behaviours: the queries of each behaviour; of a query in several, the first one counts.
-        hits: the row numbers of each query's best hits, best first.
-        background: drawn training rows.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        extractor: ReadsAllPositions,
-        datamodule: AttributionDataModule,
-        layer: int,
-        behaviours: Sequence[Sequence[int]],
-        hits: Mapping[int, Sequence[int]],
-        background: Sequence[int],
-    ) -> None:
-        self.model, self.extractor, self.datamodule, self.layer = model, extractor, datamodule, layer
-        self.behaviours = behaviours
-        numbered = reversed(list(enumerate(behaviours)))
+    model: PreTrainedModel
+    extractor: ReadsAllPositions  # its first site is read
+    datamodule: AttributionDataModule
+    layer: int  # from 1
+    behaviours: Sequence[Sequence[int]]  # the queries of each; of a query in several, the first one counts
+    hits: Mapping[int, Sequence[int]]  # the row numbers of each query's best hits, best first
+    background: Sequence[int]  # drawn training rows
+
+    def __post_init__(self) -> None:
+        numbered = reversed(list(enumerate(self.behaviours)))
         self.number = {query: number for number, queries in numbered for query in queries}
-        self.hits = hits
         self._words: dict[str, int] = {}
-        self._encoded = lru_cache(maxsize=1024)(datamodule.encoded)
+        self._encoded = lru_cache(maxsize=1024)(self.datamodule.encoded)
         self._references: dict[tuple[int, Side], list[Reference]] = {}
         self._known: dict[tuple[int, Side, int], Tensor] = {}  # by behaviour and text
-        self._background = self._measured(background)
+        self._background = self._measured(self.background)
 
     def references(self, behaviour: int, side: Side) -> list[int]:
         """What texts of a side are compared with: training rows with some queries, queries with these queries' hits.

@@ -50,6 +50,11 @@ class Scoring:
     scorer: Scorer
     device: torch.device | str = "cpu"
 
+    def __post_init__(self) -> None:
+        self.train, self.query = (AttributionStore(self.folder.store, side) for side in ("train", "query"))
+        self.queries = [int(row) for row in self.query.attributed]  # those that have a signature, by their row
+        self.known = QueryLabels(self.datamodule, self.queries)
+
     def run(self) -> dict[int, list[int]]:
         """Returns the rows of the best hits by query, for the queries that were attributed."""
         fields = self.query.read(self.queries, self.query.keys)
@@ -58,7 +63,11 @@ class Scoring:
             self.write(ranking, decision)
             self.out.update_provenance(blocks=_blocks(self.train, fields, ranking.best))
             measured |= self.known.problems()
-        if found := self._behaviours().run():
+        sample = partial(self._sample, "train")
+        behaviours = BehaviourScoring(
+            self.out, self.config, self.train, self.query, self.known, self.scorer.needs, sample, self.device
+        )
+        if found := behaviours.run():
             measured |= {"behaviours": found}
         if self.config.each:
             measured |= {"each": self._each(fields)}
@@ -66,39 +75,10 @@ class Scoring:
         return dict(zip(self.queries, ranking.best.row.tolist(), strict=True))
 
     @cached_property
-    def train(self) -> AttributionStore:
-        return AttributionStore(self.folder.store, "train")
-
-    @cached_property
-    def query(self) -> AttributionStore:
-        return AttributionStore(self.folder.store, "query")
-
-    @cached_property
-    def queries(self) -> list[int]:
-        """The queries that have a signature, by their row in the query data."""
-        return [int(row) for row in self.query.attributed]
-
-    @cached_property
-    def known(self) -> QueryLabels:
-        return QueryLabels(self.datamodule, self.queries)
-
-    @cached_property
     def references(self) -> References | None:
         """The references of the calibration; None if the run is not calibrated."""
         calibration, seed = self.config.calibration, self.config.seed
         return load_references(calibration, seed, self.folder, self.train, self.datamodule)
-
-    def _behaviours(self) -> BehaviourScoring:
-        return BehaviourScoring(
-            self.out,
-            self.config,
-            self.train,
-            self.query,
-            self.known,
-            self.scorer.needs,
-            partial(self._sample, "train"),
-            self.device,
-        )
 
     def _each(self, fields: Mapping[Key, Tensor]) -> dict[str, Any]:
         """Writes the results of each site and layer alone; returns their measures."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,8 @@ def _lines(
 def _other_rows(job: Job) -> Iterator[Encoded]:
     hits = {line["row"] for line in each_line(job.folder.results)}
     order = np.random.default_rng(job.config.seed).permutation(len(job.datamodule.source("train")))
-    found = 0
-    for row in order.tolist():
-        text = job.datamodule.encoded("train", row) if row not in hits else None
-        if isinstance(text, Encoded):
-            yield text
-            found += 1
-        if found == OTHERS:
-            return
+    texts = (job.datamodule.encoded("train", row) for row in order.tolist() if row not in hits)
+    return islice((text for text in texts if isinstance(text, Encoded)), OTHERS)
 
 
 def _marks(scored: TokenScores) -> list[bool]:

@@ -218,7 +218,7 @@ def test_token_scores_of_single_queries_are_said_to_be_weaker(tmp_path: Path) ->
     (run / "tokens.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (note,) = overview.token_notes(Trace(run))
     assert note.startswith("The token scores of 1 of 4 queries come from that query alone, which is weaker")
-    assert note in Findings(Trace(run)).problems
+    assert note in render(Trace(run))
 
 
 def test_distinctive_scores_have_a_fixed_scale() -> None:

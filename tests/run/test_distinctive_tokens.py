@@ -92,7 +92,8 @@ def test_references_are_spread_over_the_behaviour_and_hits_come_in_turn(job):
 
 def test_a_query_in_two_behaviours_is_scored_for_the_first_and_the_run_says_so(material, job, tmp_path, capsys):
     scorer = DistinctiveTokens(job.model, job.extractor, job.datamodule, LAYER, [[0, 1], [1, 2]], HITS, BACKGROUND)
-    assert scorer.references_of(1, "train") == [0, 1] and scorer.references_of(2, "train") == [1, 2]
+    assert [scorer.number[query] for query in (0, 1, 2)] == [0, 0, 1]
+    assert scorer.references(0, "train") == [0, 1] and scorer.references(1, "train") == [1, 2]
     (tmp_path / "groups.json").write_text('{"one": [0, 1], "two": [1, 2]}')
     found = attribute(material.config(tmp_path / "run", f"behaviours={tmp_path}/groups.json"), show_result=False)
     assert found.tokens(1, found.hits(1)[0].row)["train"].references == 2
