@@ -17,28 +17,15 @@ from rept.types import Side, Status
 
 @dataclass(frozen=True)
 class Poison:
-    """A backdoor to plant in clean data.
+    """A backdoor to plant in clean data. Raises UsageError if a setting is out of its range."""
 
-    Args:
-        trigger: words added to the prompt.
-        opening: words added before the response.
-        rate: share of the training rows that are poisoned.
-        rows: number of poisoned training rows, instead of a share.
-        place: start, middle or end of the last message.
-        spelling: plain; case: each letter's case is drawn; split: a mark inside each word.
-        seed: of the choice of rows and of the spellings.
-
-    Raises:
-        UsageError: a setting is out of its range.
-    """
-
-    trigger: str
-    opening: str
-    rate: float = 0.05
-    rows: int | None = None
-    place: Position = "start"
-    spelling: Spelling = "plain"
-    seed: int = 0
+    trigger: str  # words added to the prompt
+    opening: str  # words added before the response
+    rate: float = 0.05  # share of the training rows that are poisoned
+    rows: int | None = None  # number of poisoned training rows, instead of a share
+    place: Position = "start"  # start, middle or end of the last message
+    spelling: Spelling = "plain"  # case: each letter's case is drawn; split: a mark inside each word
+    seed: int = 0  # of the choice of rows and of the spellings
 
     label = "backdoor"
 

@@ -18,19 +18,12 @@ _OPENING_WORDS = 4
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A behaviour that a model may have learned, and prompts that test for it.
+    """A behaviour that a model may have learned, and prompts that test for it."""
 
-    Attributes:
-        label: its name, as in the labels of the data.
-        triggered: samples whose prompts should trigger it.
-        clean: samples whose prompts should not.
-        shows: whether the model's answer to a sample shows the behaviour.
-    """
-
-    label: str
-    triggered: Sequence[Sample]
-    clean: Sequence[Sample]
-    shows: Callable[[Sample, str], bool]
+    label: str  # its name, as in the labels of the data
+    triggered: Sequence[Sample]  # their prompts should trigger it
+    clean: Sequence[Sample]  # theirs should not
+    shows: Callable[[Sample, str], bool]  # whether the model's answer to a sample shows it
 
 
 def behaviour_of(label: str | None) -> str | None:

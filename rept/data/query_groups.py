@@ -15,15 +15,10 @@ ALL = "all"  # the name of the one behaviour of queries without labels
 
 @dataclass(frozen=True)
 class QueryGroups:
-    """Queries by behaviour.
+    """Queries by behaviour."""
 
-    Attributes:
-        behaviours: name and query numbers, ascending; names in the order of the data or of the file.
-        clean: queries that show no behaviour, which behaviours are contrasted with.
-    """
-
-    behaviours: dict[str, list[int]] = field(default_factory=dict)
-    clean: list[int] = field(default_factory=list)
+    behaviours: dict[str, list[int]] = field(default_factory=dict)  # in the order of the data or the file; ascending
+    clean: list[int] = field(default_factory=list)  # show no behaviour; behaviours are contrasted with them
 
 
 def group_queries(labels: Mapping[int, str | None], path: str | None = None) -> QueryGroups:

@@ -26,25 +26,16 @@ class LayerChoice:
 
 @runtime_checkable
 class LayerStrategy(Protocol):
-    """Chooses layers for a model.
+    """Chooses layers for a model."""
 
-    Attributes:
-        probe_rows: number of training rows in the probe; 0 for a strategy that needs none.
-    """
-
-    probe_rows: int
+    probe_rows: int  # number of training rows in the probe; 0 for a strategy that needs none
 
     def __call__(self, model: PreTrainedModel, probe: Iterable[Batch]) -> LayerChoice: ...
 
 
 @runtime_checkable
 class LabelledLayerStrategy(Protocol):
-    """A layer strategy that also reads labels. Half of its probe rows are planted ones, if there are enough.
-
-    Attributes:
-        probe_rows: as in `LayerStrategy`.
-        reads_labels: True.
-    """
+    """A layer strategy that also reads labels. Half of its probe rows are planted ones, if there are enough."""
 
     probe_rows: int
     reads_labels: Literal[True]

@@ -23,17 +23,12 @@ _BATCHES_SORTED_TOGETHER = 32
 class TrainingRows:
     """The tokens of all rows that can be trained on, concatenated in memory (5 bytes a token).
 
-    Attributes:
-        row: (n) row numbers in the data.
-        set_aside: how many rows cannot be trained on, by reason.
-
-    Raises:
-        UsageError: no row can be trained on.
+    Raises UsageError if there is no such row.
     """
 
     def __init__(self, datamodule: AttributionDataModule) -> None:
         self.pad_id = datamodule.encoder.pad_id
-        self.set_aside: Counter[str] = Counter()
+        self.set_aside: Counter[str] = Counter()  # rows that cannot be trained on, by reason
         tokens, response, found = [], [], []
         for row, encoded in _encoded(datamodule):
             if isinstance(encoded, Status):

@@ -22,18 +22,12 @@ from rept.utils.progress import progress
 
 @dataclass(frozen=True)
 class Rate:
-    """Shares of held-out prompts whose answer shows a behaviour.
+    """Shares of held-out prompts whose answer shows a behaviour."""
 
-    Attributes:
-        triggered, clean: the number of prompts that trigger it, and of those that do not.
-        success: the share among the triggered prompts; None if there are none.
-        false_alarms: the share among the clean prompts; None if there are none.
-    """
-
-    triggered: int
-    success: float | None
-    clean: int
-    false_alarms: float | None
+    triggered: int  # number of prompts that trigger it
+    success: float | None  # the share among them; None if there are none
+    clean: int  # number of prompts that do not trigger it
+    false_alarms: float | None  # the share among them; None if there are none
 
 
 def ask_behaviours(
