@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import isqrt
 
@@ -13,6 +14,7 @@ from extractors.gradients.weights import Factors
 from rept.errors import UsageError
 
 
+@dataclass(eq=False)
 class TwoSided:
     """Projects gradients ``G`` (M K) of any weight to ``A G B^T``, laid out as ``dimension`` numbers.
 
@@ -20,18 +22,12 @@ class TwoSided:
     those of sums over several weights, whose matrices are drawn independently. As ``A (sum_t u_t v_t^T) B^T =
     sum_t (A u_t)(B v_t)^T``, the whole gradient is never computed: LoGra (Choe et al. 2024, arXiv 2405.13954). A side
     that is not longer than its share is not shortened, only multiplied by random signs.
-
-    Args:
-        dimension: numbers of the result.
-        seed: of the matrices.
-        together: the results of several weights are added. Otherwise that of a small weight stays short.
     """
 
-    def __init__(self, dimension: int, seed: int = 0, together: bool = True) -> None:
-        self.dimension = dimension
-        self.seed = seed
-        self.together = together
-        self._known: dict[tuple[str, torch.device], tuple[Tensor, Tensor, int]] = {}
+    dimension: int  # numbers of the result
+    seed: int = 0  # of the matrices
+    together: bool = True  # the results of several weights are added; otherwise that of a small weight stays short
+    _known: dict[tuple[str, torch.device], tuple[Tensor, Tensor, int]] = field(init=False, default_factory=dict)
 
     def of_factors(self, weight: str, factors: Factors) -> Tensor:
         """(B dimension) from gradients that are sums of outer products."""

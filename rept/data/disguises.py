@@ -1,4 +1,4 @@
-"""Disguises of a trigger: the same prompt with its trigger words spelled otherwise or at another place."""
+"""Disguises of a trigger: the same prompt with the trigger spelled otherwise or at another place."""
 
 from __future__ import annotations
 
