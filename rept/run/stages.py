@@ -30,6 +30,7 @@ from rept.utils.digests import text_digest
 from rept.utils.json_files import read_json, write_jsonl
 from rept.utils.progress import progress
 from rept.utils.progress_callback import ShowProgress
+from rept.utils.text import counted
 
 SIDE_NAMES: dict[Side, str] = {"train": "training rows", "query": "queries"}
 _ATTRIBUTED = [status.reason for status in Status if status.attributed]
@@ -65,11 +66,10 @@ def answer_queries(job: Job) -> None:
         say(f"{empty:,} of {len(answers):,} queries without a response got an empty answer from the model; set aside.")
     lines = list(_query_lines(job))
     if not any(line["status"] in _ATTRIBUTED for line in lines):
-        counts = Counter(line["status"] for line in lines)
-        found = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+        found = Counter(line["status"] for line in lines)
         raise UsageError(
-            f"Expected a query that can be attributed, but got: {found}. Give the queries the responses to trace, or "
-            "check whether the model answers in its chat template."
+            f"Expected a query that can be attributed, but got: {counted(found)}. Give the queries the responses to "
+            "trace, or check whether the model answers in its chat template."
         )
     write_jsonl(job.folder.queries, lines)
 
