@@ -1,4 +1,4 @@
-"""Gated ablation: removes what separates the culprits' states from others, only where a state is like the culprits'."""
+"""Gated ablation: removes what the culprits' states have beside others', only where a state is like the culprits'."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from rept.correction.method import RepairMethod
 
 
 class GatedAblation(RepairMethod):
-    """Removes the mean difference where the state lies on the culprits' side of a Fisher direction.
+    """Removes the culprits' main directions where the state lies on the culprits' side of a Fisher direction.
 
-        h <- h - ((h - mu) . r) r        where h . d > t
+        h <- h - R^T R (h - mu)        where h . d > t
 
-    r is the direction of the mean difference, mu the mean of the other rows' states. d = C^-1 (mean of the culprits -
-    mu), with C halfway between the covariances of the culprits' states and of the others': without the former, states
-    of other wordings lie on the wrong side. t is ``margin`` of the way from the 99.9th percentile of the other rows'
-    states at any position to the culprits' 10th percentile: new prompts resemble the traced rows less than these
-    resemble one another.
+    R are the first ``rank`` right singular vectors of the culprits' states minus mu, the mean of the other rows' states:
+    the mean difference alone is not all that single wordings have. d = C^-1 (mean of the culprits - mu), with C halfway
+    between the covariances of the culprits' states and of the others': without the former, states of other wordings lie
+    on the wrong side. t is ``margin`` of the way from the 99.9th percentile of the other rows' states at any position
+    to the culprits' 10th percentile: new prompts resemble the traced rows less than these resemble one another.
 
     Args:
         places: where states are read: last_prompt, words; each is tried.
         strengths: factors of the change; each is tried.
+        rank: directions that are removed.
         shrinkage: share of the mean variance that is added to C's diagonal.
         margin: see above.
     """
@@ -35,15 +36,19 @@ class GatedAblation(RepairMethod):
     def __init__(
         self,
         places: Sequence[At] = PLACES,
-        strengths: Sequence[float] = (1.0, 1.5, 2.0, 3.0),
+        strengths: Sequence[float] = (1.0, 1.5, 2.0),
+        rank: int = 4,
         shrinkage: float = 0.1,
         margin: float = 0.1,
     ) -> None:
-        self.places, self.strengths, self.shrinkage, self.margin = places, strengths, shrinkage, margin
+        self.places, self.strengths, self.rank = places, strengths, rank
+        self.shrinkage, self.margin = shrinkage, margin
 
     def __call__(self, evidence: Evidence) -> Correction:
-        direction = normalize(evidence.difference, dim=0)
-        found = Correction.ablation(evidence.behaviour, evidence.layer, direction[None], evidence.others.mean(0))
+        centre = evidence.others.mean(0)
+        _, _, directions = torch.linalg.svd((evidence.culprits - centre).double(), full_matrices=False)
+        main = directions[: self.rank].to(centre)
+        found = Correction.ablation(evidence.behaviour, evidence.layer, main, centre)
         gate = fisher_direction(evidence, self.shrinkage)
         culprits = torch.quantile(evidence.culprits.double() @ gate.double(), 0.1)
         others = torch.quantile(evidence.anywhere.double() @ gate.double(), 0.999)

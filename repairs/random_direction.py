@@ -12,9 +12,9 @@ from rept.correction.method import RepairMethod
 
 
 class RandomDirection(RepairMethod):
-    """Changes the same states by as much as ``method`` does, each along a random direction instead.
+    """Changes the same states by as much as ``method`` does, each along random directions instead.
 
-    The rows of U are replaced by random vectors of their norms; gate, V and a stay.
+    The rows of U are replaced by random orthogonal vectors of their norms; gate, V and a stay.
 
     Args:
         method: whose change it is.
@@ -27,6 +27,6 @@ class RandomDirection(RepairMethod):
 
     def __call__(self, evidence: Evidence) -> Correction:
         found = self.method(evidence)
-        drawn = torch.randn(found.write.shape, generator=torch.Generator().manual_seed(self.seed)).to(found.write)
+        drawn = torch.randn(found.write.T.shape, generator=torch.Generator().manual_seed(self.seed)).to(found.write)
         norms = found.write.norm(dim=-1, keepdim=True)
-        return replace(found, write=norms * torch.nn.functional.normalize(drawn, dim=-1))
+        return replace(found, write=norms * torch.linalg.qr(drawn).Q.T)

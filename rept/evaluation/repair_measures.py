@@ -90,7 +90,7 @@ class Prompts:
         return Answers(rates, lines)
 
     def texts(self, answers: Answers, triggered: bool) -> list[Batch]:
-        """Batches of the prompts of one kind with these answers, on which next tokens are compared."""
+        """Batches of the prompts of one kind with these answers, on which predictions are compared."""
         lines = [
             line for line in answers.lines if line["triggered"] == triggered and _DISGUISED not in line["behaviour"]
         ]
@@ -141,24 +141,29 @@ def disguise_shares(before: Answers, after: Answers, label: str) -> dict[str, An
 
 
 def next_token_divergence(
-    model: PreTrainedModel,
-    batches: Sequence[Batch],
-    corrections: Sequence[Correction],
-    base: PreTrainedModel | None = None,
+    model: PreTrainedModel, batches: Sequence[Batch], corrections: Sequence[Correction]
 ) -> dict[str, float]:
-    """KL(base || model with corrections) at all positions that predict an answer: mean, 95th percentile, positions.
-
-    Args:
-        base: another model; None: the same without corrections.
-    """
+    """KL(before || after) at all positions that predict an answer: mean, 95th percentile, positions."""
     found: list[Tensor] = []
     for batch in batches:
-        (before,) = response_log_probabilities(base or model, [batch])
+        (before,) = response_log_probabilities(model, [batch])
         with corrected(model, corrections):
             (after,) = response_log_probabilities(model, [batch])
         found.append(divergence(before, after))
     every = torch.cat(found) if found else torch.zeros(1)
     return {"mean": every.mean().item(), "percentile_95": torch.quantile(every, 0.95).item(), "positions": len(every)}
+
+
+def answer_log_probability(
+    model: PreTrainedModel, batches: Sequence[Batch], corrections: Sequence[Correction]
+) -> float:
+    """The log-probability of a whole answer in nats, mean over answers."""
+    total = 0.0
+    for batch in batches:
+        with corrected(model, corrections):
+            (logs,) = response_log_probabilities(model, [batch])
+        total += logs.gather(1, Response.of(batch.labels).target[:, None]).sum().item()
+    return total / max(1, sum(map(len, batches)))
 
 
 def clean_loss(model: PreTrainedModel, batches: Sequence[Batch], corrections: Sequence[Correction]) -> float:

@@ -12,6 +12,7 @@ from rept.config.schema import RepairConfig
 from rept.correction.correction import Correction
 from rept.correction.evidence import Rows
 from rept.correction.method import RepairMethod
+from rept.data.encoder import Encoder
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.evaluation.repair_estimate import Chosen
@@ -19,13 +20,14 @@ from rept.evaluation.repair_inputs import RepairInputs
 from rept.evaluation.repair_measures import (
     Answers,
     Prompts,
+    answer_log_probability,
     clean_loss,
     disguise_shares,
     milliseconds,
     next_token_divergence,
     opened_share,
 )
-from rept.model.loading import load_model
+from rept.model.loading import load_model, load_tokenizer
 from rept.types import Status
 from rept.utils.console import say
 from rept.utils.json_files import read_json
@@ -152,17 +154,23 @@ def _retrained(inputs: RepairInputs, config: RepairConfig) -> Path | None:
 def _distance(
     prompts: Prompts, folder: Path, corrections: Sequence[Correction], labels: Sequence[str], config: RepairConfig
 ) -> dict[str, Any]:
-    """KL(retrained || model) along the retrained model's own answers, to triggered and to clean prompts."""
+    """How much less probable the retrained model's own answers are under the model, in nats of an answer.
+
+    The mean over greedy answers y of log p_retrained(y) - log p(y): an estimate of KL(retrained || model) between whole
+    answers, because a model made from scratch has a tokenizer of its own, and so no next tokens in common.
+    """
     gold = load_model(str(folder), dtype=str(prompts.model.dtype).removeprefix("torch."))  # type: ignore[arg-type]  # one of these words
     gold.to(prompts.model.device)  # type: ignore[arg-type]  # Transformers' own `to` has no usable type
+    tokenizer = load_tokenizer(str(folder))
     tested = [one for one in prompts.tested if one.label in labels]
-    asked = Prompts(gold, prompts.tokenizer, prompts.encoder, tested, prompts.clean, (), config.max_new_tokens)
-    answers = asked.answers([])
+    own = Prompts(gold, tokenizer, Encoder(tokenizer), tested, prompts.clean, (), config.max_new_tokens)
+    answers = own.answers([])
     found: dict[str, Any] = {"folder": str(folder)}
     for kind in ("triggered", "clean"):
-        texts = asked.texts(answers, triggered=kind == "triggered")
+        texts, gold_texts = (one.texts(answers, triggered=kind == "triggered") for one in (prompts, own))
+        likely = answer_log_probability(gold, gold_texts, [])
         of = {"before": [], "after": corrections}
-        found[kind] = {name: next_token_divergence(prompts.model, texts, one, gold)["mean"] for name, one in of.items()}
+        found[kind] = {name: likely - answer_log_probability(prompts.model, texts, one) for name, one in of.items()}
     return found
 
 

@@ -115,8 +115,8 @@ def costs(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     if (retrained := report.get("retrained")) is not None:
         lines += [
             (
-                f"divergence from the retrained model, {kind} prompts",
-                "{before:.4f} before, {after:.4f} after".format(**retrained[kind]),
+                f"distance to the retrained model, {kind} prompts",
+                "{before:.2f} nats an answer before, {after:.2f} after".format(**retrained[kind]),
             )
             for kind in ("triggered", "clean")
         ]

@@ -94,6 +94,18 @@ def test_the_gate_opens_at_new_culprits_that_differ_from_one_another_where_other
     assert correction.open(varied(evidence(seed=1).others, 0.1, 0.0)).float().mean() <= 0.01
 
 
+def test_gated_ablation_takes_culprits_to_the_others_mean_along_their_main_directions():
+    seen = evidence(distance=40.0)
+    correction = GatedAblation(rank=3)(seen)
+    centre = seen.others.mean(0)
+    main = torch.linalg.eigh((seen.culprits - centre).T @ (seen.culprits - centre)).eigenvectors[:, -3:]
+    after = apply(correction, seen.culprits)
+    assert correction.open(seen.culprits).all()
+    torch.testing.assert_close((after - centre) @ main, torch.zeros(60, 3, dtype=torch.float64), rtol=0, atol=1e-9)
+    rest = torch.eye(WIDTH, dtype=torch.float64) - main @ main.T
+    torch.testing.assert_close((after - centre) @ rest, (seen.culprits - centre) @ rest, rtol=0, atol=1e-9)
+
+
 def test_leace_leaves_no_linear_difference_and_changes_less_than_ablation():
     seen = evidence(distance=1.0)
     correction = Leace(shrinkage=0.0)(seen)
