@@ -19,7 +19,7 @@ class GatedAblation(RepairMethod):
 
         h <- h - R^T R (h - mu)        where h . d > t
 
-    R are the first ``rank`` right singular vectors of the culprits' states minus mu, the mean of the other rows' states:
+    R are the first ``rank`` right singular vectors of the culprits' states minus mu, the mean of the others':
     the mean difference alone is not all that single wordings have. d = C^-1 (mean of the culprits - mu), with C halfway
     between the covariances of the culprits' states and of the others': without the former, states of other wordings lie
     on the wrong side. t is ``margin`` of the way from the 99.9th percentile of the other rows' states at any position

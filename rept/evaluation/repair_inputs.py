@@ -146,7 +146,8 @@ def _traced(
     phrases = sorted(one.words for one in marked if one.part == "response")
     words = culprit_words(data, rows, phrases)
     rest = ranking[config.rows :] if words else []
-    unlike = [row for row in rest if row not in culprit_words(data, rest, phrases)][: config.others // 2]
+    alike = culprit_words(data, rest, phrases)
+    unlike = [row for row in rest if row not in alike][: config.others // 2]
     others = [*unlike, *(row for row in drawn if row not in set(unlike))][: config.others]
     return TracedBehaviour(name, rows, others, words)
 
