@@ -39,6 +39,7 @@ class Outcome:
     measures: Mapping[str, float] = field(default_factory=dict)  # overall; empty without labels
     labels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     queries: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # row and average precision of each query
+    behaviours: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # measures of rankings by behaviour
     extraction_seconds: float | None = None  # signatures of both sides, and fitting the extractor
     ranking_seconds: float | None = None
     peak_memory_bytes: int | None = None  # of the process, the model included
@@ -166,6 +167,7 @@ def _outcome(name: str, trace: Trace, folder: Path) -> Outcome:
         measures=metrics.get("overall", {}),
         labels=metrics.get("labels", {}),
         queries=metrics.get("queries", {}),
+        behaviours=metrics.get("behaviours", {}),
         extraction_seconds=sum(figures["seconds"] for figures in extraction),
         ranking_seconds=stages["rank"]["seconds"],
         peak_memory_bytes=max(figures["peak_memory_bytes"] for figures in [*extraction, stages["rank"]]),

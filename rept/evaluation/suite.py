@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rept.config.compose import compose, read_yaml
 from rept.config.plug_ins import build
@@ -15,6 +13,7 @@ from rept.config.schema import AttributeConfig, TrainConfig
 from rept.config.words import words_of
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
+from rept.evaluation.case_figures import CaseFigures, by_behaviour
 from rept.evaluation.compare import Outcome, compare
 from rept.results.trace import Trace
 from rept.training.behaviour_rates import read_rates
@@ -22,8 +21,6 @@ from rept.training.finetune import train_model
 from rept.training.model_folder import ModelFolder
 from rept.utils.console import say
 from rept.utils.digests import text_digest
-
-_RESAMPLED = 2000  # bootstrap samples of an interval
 
 
 @dataclass(frozen=True)
@@ -48,40 +45,6 @@ class Suite:
         given = read_yaml(suites[name]) | {k: v for k, v in changed.items() if v is not None}
         like = given.pop("like", None)
         return replace(cls.named(like), **given) if like else cls(**given)
-
-
-@dataclass
-class CaseFigures:
-    """One case: how often its behaviour showed, and each method's average precision of each query, by seed."""
-
-    asked: int = 0
-    shown: int = 0
-    found: dict[str, list[list[float]]] = field(default_factory=dict)  # by experiment, then by seed
-
-    def interval(self, experiment: str) -> tuple[float, float, float] | None:
-        """Returns the mean over queries and seeds, and its 95 % `bootstrap` interval; None if nothing was measured."""
-        return bootstrap(self.found.get(experiment, []))
-
-
-def bootstrap(by_seed: Sequence[Sequence[float]], samples: int = _RESAMPLED) -> tuple[float, float, float] | None:
-    """Returns the mean of all values, and the 2.5th and 97.5th percentile of its bootstrap distribution.
-
-    Seeds are drawn with replacement, then queries within each: queries of one seed share a model, so they are not
-    independent (Davison and Hinkley 1997, section 3.8). With one seed the interval covers its queries alone.
-    """
-    arrays = [np.asarray(values) for values in by_seed if len(values)]
-    if not arrays:
-        return None
-    rng = np.random.default_rng(0)
-    total, count = np.zeros(samples), np.zeros(samples)
-    for _ in arrays:
-        drawn = rng.integers(len(arrays), size=samples)  # one seed for each bootstrap sample
-        for i, values in enumerate(arrays):
-            at = np.flatnonzero(drawn == i)
-            total[at] += values[rng.integers(len(values), size=(len(at), len(values)))].sum(axis=1)
-            count[at] += len(values)
-    low, high = np.percentile(total / count, [2.5, 97.5])
-    return float(np.concatenate(arrays).mean()), float(low), float(high)
 
 
 def run_suite(suite: Suite, arguments: Sequence[str], out: Path) -> tuple[dict[str, CaseFigures], list[Outcome]]:
@@ -111,7 +74,7 @@ def run_suite(suite: Suite, arguments: Sequence[str], out: Path) -> tuple[dict[s
         outcomes += done
         _count(cases, ModelFolder(model))
         for outcome in done:
-            _gather(cases, outcome)
+            _gather(cases, outcome, seed)
     return cases, outcomes
 
 
@@ -146,14 +109,15 @@ def _count(cases: dict[str, CaseFigures], model: ModelFolder) -> None:
         case.shown += round(rate.triggered * (rate.success or 0.0))
 
 
-def _gather(cases: Mapping[str, CaseFigures], outcome: Outcome) -> None:
-    """Adds one method's average precisions of one seed."""
+def _gather(cases: Mapping[str, CaseFigures], outcome: Outcome, seed: int) -> None:
+    """Adds the average precision of each query, and of its behaviour, by one method on one seed."""
     if outcome.reason is not None:
         return
     label = {line["query"]: line["label"] for line in Trace(outcome.folder).queries}
-    values: dict[str, list[float]] = {}
     for query, precision in zip(outcome.queries["query"], outcome.queries["average_precision"], strict=True):
-        if precision is not None:  # an absent cause has no culprits to find
-            values.setdefault(_case(label[query]), []).append(precision)
-    for case, found in values.items():
-        cases[case].found.setdefault(outcome.experiment, []).append(found)
+        if precision is None:  # an absent cause has no culprits to find
+            continue
+        case = cases[_case(label[query])]
+        case.add(outcome.experiment, seed, precision)
+        if (together := outcome.behaviours.get(label[query], {}).get("average_precision")) is not None:
+            case.add(by_behaviour(outcome.experiment), seed, together)

@@ -19,7 +19,8 @@ from rept.data.datamodule import AttributionDataModule
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.evaluation import suite_table
-from rept.evaluation.suite import CaseFigures, Suite, _digest, bootstrap, run_suite
+from rept.evaluation.case_figures import CaseFigures, bootstrap, by_behaviour, mean_of_cases
+from rept.evaluation.suite import Suite, _digest, run_suite
 from rept.results.trace import Trace
 
 HERE = f"{__name__}.Tiny"
@@ -134,23 +135,63 @@ def test_a_recipe_has_the_same_name_wherever_it_lies(tmp_path):
     assert names[0] == names[1] != _digest(compose(TrainConfig, [*node, f"model.path={tmp_path}/a/b2", "out=x"]))
 
 
-def test_the_table_marks_the_best_and_shows_the_interval(done, capsys, tmp_path):
-    figures = CaseFigures(4, 3, {"a": [[1.0, 0.5, 0.75]], "b": [[0.25, 0.25, 0.25]]})
+def test_the_table_marks_the_best_and_shows_the_interval(capsys, tmp_path):
+    figures = CaseFigures(4, 3, {"a": {0: [1.0, 0.5, 0.75]}, "b": {0: [0.25, 0.25, 0.25]}})
     cases = {"easy": figures, "absent": CaseFigures(8, 8)}
     suite = tiny(experiments=["a", "b"], seeds=[0])
     suite_table.show_suite(cases, suite)
-    line = next(line for line in capsys.readouterr().out.splitlines() if "easy" in line)
+    line, difference = (line for line in capsys.readouterr().out.splitlines() if "easy" in line)
     assert "3/4" in line and "*0.75 [" in line and " 0.25 [0.25, 0.25]" in line
+    assert "-0.50 [-0.75, -0.25]" in difference
     suite_table.write_suite(cases, suite, tmp_path)
-    assert (tmp_path / "suite.md").read_text().splitlines()[-1] == "| absent | 8/8 | – | – |"
+    first, second = (tmp_path / "suite.md").read_text().split("\n\n", 1)
+    assert first.splitlines()[-2] == "| absent | 8/8 | – | – |" and second.splitlines()[-2] == "| absent | 8/8 | – |"
     record = json.loads((tmp_path / "suite.json").read_text())
     assert record["cases"]["easy"]["average_precision"]["b"] == [0.25, 0.25, 0.25]
+    assert record["cases"]["easy"]["difference"]["a"] == [0, 0, 0] and record["reference"] == "a"
     assert record["cases"]["absent"]["average_precision"] == {"a": None, "b": None}
+    assert record["mean_of_cases"]["average_precision"]["b"] == [0.25, 0.25, 0.25]
+
+
+def test_behaviours_count_with_each_of_their_queries(done):
+    out, cases, _ = done
+    for number in (0, 1):
+        metrics = Trace(out / f"seed-{number}" / "repsim").metrics["behaviours"]
+        assert cases["easy"].found[by_behaviour("repsim")][number] == [metrics["easy"]["average_precision"]] * 3
+        expected = [metrics[f"hard:{part}"]["average_precision"] for part in (1, 2) for _ in range(3)]
+        assert sorted(cases["hard"].found[by_behaviour("repsim")][number]) == sorted(expected)
+
+
+def test_differences_are_paired_by_query_and_seed():
+    rng = np.random.default_rng(0)
+    hard = {seed: rng.uniform(0, 0.9, size=20) for seed in range(4)}
+    found = {
+        "a": {seed: list(values + 0.05) for seed, values in hard.items()},
+        "b": {seed: list(values) for seed, values in hard.items()},
+    }
+    case = CaseFigures(found=found)
+    mean, low, high = case.interval("a", "b")
+    assert mean == pytest.approx(0.05) and low == pytest.approx(0.05) and high == pytest.approx(0.05)
+    one, other = case.interval("a"), case.interval("b")
+    assert one[1] < other[2]  # the separate intervals overlap
+    del found["b"][3]
+    assert case.differences("a", "b").keys() == {0, 1, 2}
+
+
+def test_the_mean_of_cases_gives_each_case_the_same_weight():
+    cases = [
+        CaseFigures(found={"a": {0: [1.0] * 30, 1: [0.8] * 10}}),
+        CaseFigures(found={"a": {1: [0.2]}}),
+        CaseFigures(8, 8),
+    ]
+    mean, low, high = mean_of_cases(cases, "a")
+    assert mean == pytest.approx((0.95 + 0.2) / 2)
+    assert low == pytest.approx(0.5) and high == pytest.approx(1.0)  # draws of seed 1 alone, and of seed 0 alone
 
 
 def test_bootstrap_covers_the_mean_and_narrows_with_more_queries():
     rng = np.random.default_rng(1)
-    few, many = (bootstrap([rng.uniform(size=n)]) for n in (10, 1000))
+    few, many = (bootstrap([{0: rng.uniform(size=n)}]) for n in (10, 1000))
     for mean, low, high in (few, many):
         assert low < mean < high
     assert many[2] - many[1] < 0.3 * (few[2] - few[1])
@@ -159,14 +200,14 @@ def test_bootstrap_covers_the_mean_and_narrows_with_more_queries():
 
 
 def test_seeds_that_disagree_widen_the_interval():
-    pooled = bootstrap([[0.2] * 20 + [0.8] * 20])
-    apart = bootstrap([[0.2] * 20, [0.8] * 20])
+    pooled = bootstrap([{0: [0.2] * 20 + [0.8] * 20}])
+    apart = bootstrap([{0: [0.2] * 20, 1: [0.8] * 20}])
     assert apart[0] == pytest.approx(pooled[0])
     assert apart[2] - apart[1] > 1.5 * (pooled[2] - pooled[1])
 
 
 def test_nothing_measured_has_no_interval():
-    assert bootstrap([]) is None and bootstrap([[], []]) is None
+    assert bootstrap([]) is None and bootstrap([{}, {0: []}]) is None
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "suite").glob("*.yaml")))
