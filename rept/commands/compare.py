@@ -22,7 +22,8 @@ Sanity checks of each method, of which sanity=[...] chooses some (default: all; 
   self        share of 100 drawn training rows that are their own best hit; costs the ranking of 100 queries
 
 With suite= it trains small models in which many behaviours are planted, from easy to hard, compares the methods on
-them, and prints and writes (suite.json, suite.md) the figures of each case with intervals. Finished parts are reused.
+them, and prints and writes (suite.json, suite.md) the figures of each case with intervals: average precision of each
+query, of its behaviour, and their differences to the first experiment's, query by query. Finished parts are reused.
   python -m rept compare experiments=[rept,repsim,bm25] out=runs/compared
 """
 OWN = ("experiments", "suite", "seeds", "sanity", "out")  # keys of this command itself
