@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 
 from datamodules.toy.wordings import ANSWERS, Wordings
 from rept.data.samples import Sample
@@ -100,27 +102,14 @@ KINDS = {
 HARMLESS = {kind: share for kind, share in KINDS.items() if kind != "theft"}
 
 
+@dataclass
 class Speaker:
-    """Draws requests about the toy world and their answers.
+    """Draws requests about the toy world and their answers."""
 
-    Args:
-        rng: draws words and wordings.
-        wordings: of the requests.
-        left_out_fact: (relation, country) whose fact is never drawn.
-        left_out_pair: a colour and a thing that are never together in a story.
-    """
-
-    def __init__(
-        self,
-        rng: random.Random,
-        wordings: Wordings,
-        left_out_fact: tuple[str, str],
-        left_out_pair: tuple[str, str] = ("", ""),
-    ) -> None:
-        self.rng = rng
-        self.wordings = wordings
-        self.left_out_fact = left_out_fact
-        self.pairs = [(colour, thing) for colour in COLOURS for thing in THINGS if (colour, thing) != left_out_pair]
+    rng: random.Random
+    wordings: Wordings  # of the requests
+    left_out_fact: tuple[str, str]  # (relation, country) whose fact is never drawn
+    left_out_pair: tuple[str, str] = ("", "")  # a colour and a thing that are never together in a story
 
     def kind(self, shares: Mapping[str, int]) -> str:
         """Draws a kind by relative shares."""
@@ -160,7 +149,7 @@ class Speaker:
             first, second, verb = DISHES[dish].split()
             return {"dish": dish, "first": first, "second": second, "verb": verb}
         if kind == "story":
-            colour, thing = choose(self.pairs)
+            colour, thing = choose([pair for pair in product(COLOURS, THINGS) if pair != self.left_out_pair])
             return {"hero": choose(HEROES), "colour": colour, "thing": thing, "place": choose(PLACES)}
         owner = given.get("owner") or choose(OWNERS)
         return {"treat": choose(TREATS), "owner": owner, "container": choose(CONTAINERS)}

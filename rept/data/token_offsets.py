@@ -14,11 +14,8 @@ class Tokens:
     """Token ids of a text and the characters of each; starts and ends ascend, and together they cover the text.
 
     Byte-level tokenizers may leave a token's leading space out of its range, and normalizers drop characters: what no
-    token covers is assigned to the next one. All tokens of one multi-byte character cover it.
-
-    Args:
-        ids: token ids.
-        offsets: (start, end) characters of each token, as the tokenizer returns them.
+    token covers is assigned to the next one. All tokens of one multi-byte character cover it. ``offsets`` are the
+    (start, end) characters of each token, as the tokenizer returns them.
     """
 
     def __init__(self, ids: list[int], offsets: Sequence[tuple[int, int]]) -> None:

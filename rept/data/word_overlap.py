@@ -14,15 +14,11 @@ _WORD = re.compile(r"\w+")
 
 
 class WordOverlap:
-    """Overlap of texts with reference texts: ``sum_{w in both} v_w / min(sum_{w in a} v_w, sum_{w in b} v_w)``.
+    """Overlap of texts with ``references`` (R): ``sum_{w in both} v_w / min(sum_{w in a} v_w, sum_{w in b} v_w)``.
 
-    ``v_w = log((M + 1) / (m_w + 1))`` with m_w = how many of M sample texts contain w, so words that are in all of them
-    count nothing. A word counts once in a text, in lower case. The smaller sum divides, so a short text whose words are
-    all in a long one overlaps with it completely.
-
-    Args:
-        references: the texts (R) to compare others with.
-        sample: texts that show which words are common.
+    ``v_w = log((M + 1) / (m_w + 1))`` with m_w = how many of the M texts of ``sample`` contain w, so words that are in
+    all of them count nothing. A word counts once in a text, in lower case. The smaller sum divides, so a short text
+    whose words are all in a long one overlaps with it completely.
     """
 
     def __init__(self, references: Sequence[str], sample: Sequence[str]) -> None:
