@@ -195,10 +195,7 @@ class Encoder:
 
 
 def sorted_batches(
-    encoder: Encoder,
-    rows: Iterable[tuple[int, Sample | Status]],
-    side: Side = "train",
-    tokens_per_batch: int = 2048,
+    encoder: Encoder, rows: Iterable[tuple[int, Sample | Status]], side: Side = "train", tokens_per_batch: int = 2048
 ) -> list[Batch]:
     """Returns the batches of numbered samples, sorted by (tokens, number).
 
@@ -218,10 +215,7 @@ def sorted_batches(
 
 
 def collate(
-    rows: Sequence[tuple[int, Sample, Encoded]],
-    side: Side,
-    pad_id: int,
-    set_aside: Iterable[tuple[int, Status]] = (),
+    rows: Sequence[tuple[int, Sample, Encoded]], side: Side, pad_id: int, set_aside: Iterable[tuple[int, Status]] = ()
 ) -> Batch:
     """Returns a batch of encoded samples, right padded to the longest; without samples, B and T are 0."""
     input_ids, labels = padded([(torch.tensor(e.input_ids), torch.tensor(e.response)) for _, _, e in rows], pad_id)

@@ -98,10 +98,7 @@ def _check_whole(path: str, model: PreTrainedModel, missing: Sequence[str]) -> N
 
 
 def load_tokenizer(
-    path: str | None,
-    adapter: str | None = None,
-    trust_remote_code: bool = False,
-    chat_template: str | None = None,
+    path: str | None, adapter: str | None = None, trust_remote_code: bool = False, chat_template: str | None = None
 ) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of a model; an adapter's own if one was saved with it, because the training used that one.
 

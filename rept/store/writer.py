@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from rept.errors import UsageError
 from rept.store.open_shard import OpenShard
 from rept.store.shards import Shard, ShardName, check_shards, is_attributed, paths_of, read_shard
-from rept.types import Batch, Extraction, Side, Signature
+from rept.types import Extraction, Side, Signature
 from rept.utils.digests import content_digest
 from rept.utils.files import make_folder, publish
 from rept.utils.tensors import unit_rows
@@ -43,14 +42,7 @@ class StoreWriter(BasePredictionWriter):
         self._writers: dict[Side, ShardWriter] = {}
 
     def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Extraction | None,
-        batch_indices: Sequence[int] | None,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, prediction: Extraction | None, *_: object
     ) -> None:
         if prediction is None:  # a step that a rank runs only because the model is split over several
             return
