@@ -25,10 +25,17 @@ _ROUNDS = 200
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is known of each row of a ranking (N), best first: ``p_value`` among ordinary rows, and ``false_share``."""
+    """What is known of each row of a ranking (N), best first.
+
+    Attributes:
+        p_value: among ordinary rows.
+        false_share: the expected share of ordinary rows among those that are at least as likely to share the behaviour.
+        member: probability that it shares the behaviour.
+    """
 
     p_value: np.ndarray
     false_share: np.ndarray
+    member: np.ndarray
 
 
 def two_groups(scores: np.ndarray, held_out: np.ndarray) -> Estimate:
@@ -38,20 +45,22 @@ def two_groups(scores: np.ndarray, held_out: np.ndarray) -> Estimate:
     for all rows where the ranking does not reach the held-out queries.
     """
     tail = scores[scores > START].astype(np.float64)
-    p_value, share = np.ones(len(scores)), np.ones(len(scores))
+    p_value, share, member = np.ones(len(scores)), np.ones(len(scores)), np.zeros(len(scores))
     if len(tail) <= _BEST:
-        return Estimate(p_value, share)
-    ordinary, rate = _mixture(tail, held_out.astype(np.float64))
+        return Estimate(p_value, share, member)
+    likely, rate = _mixture(tail, held_out.astype(np.float64))
+    ordinary = len(tail) - likely.sum()
     beyond = np.exp(-rate * (tail - START)) * ordinary
     p_value[: len(tail)] = np.minimum(1, (beyond + 1) / (len(scores) - len(tail) + ordinary + 1))
     if len(held_out) >= FEWEST and scores[_BEST - 1] >= REACH * np.median(held_out):
         above = np.searchsorted(-scores, -tail, side="right")  # rows with at least this score
         share[: len(tail)] = np.minimum.accumulate(np.minimum(1, beyond / above)[::-1])[::-1]
-    return Estimate(p_value, share)
+        member[: len(tail)] = np.maximum.accumulate(likely[::-1])[::-1]  # far out, the normal density falls below
+    return Estimate(p_value, share, member)
 
 
-def _mixture(tail: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
-    """Number of ordinary rows in the tail, and the rate at which their number falls."""
+def _mixture(tail: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, float]:
+    """The probability (n) that each row of the tail is none of the ordinary ones, and the rate at which these fall."""
     excess = tail - START
     mean = float(min(np.median(held_out), tail[:_BEST].mean())) if len(held_out) else float(tail[:_BEST].mean())
     deviation, rate, share = max(float(held_out.std()) if len(held_out) else 1.0, 0.5), 1.0, 0.3
@@ -63,4 +72,4 @@ def _mixture(tail: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
         rate = float((1 - member).sum() / max(((1 - member) * excess).sum(), 1e-9))
         mean = float((member * tail).sum() / max(member.sum(), 1e-9))
         deviation = max(float(np.sqrt((member * (tail - mean) ** 2).sum() / max(member.sum(), 1e-9))), 0.4)
-    return (1 - share) * len(tail), rate
+    return member, rate

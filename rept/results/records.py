@@ -39,7 +39,7 @@ class BehaviourHit(FoundRow):
     """A training row found for a behaviour; it stands out if ``false_share`` is within the rate."""
 
     behaviour: str
-    false_share: float | None = None  # expected share of ordinary rows up to this rank; known where p_value is
+    false_share: float | None = None  # expected share of false rows among it and likelier ones
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rept.calibration.two_groups import FEWEST, Estimate, two_groups
+from rept.calibration.neighbours import estimate_members
+from rept.calibration.two_groups import FEWEST, Estimate
 from rept.config.plug_ins import build, locate
 from rept.config.schema import TARGET, AttributeConfig
 from rept.data.query_groups import QueryGroups, group_queries
 from rept.data.samples import Sample
 from rept.distributed.collectives import barrier, gathered, process
+from rept.ranking.behaviour_rule import BehaviourRule
 from rept.ranking.behaviour_scorer import BehaviourScorer
 from rept.ranking.behaviours import fit_behaviours, rank_behaviours
 from rept.ranking.metrics import measures
@@ -27,7 +29,7 @@ from rept.ranking.topk import Hits
 from rept.results.run_folder import RunFolder
 from rept.run.query_labels import QueryLabels
 from rept.store.reader import AttributionStore
-from rept.types import TEXT, Key
+from rept.types import TEXT, Key, Side, Status
 from rept.utils.json_files import write_jsonl
 from rept.utils.progress import progress
 
@@ -85,7 +87,7 @@ class BehaviourScoring:
         if part != 0:
             return {}
         measured = self._measures(paths)
-        write_jsonl(self.out.behaviours, self._lines(hits, paths, held_out, measured))
+        write_jsonl(self.out.behaviours, self._lines(hits, paths, rule, held_out, measured))
         for path in paths:
             path.unlink()
         return measured
@@ -113,31 +115,42 @@ class BehaviourScoring:
         return found
 
     def _lines(
-        self, hits: Hits, paths: list[Path], held_out: Mapping[str, Tensor], measured: Mapping[str, Any]
+        self,
+        hits: Hits,
+        paths: list[Path],
+        rule: BehaviourRule,
+        held_out: Mapping[str, Tensor],
+        measured: Mapping[str, Any],
     ) -> Iterator[dict[str, Any]]:
         """The lines of behaviours.jsonl: the first ``top_k`` rows, and those of which at least half may be culprits."""
-        for i, name in enumerate(self.groups.behaviours):
+        for i, (name, asked) in enumerate(self.groups.behaviours.items()):
             row, score = hits.row[i].numpy(), hits.score[i].numpy()
-            estimate = None
+            listed, estimate = np.arange(len(row)), None
             if name in held_out:
                 row, score = read_scores(paths, i)
                 order = np.lexsort((row, -score))
                 row, score = row[order], score[order]
-                estimate = two_groups(score, held_out[name].numpy())
+                known = held_out[name].numpy()
+                estimate = estimate_members(row, score, known, self.train, self.query, asked, rule, self._text)
                 measured[name]["rows"] = {str(rate): int((estimate.false_share <= rate).sum()) for rate in RATES}
-                listed = max(self.config.top_k, int((estimate.false_share <= MOST_FALSE).sum()))
-                row, score = row[:listed], score[:listed]
-            for place, (number, value) in enumerate(zip(row.tolist(), score.tolist(), strict=True)):
-                sample = self.sample(number)
+                listed = np.flatnonzero(
+                    (estimate.false_share <= MOST_FALSE) | (np.arange(len(row)) < self.config.top_k)
+                )
+            for place in listed.tolist():
+                sample = self.sample(int(row[place]))
                 yield {
                     "behaviour": name,
                     "rank": place + 1,
-                    "row": number,
-                    "score": float(f"{value:.7g}"),
+                    "row": int(row[place]),
+                    "score": float(f"{score[place]:.7g}"),
                     "label": sample.label,
                     "prompt": sample.prompt,
                     "response": sample.response,
                 } | (self._estimated(estimate, place) if estimate else {})
+
+    def _text(self, side: Side, row: int) -> str:
+        sample = self.known.datamodule.sample(side, row)
+        return "" if isinstance(sample, Status) else f"{sample.prompt}\n{sample.response}"
 
     def _estimated(self, estimate: Estimate, place: int) -> dict[str, Any]:
         """What a line has beside its hit where there are enough queries."""
