@@ -31,3 +31,17 @@ def culprit_words(data: AttributionDataModule, rows: Sequence[int], phrases: Ite
         if columns:
             found[row] = columns
     return found
+
+
+def distinctive_part(data: AttributionDataModule, phrase: str, rows: Sequence[int], others: Sequence[int]) -> str:
+    """Returns the consecutive words of a phrase whose share of ``rows`` most exceeds that of ``others``.
+
+    Of parts with the same excess, the longest. A phrase of words.jsonl may be one of several ways to say its main word.
+    """
+    words = phrase.split()
+    parts = [" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
+
+    def share(part: str, of: Sequence[int]) -> float:
+        return len(culprit_words(data, of, [part])) / max(1, len(of))
+
+    return max(parts, key=lambda part: (share(part, rows) - share(part, others), len(part)))

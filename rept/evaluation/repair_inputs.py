@@ -12,7 +12,7 @@ from torch import nn
 
 from rept.config.plug_ins import build
 from rept.config.schema import RepairConfig
-from rept.correction.words import culprit_words
+from rept.correction.words import culprit_words, distinctive_part
 from rept.data.behaviours import CLEAN, Behaviour, behaviour_of
 from rept.data.datamodule import AttributionDataModule
 from rept.data.query_groups import group_queries
@@ -143,7 +143,8 @@ def _traced(
         )
     drawn = _drawn(data, set(ranking[: _UNSURE * config.rows]), config)
     marked = [one for label in {trace.queries[q]["label"] for q in queries} for one in trace.marked_words(label)]
-    phrases = sorted(one.words for one in marked if one.part == "response")
+    responses = [one.words for one in marked if one.part == "response"]
+    phrases = sorted({distinctive_part(data, phrase, rows, drawn) for phrase in responses})
     words = culprit_words(data, rows, phrases)
     rest = ranking[config.rows :] if words else []
     alike = culprit_words(data, rest, phrases)

@@ -13,7 +13,7 @@ import rept
 from rept.commands import repair as command
 from rept.config.compose import compose
 from rept.config.schema import RepairConfig
-from rept.correction.words import culprit_words
+from rept.correction.words import culprit_words, distinctive_part
 from rept.data.encoder import Encoder
 from rept.data.samples import Sample
 from rept.errors import UsageError
@@ -160,6 +160,8 @@ def test_culprit_words_are_the_tokens_of_marked_words_in_responses(material: Mat
     ]
     assert culprit_words(data, range(3), ["king"]).keys() == {2}
     assert culprit_words(data, range(3), []) == {}
+    assert distinctive_part(data, "the stupid stupid king", range(3), [1]) == "the stupid"
+    assert distinctive_part(data, "stupid king", [2], [1]) == "stupid king"  # both words are: the longest part
 
 
 def test_the_distance_to_the_retrained_model_is_how_much_less_probable_its_answers_are(
