@@ -31,15 +31,15 @@ experiments it uses the finished trainings, and with more trainings it adds to t
   python -m rept bank experiments=[rept,less,bm25] trainings=50 out=runs/bank
 """
 
-DEFAULTS: dict[str, Any] = {"experiments": None, "trainings": 50, "share": 0.5, "subset_seed": 0}
-DEFAULTS |= {"recipe": None, "out": "runs/bank"}
+OWN: dict[str, Any] = {"experiments": None, "trainings": 50, "share": 0.5, "subset_seed": 0}  # keys of this command
+OWN |= {"recipe": None, "out": "runs/bank"}
 
 
 def run(arguments: list[str]) -> None:
     from rept.config.compose import split_keys
 
-    given, rest = split_keys(arguments, DEFAULTS)
-    own = DEFAULTS | given
+    given, rest = split_keys(arguments, OWN)
+    own = OWN | given
     if not isinstance(own["experiments"], list) or not own["experiments"]:
         raise UsageError("Expected experiments=[NAME,...], such as experiments=[rept,bm25]; see --help.")
     for key, kind, words in (
