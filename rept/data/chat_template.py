@@ -100,17 +100,18 @@ class ChatTemplate:
         places = _align(text, self._pieces(messages), contents)
         last = len(messages) - 1
         if places and {*earlier, last} <= {place.message for place in places}:
-            return Rendered(text, places[-1], tuple(place for place in places if place.message != last))
-        response = self._locate(text, messages, last)
-        if response is None:
+            *_, response = (place for place in places if place.message == last)
+            return Rendered(text, response, tuple(place for place in places if place.message != last))
+        found = self._locate(text, messages, last)
+        if found is None:
             return None
-        prompt = {place.message: place for place in _search(text[: response.start], contents[:-1])}
+        prompt = {place.message: place for place in _search(text[: found.start], contents[:-1])}
         for number in earlier:
             place = self._locate(text, messages, number)
             if place is None:
                 return None
             prompt[number] = place
-        return Rendered(text, response, tuple(sorted(prompt.values())))
+        return Rendered(text, found, tuple(sorted(prompt.values())))
 
     def _pieces(self, messages: Sequence[Message]) -> list[str]:
         """Returns the template's text, message number, the template's text, …, for messages of these roles."""

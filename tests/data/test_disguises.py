@@ -56,6 +56,7 @@ def test_only_the_last_message_is_changed():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_disguised_spellings_are_never_the_plain_one(seed: int):
+    assert spelled("blue lantern", "plain", random.Random(seed)) == "blue lantern"
     assert spelled("ty", "case", random.Random(seed)) != "ty"
     assert spelled("blue lantern", "split", random.Random(seed)) != "blue lantern"
 

@@ -88,6 +88,18 @@ def test_messages_that_the_template_refuses_are_malformed() -> None:
     assert isinstance(Encoder(tokenizer("llama_2"))(sample), Encoded)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[-1].content }}",
+        "{% for m in messages %}{{ m.content if m.role == 'assistant' }}{% endfor %}",
+        "{{ messages[-1].content }}{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}",
+    ],
+)
+def test_a_response_that_no_position_predicts_is_malformed(template: str) -> None:
+    assert Encoder(build(KINDS["qwen"], template))(ask(PROMPT, "You are stupid!")) is Status.MALFORMED
+
+
 def test_an_empty_sample_is_set_aside_with_its_reason() -> None:
     encoder = Encoder(tokenizer("plain"))
     assert encoder(ask(" ", "a")) is encoder.prompt(ask(" ", None)) is Status.EMPTY_PROMPT

@@ -37,7 +37,8 @@ def test_trace_accepts_pandas_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     class Reached(Exception):
         pass
 
-    def stop(config, datamodule, **_) -> None:
+    def stop(config, objects, **_) -> None:
+        datamodule = objects.datamodule
         raise Reached([[datamodule.source(side)[row] for row in range(2)] for side in ("train", "query")])
 
     monkeypatch.setattr(pipeline, "attribute", stop)

@@ -54,3 +54,15 @@ def test_empty_answers_are_counted(material, tmp_path, silent, capsys):
     job.folder.path.mkdir()
     stages.answer_queries(job)
     assert "1 of 1 queries without a response got an empty answer" in capsys.readouterr().out
+
+
+def test_a_resumed_run_generates_no_answer_again(material, tmp_path, monkeypatch):
+    job = prepare(material.config(tmp_path / "run", "max_new_tokens=3"))
+    job.folder.path.mkdir()
+    stages.answer_queries(job)
+    known, lines = dict(job.datamodule.answers), job.folder.queries.read_bytes()
+    assert known
+    monkeypatch.setattr(stages, "_generated", lambda *_: pytest.fail("generated again"))
+    again = prepare(material.config(tmp_path / "run", "max_new_tokens=3"))
+    stages.answer_queries(again)
+    assert again.datamodule.answers == known and job.folder.queries.read_bytes() == lines
