@@ -82,3 +82,4 @@ def test_planted_and_clean_rows_are_drawn_alternately(material, tmp_path):
     rows = sample_rows(job, 6, balanced=True)
     assert [material.rows[row]["label"] for row in rows].count("odd") == 3
     assert sample_rows(job, 1000, balanced=True) == sample_rows(job, 1000)  # all that can be attributed
+    assert sample_rows(job, 0) == []
