@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rept.ranking.spectrum import Spectrum
 
-_REACHED = 5  # rows
+_REACHED = 5  # rows that score as high as the queries
+_SHARE = 0.1  # of rows that a behaviour has at most
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,17 @@ class BehaviourScorer(ABC):
     def weights(self, held_out: Tensor, rows: Tensor) -> Tensor:
         """Weights (F) of the fields, from the scores of held-out queries (F k) and of training rows (F M).
 
-        ``w = m / v``, as in Fisher's discriminant: v is the mean square of the rows' scores, and m the mean of the
-        queries' scores, shrunk by its error (James and Stein 1961) and at most the fifth highest score of a row. A
-        field in which queries do not find one another, or in which no row reaches them, adds nothing; where many rows
-        that share something else score as high as the queries, v is large.
+        ``w = m / v``, as in Fisher's discriminant. m is the mean of the queries' scores, shrunk by its error (James and
+        Stein 1961) and at most the fifth highest score of a row: a field in which queries do not find one another, or
+        in which no row reaches them, adds little. ``v = max(1, mean z^2 - m^2 / 10)`` is the mean square of the rows'
+        scores without that of the rows to be found, which are at most a tenth of all: v is large where many rows that
+        share something else score higher than the queries.
         """
         mean, count = held_out.mean(1), held_out.shape[1]
         error = ((held_out - mean[:, None]).square().sum(1) + 1) / count**2  # the rows' own variance is 1
         shrunk = mean.clamp(min=0) * (1 - error / mean.square().clamp(min=1e-300)).clamp(min=0)
-        reached = rows.topk(min(_REACHED, rows.shape[1]), dim=1).values[:, -1].clamp(min=0)
-        weight: Tensor = torch.minimum(shrunk, reached) / rows.square().mean(1).clamp(min=1e-300)
+        level = torch.minimum(shrunk, rows.topk(min(_REACHED, rows.shape[1]), dim=1).values[:, -1].clamp(min=0))
+        weight: Tensor = level / (rows.square().mean(1) - _SHARE * level.square()).clamp(min=1)
         return weight
 
     def join(self, z: Tensor, weight: Tensor) -> Tensor:

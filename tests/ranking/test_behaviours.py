@@ -72,7 +72,8 @@ def directly(train, query, scorer, group, clean, keys=(H, G)):
         return np.log(np.exp(z).mean(0)), None
     mean, error = held_out.mean(1), (held_out.var(1) * len(group) + 1) / len(group) ** 2
     level = np.minimum(np.maximum(mean, 0) * np.maximum(1 - error / mean**2, 0), np.sort(z, axis=1)[:, -5])
-    weight = np.maximum(level, 0) / (z**2).mean(1)
+    level = np.maximum(level, 0)
+    weight = level / np.maximum((z**2).mean(1) - 0.1 * level**2, 1)
     if not weight.any():
         return np.log(np.exp(z).mean(0)), np.log(np.exp(held_out).mean(0))
     scale = deviations(weight @ z)[1]
