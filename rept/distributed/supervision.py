@@ -48,8 +48,7 @@ def supervised(trainer: Trainer, stop: StopBetweenBatches, max_wait: float) -> I
         RankFailed, RankMissing: another rank failed, or did not join in time.
     """
     if trainer.world_size == 1:
-        yield
-        return
+        return (yield)
     strategy, launcher = trainer.strategy, trainer.strategy.launcher
     assert isinstance(strategy, ParallelStrategy)  # as all with several ranks
     if isinstance(launcher, _SubprocessScriptLauncher) and "procs" not in vars(launcher):
@@ -129,11 +128,13 @@ def _report(key: str, rank: int, error: BaseException) -> None:
 @cache
 def _store() -> TCPStore:
     """Returns a connection to the store by which the ranks join; raises DistNetworkError if it has ended."""
-    address, port, wait = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=GRACE)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     for _ in range(1 if _children else 30):  # rank 0 may load its model for minutes before it opens the store
-        with suppress(distributed.DistNetworkError):
+        with suppress(distributed.DistError):
             if not _orphaned():
-                return TCPStore(address, port, wait_for_workers=False, timeout=wait)
+                store = TCPStore(address, port, wait_for_workers=False, timeout=timedelta(seconds=GRACE))
+                store.set_timeout(timedelta(minutes=5))  # a slow rank 0 has not ended
+                return store
     raise distributed.DistNetworkError("no store")
 
 

@@ -117,8 +117,8 @@ def test_the_picture_is_one(compared):
 
 def test_the_tables_mark_best_and_fastest(capsys):
     outcomes = [
-        Outcome("slow", "x", None, {"queries": 3, "average_precision": 0.75}, {}, {}, 9.0, 1.0, 2_000_000, 1234.5),
-        Outcome("quick", "x", None, {"queries": 3, "average_precision": 0.5}, {}, {}, 1.0, 1.0, 1_000_000, 10),
+        Outcome("slow", "x", None, {"queries": 3, "average_precision": 0.75}, {}, {}, {}, 9.0, 1.0, 2_000_000, 1234.5),
+        Outcome("quick", "x", None, {"queries": 3, "average_precision": 0.5}, {}, {}, {}, 1.0, 1.0, 1_000_000, 10),
         Outcome("lame", "x", "it has no legs."),
     ]
     compare_table.show_comparison(outcomes)
