@@ -48,13 +48,16 @@ def supervised(trainer: Trainer, stop: StopBetweenBatches, max_wait: float) -> I
         RankFailed, RankMissing: another rank failed, or did not join in time.
     """
     if trainer.world_size == 1:
-        return (yield)
+        yield
+        return
     strategy, launcher = trainer.strategy, trainer.strategy.launcher
     assert isinstance(strategy, ParallelStrategy)  # as all with several ranks
     if isinstance(launcher, _SubprocessScriptLauncher) and "procs" not in vars(launcher):
         raise RuntimeError("Expected Lightning's launcher to list its processes as procs, but it does not.")
     key, failed, over = f"rept/failure/{next(_runs)}", Future[RankFailed](), threading.Event()
-    os.environ.setdefault(PARENT, str(os.getpid()))
+    external = not isinstance(strategy.cluster_environment, LightningEnvironment)
+    if external or not trainer.local_rank or PARENT not in os.environ:  # not from a run that started this program
+        os.environ[PARENT] = str(os.getpid())
 
     def watch() -> None:
         while not failed.done() and not over.wait(POLL):
@@ -70,7 +73,7 @@ def supervised(trainer: Trainer, stop: StopBetweenBatches, max_wait: float) -> I
 
     threading.Thread(target=watch, daemon=True).start()
     try:
-        if not isinstance(strategy.cluster_environment, LightningEnvironment):
+        if external:
             # Ranks that torchrun or SLURM has started join before anything that may fail on one of them alone.
             strategy.connect(LightningModule())  # setup_environment expects one; predict sets its own
             strategy.setup_environment()

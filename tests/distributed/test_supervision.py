@@ -132,6 +132,16 @@ def test_nodes_that_do_not_join_are_reported_in_a_sentence(monkeypatch):
             pytest.fail("alone")
 
 
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_a_run_started_by_another_run_is_no_rank_of_it(monkeypatch, local_rank):
+    monkeypatch.setenv(supervision.PARENT, "1")
+    trainer = trainer_of("ddp")
+    monkeypatch.setattr(type(trainer), "local_rank", local_rank)
+    monkeypatch.setattr(supervision, "_failure", lambda *_: None)
+    with supervised(trainer, StopBetweenBatches(), 90):
+        assert supervision._orphaned() is bool(local_rank)
+
+
 def test_an_orphan_ends_without_waiting_for_the_store_that_is_gone(monkeypatch, capsys):
     """Whose rank 0 was killed between two checks: a connection to its store would be tried for minutes."""
     monkeypatch.setattr(supervision, "process", lambda: (1, 2))
