@@ -23,6 +23,20 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, 3 * (os.cpu_count() or 1) // 2)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts long tests at the head of each worker's share: one at the end would keep the other workers waiting."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = [item for item in items if item.path.parent.name == "distributed" or item.path.name == "test_crashes.py"]
+    short = [item for item in items if item not in long]
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):
+        head = long[worker::workers]
+        fill = max(0, (len(items) - len(ordered)) // (workers - worker) - len(head))
+        ordered += head + short[:fill]
+        short = short[fill:]
+    items[:] = ordered
+
+
 @pytest.fixture
 def to_disk(monkeypatch) -> list[str]:
     """What is forced to the disk, and "rename" where a file takes its name, in order."""
