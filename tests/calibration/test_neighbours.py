@@ -119,7 +119,7 @@ def estimated(train, query, culprits=40):
     return row, estimate_members(row, score[row], held_out, train, query, several["b"], rule, partial(said, culprits))
 
 
-def test_rows_that_have_only_a_part_are_told_from_those_that_have_all(tmp_path):
+def test_rows_that_have_only_a_part_are_distinguished_from_those_that_have_all(tmp_path):
     false, found = [], []
     for seed in range(6):
         row, estimate = estimated(*two_parts(tmp_path / str(seed), seed))
