@@ -87,16 +87,17 @@ def by_neighbours(member: np.ndarray, *distances: Tensor) -> np.ndarray:
     if not scaled:
         return member
     kernel = torch.exp(-torch.stack(scaled).mean(0))
-    ridge = RIDGE * torch.eye(count + queries, dtype=torch.float64)
+    ridged = kernel + RIDGE * torch.eye(count + queries, dtype=torch.float64)
     fold = torch.cat([torch.arange(count), torch.arange(queries)]) % FOLDS
+    smoother = torch.zeros(count, count + queries, dtype=torch.float64)  # K_i (K + RIDGE I)^-1, the same in all rounds
+    for part in range(FOLDS):
+        others, own = torch.where(fold != part)[0], torch.where(fold[:count] == part)[0]
+        solved = torch.linalg.solve(ridged[others][:, others], kernel[others][:, own])
+        smoother[own[:, None], others] = solved.T
     known = torch.cat([torch.from_numpy(member).double(), torch.ones(queries, dtype=torch.float64)])
     for _ in range(ROUNDS):
-        found = torch.zeros(count, dtype=torch.float64)
-        for part in range(FOLDS):
-            others, own = fold != part, fold[:count] == part
-            weights = torch.linalg.solve((kernel + ridge)[others][:, others], known[others])
-            found[own] = kernel[:count][own][:, others] @ weights
-        likely, unlikely = found.clamp(0, 1) ** 3, (1 - found.clamp(0, 1)) ** 3
+        found = (smoother @ known).clamp(0, 1)
+        likely, unlikely = found**3, (1 - found) ** 3
         known[:count] = likely / (likely + unlikely)
     return known[:count].numpy()
 
@@ -117,13 +118,13 @@ def word_distances(texts: Sequence[str], rows: int) -> Tensor:
     count = Counter(word for one in found[:rows] for word in one)
     weight = {word: math.log(rows / n) for word, n in sorted(count.items()) if n > 1}
     column = {word: i for i, word in enumerate(weight)}
+    entries = [(i, column[word], weight[word]) for i, one in enumerate(found) for word in one & column.keys()]
+    of_text, of_word, value = torch.tensor(entries, dtype=torch.float64).reshape(-1, 3).T
     product = torch.zeros(len(texts), len(texts), dtype=torch.float64)
     for start in range(0, len(weight), _WORDS):
+        here = (of_word >= start) & (of_word < start + _WORDS)
         part = torch.zeros(len(texts), _WORDS, dtype=torch.float64)
-        for i, one in enumerate(found):
-            for word in one & column.keys():
-                if start <= column[word] < start + _WORDS:
-                    part[i, column[word] - start] = weight[word]
+        part[of_text[here].long(), of_word[here].long() - start] = value[here]
         product += part @ part.T
     norm = product.diagonal().sqrt().clamp(min=1e-12)
     return (2 - 2 * product / (norm[:, None] * norm)).clamp(min=0)
