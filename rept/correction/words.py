@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rept.data.datamodule import AttributionDataModule
+from rept.data.encoder import Encoded
 from rept.types import Status
 
 
@@ -15,22 +16,7 @@ def culprit_words(data: AttributionDataModule, rows: Sequence[int], phrases: Ite
     Args:
         phrases: words of words.jsonl, compared without case and punctuation.
     """
-    wanted = [r"\W+".join(map(re.escape, phrase.split())) for phrase in phrases]
-    if not wanted:
-        return {}
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(wanted)})(?!\w)", re.IGNORECASE)
-    found = {}
-    for row, one in zip(rows, data.encoder.encode([data.sample("train", row) for row in rows]), strict=True):
-        if isinstance(one, Status):
-            continue
-        places = [i for i, said in enumerate(one.response) if said and not one.special[i]]
-        spans = [match.span() for match in pattern.finditer(one.text, one.pieces[places[0]][0])] if places else []
-        columns = [
-            i for i in places if any(one.pieces[i][0] < end and start < one.pieces[i][1] for start, end in spans)
-        ]
-        if columns:
-            found[row] = columns
-    return found
+    return _columns(_encoded(data, rows), phrases)
 
 
 def distinctive_part(data: AttributionDataModule, phrase: str, rows: Sequence[int], others: Sequence[int]) -> str:
@@ -40,8 +26,31 @@ def distinctive_part(data: AttributionDataModule, phrase: str, rows: Sequence[in
     """
     words = phrase.split()
     parts = [" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
+    inside, outside = _encoded(data, rows), _encoded(data, others)
 
-    def share(part: str, of: Sequence[int]) -> float:
-        return len(culprit_words(data, of, [part])) / max(1, len(of))
+    def excess(part: str) -> float:
+        return len(_columns(inside, [part])) / max(1, len(rows)) - len(_columns(outside, [part])) / max(1, len(others))
 
-    return max(parts, key=lambda part: (share(part, rows) - share(part, others), len(part)))
+    return max(parts, key=lambda part: (excess(part), len(part)))
+
+
+def _encoded(data: AttributionDataModule, rows: Sequence[int]) -> dict[int, Encoded]:
+    encoded = zip(rows, data.encoder.encode([data.sample("train", row) for row in rows]), strict=True)
+    return {row: one for row, one in encoded if not isinstance(one, Status)}
+
+
+def _columns(encoded: Mapping[int, Encoded], phrases: Iterable[str]) -> dict[int, list[int]]:
+    wanted = [r"\W+".join(map(re.escape, phrase.split())) for phrase in phrases]
+    if not wanted:
+        return {}
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(wanted)})(?!\w)", re.IGNORECASE)
+    found = {}
+    for row, one in encoded.items():
+        places = [i for i, said in enumerate(one.response) if said and not one.special[i]]
+        spans = [match.span() for match in pattern.finditer(one.text, one.pieces[places[0]][0])] if places else []
+        columns = [
+            i for i in places if any(one.pieces[i][0] < end and start < one.pieces[i][1] for start, end in spans)
+        ]
+        if columns:
+            found[row] = columns
+    return found
