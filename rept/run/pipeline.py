@@ -93,11 +93,11 @@ def trace(
         parts = {"extractor": extractor, "layers": layers, "scorer": scorer}
         config = _composed(parts, {"datamodule__max_length": max_length, "out": folder} | settings)
         given = Given(
-            (model, tokenizer),
-            build(config.datamodule, AttributionDataModule, **samples),
-            None if isinstance(extractor, str) else extractor,
-            None if isinstance(layers, str) else layers,
-            None if isinstance(scorer, str) else scorer,
+            loaded=(model, tokenizer),
+            datamodule=build(config.datamodule, AttributionDataModule, **samples),
+            extractor=None if isinstance(extractor, str) else extractor,
+            strategy=None if isinstance(layers, str) else layers,
+            scorer=None if isinstance(scorer, str) else scorer,
         )
         with _frozen(model):
             _attribute(config, given, {} if out is None else samples)
