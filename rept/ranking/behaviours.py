@@ -1,8 +1,8 @@
 """Ranks the training rows once for each behaviour, by its queries together.
 
-Three passes over the store: mean and principal axes of each field (`rept.ranking.spectrum`), the scale of the scores
-on a sample of rows, and the scores themselves. Of the queries, only their number and mean are kept: the rows have norm
-1, so their scatter follows from these.
+Two passes over the store: mean and principal axes of each field (`rept.ranking.spectrum`), and the scores themselves.
+Between them, directions, scales and the fields' weights are found on a sample of rows. Of the queries, only their
+number and mean are kept: the rows have norm 1, so their scatter follows from these.
 """
 
 from __future__ import annotations
@@ -154,12 +154,11 @@ def _weights(
     together: bool,
 ) -> Tensor:
     """Weights (F B) of the fields, in units in which the lower half of the joined scores has a deviation of 1."""
-    sample = train.attributed[reservoir_sample(len(train.attributed), SAMPLE, seed=0)]
     found: list[Tensor] = []
     for first in range(0, len(held_out), EXAMPLES):
         part = {key: rule.part(first, first + EXAMPLES) for key, rule in fields.items()}
-        blocks = [sample[start : start + _AT_ONCE] for start in range(0, len(sample), _AT_ONCE)]
-        z = torch.cat([field_scores(part, train.read(rows, list(fields), together)).float() for rows in blocks], dim=1)
+        blocks = _drawn_blocks(train, list(fields), together)
+        z = torch.cat([field_scores(part, rows).float() for rows in blocks], dim=1)
         for i, queries in enumerate(held_out[first : first + EXAMPLES]):
             one = z[:, :, i].double()
             weight = torch.zeros(len(one), dtype=one.dtype, device=one.device)
@@ -184,6 +183,13 @@ def _in_order(store: AttributionStore, key: Key, device: torch.device | str) -> 
         yield torch.from_numpy(row), unit(store.read(row, [key])[key].double().to(device))
 
 
+def _drawn_blocks(train: AttributionStore, keys: Sequence[Key], together: bool) -> Iterator[dict[Key, Tensor]]:
+    """Fields (n D) of the rows on which scales, candidates and fields are compared; always the same rows."""
+    drawn = train.attributed[reservoir_sample(len(train.attributed), SAMPLE, seed=0)]
+    for start in range(0, len(drawn), _AT_ONCE):
+        yield train.read(drawn[start : start + _AT_ONCE], keys, together)
+
+
 def _joined(parts: Sequence[FieldRule]) -> FieldRule:
     """The rule of all behaviours in one field, from those of some each."""
     directions = [direction for part in parts for direction in part.directions]
@@ -203,12 +209,8 @@ def _field_rule(
     """Chooses each behaviour's direction, and the scale of its scores, on a sample of the training rows."""
     candidates = [scorer.directions(one, rows) for one in examples]
     every = [direction for group in candidates for direction in group]
-    sample = train.attributed[reservoir_sample(len(train.attributed), SAMPLE, seed=0)]
-    parts = []
-    for start in range(0, len(sample), _AT_ONCE):
-        read = train.read(sample[start : start + _AT_ONCE], [key], together)[key]
-        parts.append(direction_scores(unit(read.double().to(device)), rows, every))
-    scores = torch.cat(parts)  # (M, all candidates)
+    blocks = (block[key].double().to(device) for block in _drawn_blocks(train, [key], together))
+    scores = torch.cat([direction_scores(unit(block), rows, every) for block in blocks])  # (M, all candidates)
     chosen, start = [], 0
     for one, group in zip(examples, candidates, strict=True):
         chosen.append(start + scorer.choose(one, rows, group, scores[:, start : start + len(group)]))
