@@ -32,7 +32,7 @@ from rept.results.run_folder import RunFolder
 from rept.run.query_labels import QueryLabels
 from rept.run.rescore import stored_data
 from rept.store.reader import AttributionStore, Block
-from rept.types import TEXT, Key, Side, Status
+from rept.types import TEXT, Key, Side
 from scorers.adaptive import Adaptive
 from scorers.centroid import Centroid
 from scorers.fisher import Fisher
@@ -109,10 +109,6 @@ def tries(path: str, chosen: argparse.Namespace) -> Iterator[tuple[str, Try]]:
     scorers = [Adaptive(), Centroid(), Fisher()] if chosen.scorers else [Adaptive()]
     queries, whole = InMemory(query, keys), InMemory(train, keys)
 
-    def text(side: Side, row: int) -> str:
-        sample = data.sample(side, row)
-        return "" if isinstance(sample, Status) else f"{sample.prompt}\n{sample.response}"
-
     for name in sorted({label for label in query_labels if label}):
         asked, culprits = query.attributed[query_labels == name], np.flatnonzero(train_labels == name)
         removed, rng = InMemory(train, keys, culprits), np.random.default_rng(0)
@@ -120,8 +116,8 @@ def tries(path: str, chosen: argparse.Namespace) -> Iterator[tuple[str, Try]]:
             for _ in range(chosen.draws if size < len(asked) else 1):
                 some = np.sort(rng.choice(asked, size, replace=False)).tolist()
                 if len(culprits):
-                    yield name, tried(whole, queries, some, culprits, keys, scorers, text)
-                yield name, tried(removed, queries, some, culprits, keys, scorers[:1], text)
+                    yield name, tried(whole, queries, some, culprits, keys, scorers, data.text)
+                yield name, tried(removed, queries, some, culprits, keys, scorers[:1], data.text)
 
 
 def show(name: str, found: Sequence[Try]) -> None:

@@ -16,7 +16,7 @@ from rept.errors import UsageError
 from rept.results.run_folder import RunFolder
 from rept.signatures.extractor import Extractor
 from rept.store.reader import AttributionStore
-from rept.types import Key, Status
+from rept.types import Key
 
 SAME_TOPIC = 0.2  # word overlap from which on a row and a reference have the same topic
 
@@ -87,8 +87,7 @@ def _drawn_rows(train: AttributionStore, datamodule: AttributionDataModule, coun
     """Training rows, each not compared with itself and the rows of the same topic."""
 
     def texts(rows: np.ndarray) -> list[str]:
-        samples = [datamodule.sample("train", row) for row in rows.tolist()]
-        return ["" if isinstance(sample, Status) else f"{sample.prompt}\n{sample.response}" for sample in samples]
+        return [datamodule.text("train", row) for row in rows.tolist()]
 
     def excluded(row: Tensor) -> Tensor:
         return (overlap(texts(row.numpy())) >= SAME_TOPIC) | (row[:, None] == torch.from_numpy(rows))

@@ -95,6 +95,11 @@ class AttributionDataModule(ABC):
             return replace(sample, response=self.answers[row])
         return sample
 
+    def text(self, side: Side, row: int) -> str:
+        """Returns a row's prompt and response in one text; an empty one for a row that cannot be read."""
+        sample = self.sample(side, row)
+        return "" if isinstance(sample, Status) else sample.text
+
     def encoded(self, side: Side, row: int) -> Encoded | Status:
         """Returns a row's tokens, or the reason why it has none."""
         return self.encoder.encode([self.sample(side, row)])[0]

@@ -61,6 +61,11 @@ class Sample:
         return "\n".join(role + content_of(message) for role, message in self._with_roles())
 
     @property
+    def text(self) -> str:
+        """Prompt and response, by which rows are compared with one another."""
+        return f"{self.prompt}\n{self.response}"
+
+    @property
     def content_starts(self) -> list[int]:
         """Where each message's content starts in :attr:`prompt`."""
         starts, end = [], 0

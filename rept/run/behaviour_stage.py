@@ -29,7 +29,7 @@ from rept.ranking.topk import Hits
 from rept.results.run_folder import RunFolder
 from rept.run.query_labels import QueryLabels
 from rept.store.reader import AttributionStore
-from rept.types import TEXT, Key, Side, Status
+from rept.types import TEXT, Key
 from rept.utils.json_files import write_jsonl
 from rept.utils.progress import progress
 
@@ -131,7 +131,8 @@ class BehaviourScoring:
                 order = np.lexsort((row, -score))
                 row, score = row[order], score[order]
                 known = held_out[name].numpy()
-                estimate = estimate_members(row, score, known, self.train, self.query, asked, rule, self._text)
+                text = self.known.datamodule.text
+                estimate = estimate_members(row, score, known, self.train, self.query, asked, rule, text)
                 measured[name]["rows"] = {str(rate): int((estimate.false_share <= rate).sum()) for rate in RATES}
                 listed = np.flatnonzero(
                     (estimate.false_share <= MOST_FALSE) | (np.arange(len(row)) < self.config.top_k)
@@ -147,10 +148,6 @@ class BehaviourScoring:
                     "prompt": sample.prompt,
                     "response": sample.response,
                 } | (self._estimated(estimate, place) if estimate else {})
-
-    def _text(self, side: Side, row: int) -> str:
-        sample = self.known.datamodule.sample(side, row)
-        return "" if isinstance(sample, Status) else f"{sample.prompt}\n{sample.response}"
 
     def _estimated(self, estimate: Estimate, place: int) -> dict[str, Any]:
         """What a line has beside its hit where there are enough queries."""

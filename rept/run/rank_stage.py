@@ -179,7 +179,7 @@ class Scoring:
                 asked = sample("query", query)
                 rows, scores = hits.row[i].tolist(), hits.score[i].tolist()
                 found = [sample("train", row) for row in rows]
-                group = representatives([f"{one.prompt}\n{one.response}" for one in found])
+                group = representatives([one.text for one in found])
                 for position, (row, score, one) in enumerate(zip(rows, scores, found, strict=True)):
                     yield {
                         "query": query,
