@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal
 
 Library = Literal["transformers", "datasets"]
 
@@ -26,13 +26,12 @@ _WARNINGS = (
 
 
 def quiet() -> None:
-    """Silences the libraries' log lines below an error, their progress bars, and the warnings listed above."""
+    """Silences the libraries' log lines below an error, Transformers' progress bars, and the warnings listed above."""
     import lightning.pytorch  # noqa: F401  it sets its loggers' levels when it is imported
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
-    for _, hide, _ in map(_bars, get_args(Library)):
-        hide()
+    transformers_logging.disable_progress_bar()  # datasets, which takes seconds to import, is silenced where it reads
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in _WARNINGS:

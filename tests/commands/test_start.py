@@ -10,6 +10,7 @@ import pytest
 
 from rept.run.pipeline import attribute
 from tests.conftest import Material
+from tests.helpers import forks
 from tests.helpers.commands import ROOT, environment
 
 HEAVY = {
@@ -59,4 +60,18 @@ def test_score_needs_torch_alone(run: Path, tmp_path: Path) -> None:
 
 def test_the_list_has_what_a_run_imports() -> None:
     """Otherwise the tests above would prove nothing."""
-    assert {"torch", "lightning"} <= imported("import rept.run.pipeline")
+    assert {"torch", "lightning"} <= HEAVY & sys.modules.keys()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the run is a fork")
+def test_a_run_imports_what_reads_tables_only_where_it_reads_one(material: Material, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys
+from rept.commands import attribute
+
+attribute.run({material.arguments(tmp_path / "run")!r})
+print(*({{"datasets", "pandas", "pyarrow"}} & sys.modules.keys()))
+""")
+    code, out, err = forks.finish(str(script))
+    assert code == 0 and out.endswith("\n\n"), out + err

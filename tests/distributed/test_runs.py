@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from rept.errors import RESUME
 from rept.results.trace import Trace
 from rept.run.pipeline import attribute
 from rept.store.reader import AttributionStore
-from tests.helpers.commands import ROOT, finish, free_port, start
+from tests.helpers import commands, forks
+from tests.helpers.commands import free_port
+
+Process = subprocess.Popen[str] | forks.Fork
 
 DDP = ("trainer.devices=2", "trainer.strategy=ddp")
 SHARDS = ("store.shard_rows=4", "each=true")
@@ -32,14 +36,14 @@ def assert_same(trace: Trace, other: Trace) -> None:
 
 
 def test_two_processes_give_what_one_gives(alone, material, tmp_path):
-    code, _, err = finish("attribute.py", *material.arguments(tmp_path / "run", *SHARDS, *DDP))
+    code, _, err = commands.finish("attribute.py", *material.arguments(tmp_path / "run", *SHARDS, *DDP))
     assert code == 0, err
     assert_same(Trace(tmp_path / "run"), alone)
     ranks = {path.name[:4] for path in (tmp_path / "run/store/train/shards").glob("*.h5")}
     assert ranks == {"r000", "r001"}
 
 
-def torchrun(script: str, *arguments: str, **more: str) -> list[subprocess.Popen[str]]:
+def torchrun(start: Callable[..., Process], script: str, *arguments: str, **more: str) -> list[Process]:
     """Starts a run on two nodes, which are both this machine."""
     command = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
     command += [f"--master_port={free_port()}"]
@@ -48,7 +52,7 @@ def torchrun(script: str, *arguments: str, **more: str) -> list[subprocess.Popen
 
 
 def test_two_nodes_by_torchrun_give_what_one_process_gives(alone, material, tmp_path):
-    nodes = torchrun("attribute.py", *material.arguments(tmp_path / "run", *SHARDS))
+    nodes = torchrun(commands.start, "attribute.py", *material.arguments(tmp_path / "run", *SHARDS))
     ended = [node.communicate(timeout=150) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], ended
     assert_same(Trace(tmp_path / "run"), alone)
@@ -58,7 +62,7 @@ def test_two_nodes_by_torchrun_give_what_one_process_gives(alone, material, tmp_
 def test_a_rank_that_dies_on_one_torchrun_node_ends_the_other(material, tmp_path, killed):
     """torchrun ends its own node, and reports the reason; the other node has many batches of its own left."""
     arguments = material.arguments(tmp_path / "run", *SHARDS, "datamodule.tokens_per_batch=32")
-    nodes = torchrun("tests/helpers/slow.py", *arguments, KILL_RANK=str(killed))
+    nodes = torchrun(forks.start, "tests/helpers/slow.py", *arguments, KILL_RANK=str(killed))
     while nodes[killed].poll() is None:
         time.sleep(0.1)
     begin = time.monotonic()
@@ -77,7 +81,7 @@ def test_a_rank_that_dies_on_one_slurm_node_ends_the_other(material, tmp_path):
     slurm = {"JOB_NAME": "rept", "JOB_ID": str(free_port()), "NODELIST": "localhost", "JOB_NODELIST": "localhost"}
     slurm |= {"NTASKS": "2", "NTASKS_PER_NODE": "1", "NNODES": "2", "LOCALID": "0"}
     common = {f"SLURM_{name}": value for name, value in slurm.items()} | {"MASTER_PORT": str(free_port())}
-    nodes = [start(*run, SLURM_PROCID=rank, SLURM_NODEID=rank, KILL_RANK="1", **common) for rank in "01"]
+    nodes = [forks.start(*run, SLURM_PROCID=rank, SLURM_NODEID=rank, KILL_RANK="1", **common) for rank in "01"]
     err = [node.communicate(timeout=150)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [1, -signal.SIGKILL], err
     assert err[0].splitlines()[-1] == f"Rank 0 lost its connection to another rank. {RESUME}"
@@ -104,7 +108,7 @@ for name, scorer in (("first", "inner_product"), ("second", "cosine")):
     rept.trace(model, tokenizer, train, queries, scorer=scorer, out=Path({str(tmp_path)!r}) / name, **same)
 rept.trace(model, tokenizer, train[:1], queries, out=Path({str(tmp_path)!r}) / "few", **same)
 """)
-    code, _, err = finish(str(script), PYTHONPATH=str(ROOT))
+    code, _, err = forks.finish(str(script))
     assert code == 0, err
     first, second = (Trace(tmp_path / name).folder for name in ("first", "second"))
     assert second.results.read_bytes() == alone.folder.results.read_bytes() != first.results.read_bytes()
@@ -123,7 +127,7 @@ def test_a_stopped_run_resumes_with_fewer_processes(alone, material, tmp_path, c
 def test_a_stopped_run_resumes_with_more_processes(alone, material, tmp_path):
     run = tmp_path / "run"
     stored = stop_when_stored(material.arguments(run, *SHARDS), run, shards=2, number=signal.SIGKILL)
-    code, out, err = finish("attribute.py", *material.arguments(run, *SHARDS, *DDP))
+    code, out, err = forks.finish("attribute.py", *material.arguments(run, *SHARDS, *DDP))
     assert code == 0, err
     assert f"{stored} of 41 training rows: stored before, reused" in out
     assert_same(Trace(run), alone)
@@ -135,7 +139,7 @@ def stop_when_stored(arguments: list[str], run: Path, shards: int, number: int) 
     Returns:
         The training rows that are stored.
     """
-    process = start("tests/helpers/slow.py", *arguments)
+    process = forks.start("tests/helpers/slow.py", *arguments)
     deadline = time.monotonic() + 90
     while len(list((run / "store/train/shards").glob("r*.h5"))) < shards:
         assert process.poll() is None, process.communicate()
@@ -151,7 +155,7 @@ def stop_when_stored(arguments: list[str], run: Path, shards: int, number: int) 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_closes_the_shard_and_says_how_to_resume(alone, material, tmp_path, number, code):
     run = tmp_path / "run"
-    process = start("tests/helpers/slow.py", *material.arguments(run, "store.shard_rows=1000", "each=true"))
+    process = forks.start("tests/helpers/slow.py", *material.arguments(run, "store.shard_rows=1000", "each=true"))
     while not (run / "store/train/shards").is_dir():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

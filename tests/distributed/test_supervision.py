@@ -20,7 +20,8 @@ from rept.distributed.signals import StopBetweenBatches
 from rept.distributed.supervision import supervised
 from rept.errors import RESUME, RankMissing, UsageError
 from rept.training.trainer import set_timeout
-from tests.helpers.commands import ROOT, environment, free_port
+from tests.helpers import forks
+from tests.helpers.commands import free_port
 from tests.helpers.fsdp_on_cpu import FSDPOnCPU
 
 MAX_WAIT, GRACE = 2, 2  # seconds; in production a rank has ten of the latter
@@ -57,12 +58,11 @@ ENDS = {
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the runs are forks that are found by /proc")
 @pytest.mark.parametrize("part", range(3))
 def test_all_ranks_end_with_the_reason_of_the_one_that_failed(tmp_path, part):
-    """A third of the faults each: one process makes them all, so that torch is imported once."""
+    """A third of the faults each."""
     names = list(ENDS)[part::3]
-    command = [sys.executable, "tests/helpers/faults.py", str(tmp_path), str(MAX_WAIT), str(GRACE), *names]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    code, out, err = forks.finish("tests/helpers/faults.py", str(tmp_path), str(MAX_WAIT), str(GRACE), *names)
+    assert code == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
     assert [run["name"] for run in found] == names
     for run in found:
         for (code, words), ended, log in zip(ENDS[run["name"]], run["codes"], run["logs"], strict=True):

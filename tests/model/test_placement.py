@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +26,7 @@ from rept.results.trace import Trace
 from rept.run.pipeline import attribute
 from rept.run.prepare import attribution_trainer
 from rept.store.reader import AttributionStore
-from tests.helpers.commands import ROOT, environment
+from tests.helpers import forks
 from tests.helpers.fsdp_on_cpu import FSDPOnCPU
 from tests.helpers.tiny import LAYERS, tiny_model
 
@@ -82,10 +81,9 @@ def split(material, tmp_path_factory) -> Path:
         "weights-sharded": [{}, material.arguments(folder / "weights-sharded", *WEIGHTS, *SHARDED)],
         "weights-fsdp": [{}, material.arguments(folder / "weights-fsdp", *WEIGHTS, *FSDP)],
     }
-    command = [sys.executable, "tests/helpers/split_runs.py", str(folder / "log"), *map(json.dumps, runs.values())]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    for name, line in zip(runs, done.stdout.splitlines(), strict=True):
+    code, out, err = forks.finish("tests/helpers/split_runs.py", str(folder / "log"), *map(json.dumps, runs.values()))
+    assert code == 0, err
+    for name, line in zip(runs, out.splitlines(), strict=True):
         code, words = json.loads(line)
         assert (code == 143) if name == "stopped" else (code == 0 and "Warning" not in words), (name, words)
     return folder

@@ -22,7 +22,8 @@ from scorers.cosine import Cosine
 from scorers.datainf import DataInf
 from scorers.standout import Standout
 from scorers.whitened import Whitened
-from tests.helpers.commands import ROOT, finish, free_port
+from tests.helpers import forks
+from tests.helpers.commands import free_port
 from tests.helpers.stores import G, H, make, signatures
 
 OTHER = [Key("mlp_output", 3, "representation"), Key("mlp_output", 3, "gradient")]
@@ -207,7 +208,7 @@ torch.save((found, list(rows.values())), {str(tmp_path)!r} + f"/found-{{process(
 distributed.destroy_process_group()
 """)
     run = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", str(script))
-    code, _, err = finish(*run, PYTHONPATH=str(ROOT))
+    code, _, err = forks.finish(*run)
     assert code == 0, err
     for number in range(2):
         found, rows = torch.load(tmp_path / f"found-{number}.pt")

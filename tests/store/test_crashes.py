@@ -13,7 +13,7 @@ from rept.errors import UsageError
 from rept.results.trace import Trace
 from rept.run.pipeline import attribute
 from rept.utils.json_files import write_json
-from tests.helpers.commands import ROOT, environment
+from tests.helpers import forks
 from tests.helpers.stores import files
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the runs are forks that are found by /proc")
@@ -22,13 +22,12 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the run
 @LINUX
 def test_runs_killed_at_random_moments_leave_what_undisturbed_runs_leave():
     """A short soak: SIGKILL of runs with one rank and with two, each resumed by the same command."""
-    command = [sys.executable, "benchmarks/soak.py", "--kills=9", "--seed=5"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("9 kills: 0 differences\n")
-    killed = dict(re.findall(r"^killed (.*?)  +(\d+)$", done.stdout, re.MULTILINE))
-    assert set(killed) == {"the only process", "rank 0, the parent", "rank 1", "both ranks"}, done.stdout
-    assert int(re.search(r"at extraction +(\d+)", done.stdout)[1]) >= 3, done.stdout
+    code, out, err = forks.finish("benchmarks/soak.py", "--kills=9", "--seed=5")
+    assert code == 0, out + err
+    assert out.endswith("9 kills: 0 differences\n")
+    killed = dict(re.findall(r"^killed (.*?)  +(\d+)$", out, re.MULTILINE))
+    assert set(killed) == {"the only process", "rank 0, the parent", "rank 1", "both ranks"}, out
+    assert int(re.search(r"at extraction +(\d+)", out)[1]) >= 3, out
 
 
 @pytest.fixture
