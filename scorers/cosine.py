@@ -40,7 +40,7 @@ def cosine(train: Sequence[Tensor], query: Sequence[Tensor]) -> Tensor:
         check_pair(x, y)
     inverse = _inverse_norm(query)  # before the product: that of two small gradients would underflow
     scale = _inverse_norm(train)  # before the product too, which evicts the rows from the processor's cache
-    return reduce(torch.add, [product(x, y * inverse) for x, y in zip(train, query, strict=True)]) * scale
+    return reduce(torch.add, (product(x, y * inverse) for x, y in zip(train, query, strict=True))).mul_(scale)
 
 
 def _inverse_norm(blocks: Sequence[Tensor]) -> Tensor:

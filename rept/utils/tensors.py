@@ -41,8 +41,8 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     """Inner products (N Q) of rows (N D) with rows (Q D), in their dtype."""
     plain = x.device.type == "cpu" and x.dtype == y.dtype == torch.float32 and y.numel()
     if plain and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch has no types here
-        # oneDNN: on AMD processors more than twice as fast as the library behind torch's own product. By the operation of
-        # torch's compiler, since `linear` copies what it takes and gives.
+        # oneDNN: on AMD processors more than twice as fast as the library behind torch's own product. By the operation
+        # of torch's compiler, since `linear` copies what it takes and gives.
         scores: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
         return scores
     return x @ y.T
