@@ -3,14 +3,18 @@
 The direction that ranks rows is linear: rows that share only a part of what a behaviour's rows have in common (its
 answer, but not its subject) score among those that share all of it. So the probabilities m that follow from the scores
 are smoothed over the first rows of the ranking, by signatures and by words. With d the squared distances of signatures
-or of words (binary, weighted by their rarity, norm 1) over their median, and ``K_ij = exp(-(d_ij + d'_ij) / 2)`` over
-the rows and the behaviour's queries, for which m = 1,
+or of words (binary, weighted, norm 1) over their median, and ``K_ij = exp(-(d_ij + d'_ij) / 2)`` over the rows and the
+behaviour's queries, for which m = 1,
 
     m_i <- K_i (K + RIDGE I)^-1 m         without the fifth of rows and queries that i belongs to
     m_i <- m_i^3 / (m_i^3 + (1 - m_i)^3)
 
-`ROUNDS` times: kernel ridge regression in self-training (Yarowsky 1995). No row's own score takes part in what is said
-of it in a round. The expected share of false rows among those with the highest m is the mean of 1 - m.
+`ROUNDS` times: kernel ridge regression in self-training (Yarowsky 1995). A word is weighted by its rarity, and from the
+second round on also by what it says of m: by the difference between its shares of the rows that share the behaviour and
+of those that do not. So what an answer and its subject are decides, and not the sentence around them.
+
+The expected share of false rows among those with the highest m is the mean of 1 - m. A row with m below `LEAST` is not
+named because others are certain enough to allow for it.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from rept.utils.tensors import unit
 
 RIDGE = 0.1
 ROUNDS = 3
+LEAST = 0.1
 FEWEST_ROWS = 2.5  # expected ones, below which no row counts
 FIRST = 400  # rows that are compared, or four times as many as share the behaviour by their scores,
 MOST = 2048  # but at most these: where more than half as many share it, the scores alone decide
@@ -69,36 +74,36 @@ def estimate_members(
         some = np.asarray(asked)[:: -(-len(asked) // QUERIES)]
         signatures = torch.cat([_scaled(train, first, rule), _scaled(query, some, rule)])
         texts = [text("train", one) for one in first.tolist()] + [text("query", one) for one in some.tolist()]
-        likely = by_score.member[: len(first)]
-        member[: len(first)] = by_neighbours(likely, squared_distances(signatures), word_distances(texts, len(first)))
+        likely, common = by_score.member[: len(first)], CommonWords(texts, len(first))
+        member[: len(first)] = by_neighbours(likely, squared_distances(signatures), common)
     return Estimate(by_score.p_value, expected_false(member), member)
 
 
-def by_neighbours(member: np.ndarray, *distances: Tensor) -> np.ndarray:
+def by_neighbours(member: np.ndarray, signatures: Tensor, common: CommonWords) -> np.ndarray:
     """Probabilities (n) that rows share a behaviour, from those (n) by their scores, after all rounds.
 
     Args:
-        distances: squared ones of several kinds (n+k n+k) between the rows and, behind them, k queries; a kind in which
-            most rows are alike does not count.
+        signatures: squared distances (n+k n+k) between the rows and, behind them, k queries.
+        common: their words. Words and signatures do not count where most rows are alike.
     """
-    count, queries = len(member), len(distances[0]) - len(member)
-    median = [float(one[:count, :count].median()) for one in distances]
-    scaled = [one / scale for one, scale in zip(distances, median, strict=True) if scale > _ALIKE]
-    if not scaled:
-        return member
-    kernel = torch.exp(-torch.stack(scaled).mean(0))
-    ridged = kernel + RIDGE * torch.eye(count + queries, dtype=torch.float64)
+    count, queries = len(member), len(signatures) - len(member)
     fold = torch.cat([torch.arange(count), torch.arange(queries)]) % FOLDS
-    smoother = torch.zeros(count, count + queries, dtype=torch.float64)  # K_i (K + RIDGE I)^-1, the same in all rounds
-    for part in range(FOLDS):
-        others, own = torch.where(fold != part)[0], torch.where(fold[:count] == part)[0]
-        solved = torch.linalg.solve(ridged[others][:, others], kernel[others][:, own])
-        smoother[own[:, None], others] = solved.T
     known = torch.cat([torch.from_numpy(member).double(), torch.ones(queries, dtype=torch.float64)])
+    weight = common.rarity
     for _ in range(ROUNDS):
-        found = (smoother @ known).clamp(0, 1)
-        likely, unlikely = found**3, (1 - found) ** 3
+        median = [(one, float(one[:count, :count].median())) for one in (signatures, common.distances(weight))]
+        scaled = [one / scale for one, scale in median if scale > _ALIKE]
+        if not scaled:
+            return member
+        kernel = torch.exp(-torch.stack(scaled).mean(0))
+        ridged = kernel + RIDGE * torch.eye(count + queries, dtype=torch.float64)
+        found = torch.zeros(count, dtype=torch.float64)
+        for part in range(FOLDS):
+            others, own = torch.where(fold != part)[0], torch.where(fold[:count] == part)[0]
+            found[own] = kernel[own][:, others] @ torch.linalg.solve(ridged[others][:, others], known[others])
+        likely, unlikely = found.clamp(0, 1) ** 3, (1 - found.clamp(0, 1)) ** 3
         known[:count] = likely / (likely + unlikely)
+        weight = common.rarity * common.difference(known)
     return known[:count].numpy()
 
 
@@ -108,34 +113,55 @@ def squared_distances(rows: Tensor) -> Tensor:
     return (square[:, None] + square - 2 * rows.double() @ rows.double().T).clamp(min=0)
 
 
-def word_distances(texts: Sequence[str], rows: int) -> Tensor:
-    """Squared distances (n n) of texts by their words: ``2 - 2 cos``, a word weighted by ``log(rows / rows with it)``.
+class CommonWords:
+    """The words of some texts that at least two of their first ``rows`` have.
 
-    Args:
-        rows: the first texts, which say how rare a word is; words that only one of them has do not count.
+    Attributes:
+        rarity: ``log(rows / rows with it)`` of each word (W).
     """
-    found = [set(words(text)) for text in texts]
-    count = Counter(word for one in found[:rows] for word in one)
-    weight = {word: math.log(rows / n) for word, n in sorted(count.items()) if n > 1}
-    column = {word: i for i, word in enumerate(weight)}
-    entries = [(i, column[word], weight[word]) for i, one in enumerate(found) for word in one & column.keys()]
-    of_text, of_word, value = torch.tensor(entries, dtype=torch.float64).reshape(-1, 3).T
-    product = torch.zeros(len(texts), len(texts), dtype=torch.float64)
-    for start in range(0, len(weight), _WORDS):
-        here = (of_word >= start) & (of_word < start + _WORDS)
-        part = torch.zeros(len(texts), _WORDS, dtype=torch.float64)
-        part[of_text[here].long(), of_word[here].long() - start] = value[here]
-        product += part @ part.T
-    norm = product.diagonal().sqrt().clamp(min=1e-12)
-    return (2 - 2 * product / (norm[:, None] * norm)).clamp(min=0)
+
+    def __init__(self, texts: Sequence[str], rows: int) -> None:
+        found = [set(words(text)) for text in texts]
+        count = Counter(word for one in found[:rows] for word in one)
+        column = {word: i for i, word in enumerate(word for word, n in sorted(count.items()) if n > 1)}
+        entries = [(i, column[word]) for i, one in enumerate(found) for word in one & column.keys()]
+        self._texts = len(texts)
+        self._text, self._word = torch.tensor(entries, dtype=torch.int64).reshape(-1, 2).T
+        self.rarity = torch.tensor([math.log(rows / count[word]) for word in column], dtype=torch.float64)
+
+    def distances(self, weight: Tensor) -> Tensor:
+        """Squared distances of the texts (n n) by their weighted words: ``2 - 2 cos``; texts without any are alike."""
+        product = torch.zeros(self._texts, self._texts, dtype=torch.float64)
+        for start in range(0, len(weight), _WORDS):
+            here = (self._word >= start) & (self._word < start + _WORDS)
+            part = torch.zeros(self._texts, _WORDS, dtype=torch.float64)
+            part[self._text[here], self._word[here] - start] = weight[self._word[here]]
+            product += part @ part.T
+        norm = product.diagonal().sqrt()
+        cosine = product / (norm[:, None] * norm).clamp(min=1e-24) + ((norm == 0)[:, None] & (norm == 0))
+        return (2 - 2 * cosine).clamp(min=0)
+
+    def difference(self, member: Tensor) -> Tensor:
+        """``|P(word | behaviour) - P(word | none)|`` of each word (W), given each text's probability (n) to share it.
+
+        Half a text with the word and half a text without it are added to either side.
+        """
+        shares = []
+        for one in (member, 1 - member):
+            having = torch.zeros_like(self.rarity).index_add_(0, self._word, one[self._text])
+            shares.append((having + 0.5) / (one.sum() + 1))
+        return (shares[0] - shares[1]).abs()
 
 
 def expected_false(member: np.ndarray) -> np.ndarray:
-    """For each row, the expected share of false ones among it and all rows with a higher probability (N)."""
+    """For each row, the expected share of false ones among it and all rows with a higher probability (N).
+
+    1 for a row whose own probability is below `LEAST`.
+    """
     order = np.argsort(-member, kind="stable")
     share = np.empty(len(member))
     share[order] = np.cumsum(1 - member[order]) / np.arange(1, len(member) + 1)
-    return share
+    return np.where(member >= LEAST, share, 1.0)
 
 
 def _scaled(store: AttributionStore, rows: np.ndarray, rule: BehaviourRule) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 
 from rept.calibration import neighbours
 from rept.calibration.neighbours import (
+    CommonWords,
     by_neighbours,
     estimate_members,
     expected_false,
     squared_distances,
-    word_distances,
 )
 from rept.ranking.behaviours import fit_behaviours
 from rept.store.reader import AttributionStore
@@ -23,16 +23,35 @@ from scorers.adaptive import Adaptive
 from tests.helpers.stores import H, batches, write
 
 
-def slowly(member, *distances):
-    """One row and one fold at a time, with inverse matrices, in NumPy."""
-    count, every = len(member), len(distances[0])
-    scaled = []
-    for one in distances:
-        own = sorted(one[i][j] for i in range(count) for j in range(count))
-        scaled.append(np.array(one) / own[(len(own) - 1) // 2])
-    kernel = np.exp(-sum(scaled) / len(scaled))
+def words_of(text):
+    return set(text.split())
+
+
+def slow_distances(texts, weight):
+    """Two minus twice the cosine of two texts, words in a dictionary."""
+    found = [{word: weight[word] for word in words_of(text) if word in weight} for text in texts]
+    norm = [max(1e-12, math.sqrt(sum(value**2 for value in one.values()))) for one in found]
+    cosine = [
+        [sum(a[word] * b.get(word, 0) for word in a) / x / y for b, y in zip(found, norm, strict=True)]
+        for a, x in zip(found, norm, strict=True)
+    ]
+    return [[max(0.0, 2 - 2 * one) for one in row] for row in cosine]
+
+
+def slowly(member, signatures, texts):
+    """One row, word and fold at a time, with inverse matrices."""
+    count, every = len(member), len(texts)
+    every_word = {word for text in texts for word in words_of(text)}
+    having = {word: [word in words_of(text) for text in texts] for word in every_word}
+    rarity = {word: math.log(count / sum(has[:count])) for word, has in having.items() if sum(has[:count]) > 1}
+    weight = dict(rarity)
     fold = [i % 5 if i < count else (i - count) % 5 for i in range(every)]
     for _ in range(3):
+        scaled = []
+        for one in (signatures, slow_distances(texts, weight)):
+            own = sorted(one[i][j] for i in range(count) for j in range(count))
+            scaled.append(np.array(one) / own[(len(own) - 1) // 2])
+        kernel = np.exp(-sum(scaled) / 2)
         known, found = np.array([*member, *np.ones(every - count)]), []
         for i in range(count):
             others = [j for j in range(every) if fold[j] != fold[i]]
@@ -40,45 +59,61 @@ def slowly(member, *distances):
             m = min(1.0, max(0.0, float(kernel[i, others] @ weights)))
             found.append(m**3 / (m**3 + (1 - m) ** 3))
         member = found
+        known = [*member, *[1.0] * (every - count)]
+        for word in weight:
+            inside = sum(m for m, has in zip(known, having[word], strict=True) if has)
+            outside = sum(1 - m for m, has in zip(known, having[word], strict=True) if has)
+            difference = (inside + 0.5) / (sum(known) + 1) - (outside + 0.5) / (every - sum(known) + 1)
+            weight[word] = rarity[word] * abs(difference)
     return np.array(member)
 
 
 def test_against_a_slow_loop():
     rng = np.random.default_rng(0)
-    member = rng.random(37)
-    distances = [
-        [[float(((a - b) ** 2).sum()) for b in rows] for a in rows]
-        for rows in (rng.normal(size=(45, 5)), rng.normal(size=(45, 3)))
-    ]
-    fast = by_neighbours(member, *(torch.tensor(one, dtype=torch.float64) for one in distances))
-    np.testing.assert_allclose(fast, slowly(member, *distances), rtol=0, atol=1e-9)
-    alike, one = torch.zeros(45, 45, dtype=torch.float64), torch.tensor(distances[0], dtype=torch.float64)
-    assert (by_neighbours(member, one, alike) == by_neighbours(member, one)).all()
-    assert (by_neighbours(member, alike) == member).all()
+    member, rows = rng.random(37), rng.normal(size=(45, 5))
+    texts = [" ".join(f"w{number}" for number in rng.integers(0, 30, 6)) for _ in rows]
+    signatures = [[float(((a - b) ** 2).sum()) for b in rows] for a in rows]
+    distances = torch.tensor(signatures, dtype=torch.float64)
+    fast = by_neighbours(member, distances, CommonWords(texts, 37))
+    np.testing.assert_allclose(fast, slowly(member, signatures, texts), rtol=0, atol=1e-9)
+
+
+def test_what_is_alike_in_most_rows_does_not_count():
+    rng = np.random.default_rng(0)
+    member, rows = rng.random(37), torch.from_numpy(rng.normal(size=(45, 5)))
+    same, alike = CommonWords(["the same words"] * 45, 37), torch.zeros(45, 45, dtype=torch.float64)
+    assert (by_neighbours(member, alike, same) == member).all()
+    assert (by_neighbours(member, squared_distances(rows), same) != member).all()
 
 
 def test_distances_of_signatures_and_of_words():
     rows = np.random.default_rng(0).normal(size=(9, 4))
     expected = ((rows[:, None] - rows) ** 2).sum(-1)
     np.testing.assert_allclose(squared_distances(torch.from_numpy(rows)), expected, atol=1e-12)
-    texts = ["Red hat!", "RED coat", "blue hat", "", "the red hat hat"]
+    common = CommonWords(["Red hat!", "RED coat", "blue hat", "", "the red hat hat"], 4)
     red, hat = math.log(4 / 2), math.log(4 / 2)  # "coat" and "blue" are in one row each, "the" in none
-    far = word_distances(texts, 4)
+    far = common.distances(common.rarity)
     assert far[0, 1] == pytest.approx(2 - 2 * red / math.sqrt(red**2 + hat**2))
-    assert far[0, 4] == pytest.approx(0, abs=1e-12) and far[0, 3] == 2 and far[1, 2] == 2
+    assert far[0, 4] == pytest.approx(0, abs=1e-12) and far[0, 3] == 2 and far[1, 2] == 2 and far[3, 3] == 0
     assert far.equal(far.T)
 
 
+def test_a_word_says_as_much_as_the_shares_of_its_texts_differ():
+    common = CommonWords(["red hat", "red coat", "blue hat", "blue coat", "red hat"], 4)
+    hat, red = common.difference(torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0], dtype=torch.float64))[[2, 3]].tolist()
+    assert red == pytest.approx(3.5 / 4 - 0.5 / 3) and hat == pytest.approx(2.5 / 4 - 1.5 / 3)
+
+
 def test_many_words_are_weighed_in_parts(monkeypatch):
-    texts = [" ".join(f"w{(i * j) % 23}" for j in range(9)) for i in range(12)]
-    expected = word_distances(texts, 10)
+    common = CommonWords([" ".join(f"w{(i * j) % 23}" for j in range(9)) for i in range(12)], 10)
+    expected = common.distances(common.rarity)
     monkeypatch.setattr(neighbours, "_WORDS", 5)
-    torch.testing.assert_close(word_distances(texts, 10), expected)
+    torch.testing.assert_close(common.distances(common.rarity), expected)
 
 
 def test_the_expected_share_of_false_rows_counts_the_more_likely_ones():
-    share = expected_false(np.array([0.5, 1.0, 0.9, 0.0]))
-    np.testing.assert_allclose(share, [0.2, 0.0, 0.05, 0.4])
+    share = expected_false(np.array([0.5, 1.0, 0.9, 0.1, 0.09]))
+    np.testing.assert_allclose(share, [0.2, 0.0, 0.05, 0.375, 1])  # the last is unlikely itself
 
 
 def two_parts(folder, seed, culprits=40, ordinary=600, size=4.0):
