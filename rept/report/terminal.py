@@ -131,7 +131,7 @@ def show_behaviours(trace: Trace, most: int = 20) -> None:
     columns = ("behaviour", "queries", "best rows", "rows in all", *(["average precision"] if measured else []))
     shown = [(_line(name, 40), *cells[: len(columns) - 1]) for name, *cells in rows[:most]]
     more = f"; {len(rows) - most} more in behaviours.jsonl" if len(rows) > most else ""
-    caption = f"rows in all: about a tenth of them do not share the behaviour{more}"
+    caption = f"rows in all: at most about a tenth of them do not share the behaviour{more}"
     show_table("Rows found for all queries of a behaviour together", columns, shown, caption=caption)
 
 
