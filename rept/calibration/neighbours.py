@@ -89,10 +89,9 @@ def by_neighbours(member: np.ndarray, signatures: Tensor, common: CommonWords) -
     count, queries = len(member), len(signatures) - len(member)
     fold = torch.cat([torch.arange(count), torch.arange(queries)]) % FOLDS
     known = torch.cat([torch.from_numpy(member).double(), torch.ones(queries, dtype=torch.float64)])
-    weight = common.rarity
+    weight, by_signature = common.rarity, _over_median(signatures, count)
     for _ in range(ROUNDS):
-        median = [(one, float(one[:count, :count].median())) for one in (signatures, common.distances(weight))]
-        scaled = [one / scale for one, scale in median if scale > _ALIKE]
+        scaled = [*by_signature, *_over_median(common.distances(weight), count)]
         if not scaled:
             return member
         kernel = torch.exp(-torch.stack(scaled).mean(0))
@@ -105,6 +104,12 @@ def by_neighbours(member: np.ndarray, signatures: Tensor, common: CommonWords) -
         known[:count] = likely / (likely + unlikely)
         weight = common.rarity * common.difference(known)
     return known[:count].numpy()
+
+
+def _over_median(distances: Tensor, count: int) -> list[Tensor]:
+    """Distances over the median of those between the first ``count``; none if most of these are alike."""
+    median = float(distances[:count, :count].median())
+    return [distances / median] if median > _ALIKE else []
 
 
 def squared_distances(rows: Tensor) -> Tensor:
