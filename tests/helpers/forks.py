@@ -38,7 +38,7 @@ class Fork:
 
     poll = returncode.fget
 
-    def communicate(self, timeout: float = SECONDS) -> tuple[str, str]:
+    def communicate(self, timeout: float = 2 * SECONDS) -> tuple[str, str]:
         """Output and errors, once the process has ended; its files are removed."""
         self._process.join(timeout)
         ended = self.returncode is not None
