@@ -14,14 +14,16 @@ from rept.utils.tensors import unit
 from scorers.base import Scorer
 from scorers.cosine import cosine
 
+_ROUNDING = 1e-6  # a deviation of cosines below this is rounding error
+
 
 def standardised(score: Tensor, reference: Tensor) -> Tensor:
     """``(s - mean) / deviation`` of scores (N Q), with each query's mean and deviation over reference scores (M Q).
 
-    0 where a query's reference scores are all equal.
+    0 where a query's reference scores are all equal up to rounding.
     """
     deviation, mean = torch.std_mean(reference.double(), dim=0, correction=0)
-    return torch.where(deviation > 1e-12, (score - mean) / deviation, 0)
+    return torch.where(deviation > _ROUNDING, (score - mean) / deviation, 0)
 
 
 def expanded(query: Tensor, rows: Tensor, sharpness: float, weight: float) -> Tensor:

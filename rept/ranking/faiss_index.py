@@ -43,6 +43,7 @@ class Description:
     searched_lists: int  # for each query
     recall: float  # share of the exact best ``k`` that was found, over the tuning queries
     k: int
+    scale: float  # of the rows in the index, so that float16 can hold them
 
 
 class ApproximateIndex:
@@ -92,7 +93,14 @@ class ApproximateIndex:
         rows, k = len(self.store.attributed), self._most(k)
         lists = max(1, int(math.sqrt(rows)))
         step = max(1, rows // (lists * PER_LIST))  # rows spread over the whole store
-        sample = np.concatenate([self.vectors(block.fields)[::step] for block in self.store.blocks(self.keys)])
+        parts, largest = [], 0.0
+        for block in self.store.blocks(self.keys):
+            vectors = self.vectors(block.fields)
+            parts.append(vectors[::step].copy())
+            largest = max(largest, float(abs(vectors).max()))
+        scale = math.ldexp(1.0, 15 - math.frexp(largest)[1])  # a power of 2: no rounding
+        sample = np.concatenate(parts) * np.float32(scale)
+        del parts
         quantizer = self._faiss.IndexFlatIP(sample.shape[1])
         kind, metric = self._faiss.ScalarQuantizer.QT_fp16, self._faiss.METRIC_INNER_PRODUCT
         # Without residuals: differences to a centre would be rounded again, and scores would differ from the store's.
@@ -101,7 +109,7 @@ class ApproximateIndex:
         index.train(sample)
         del sample
         for block in self.store.blocks(self.keys):
-            index.add_with_ids(self.vectors(block.fields), block.row.numpy())
+            index.add_with_ids(self.vectors(block.fields) * np.float32(scale), block.row.numpy())
             if on_block is not None:
                 on_block(len(block.row))
         with atomic_stream(self.path) as stream:  # FAISS's own writer does not report a failure to close the file
@@ -109,7 +117,7 @@ class ApproximateIndex:
         written = self.path.stat()
         index.nprobe, found = self._tune(index, queries, k, recall)
         file = (file_digest(self.path), written.st_size, written.st_mtime_ns)
-        made = Description(self._made_of, *file, lists, index.nprobe, found, k)
+        made = Description(self._made_of, *file, lists, index.nprobe, found, k, scale)
         write_json(self._note, asdict(made))
         return made
 
@@ -131,7 +139,8 @@ class ApproximateIndex:
             )
         index = self._faiss.read_index(str(self.path), self._faiss.IO_FLAG_MMAP)
         index.nprobe = known.searched_lists
-        return self._search(index, queries, self._most(k))
+        hits = self._search(index, queries, self._most(k))
+        return Hits(hits.row, hits.score / known.scale)
 
     def vectors(self, fields: Mapping[Key, Tensor]) -> np.ndarray:
         """Rows (n D) whose inner products are the scores, averaged over sites and layers."""

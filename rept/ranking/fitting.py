@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,5 +87,10 @@ def _exchange(fitted: dict[SiteLayer, Scorer], own: Sequence[SiteLayer], device:
             vars(fitted[place]).update(_moved(state, device))
 
 
-def _moved(state: Mapping[str, object], device: torch.device | str) -> dict[str, object]:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()}
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """A value with its tensors on ``device``, those in dictionaries and lists too."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if type(value) is dict:
+        return {name: _moved(one, device) for name, one in value.items()}
+    return [_moved(one, device) for one in value] if type(value) is list else value

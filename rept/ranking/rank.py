@@ -192,7 +192,7 @@ def _mean_score(
     """The mean over sites and layers of the scores (n Q) of rows (n) with these fields."""
     scores = []
     for place, scorer in fitted.items():
-        score = scorer({field: fields[Key(*place, field)] for field in scorer.needs}, by_place[place])
+        score = scorer({field: fields[Key(*place, field)] for field in scorer.needs}, by_place[place]).float()
         _check(score, scorer, row, len(next(iter(by_place[place].values()))))
         scores.append(score)
     return torch.stack(scores).mean(0) if len(scores) > 1 else scores[0]

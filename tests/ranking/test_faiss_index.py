@@ -58,6 +58,19 @@ def test_the_index_finds_most_of_the_exact_hits(store, tmp_path, scorer):
     torch.testing.assert_close(hits.score[found, 0], exact.score[found, 0], rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("norm", [1e-9, 1e-5, 1e6])
+def test_rows_of_any_size_are_found_by_their_inner_product(tmp_path, norm):
+    """Elements below 6e-8 and above 65,504, which float16 cannot hold."""
+    values, queries = ({H: norm * block} for block in (signatures(500)[G] * 1e4, signatures(9, seed=1)[G] * 1e4))
+    store, scorer = make(tmp_path / "store", values, shard_rows=200), InnerProduct(["representation"])
+    index = ApproximateIndex(tmp_path / "a.faiss", store, scorer, [H])
+    made = index.build(queries, 500)
+    hits, exact = index.search(queries, 500), rank(store, queries, scorer, top_k=500).best
+    assert made.recall == 1
+    largest = exact.score.abs().max()
+    torch.testing.assert_close(hits.score / largest, exact.score / largest, rtol=0, atol=1e-3)
+
+
 def test_the_index_averages_over_sites(tmp_path):
     keys = [H, G, Key("mlp_output", 3, "representation"), Key("mlp_output", 3, "gradient")]
     store, queries = make(tmp_path / "store", signatures(400, keys)), signatures(9, keys, seed=1)

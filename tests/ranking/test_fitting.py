@@ -175,6 +175,16 @@ def test_what_a_scorer_learned_reaches_the_other_processes_whatever_it_is(tmp_pa
     assert torch.equal(best.row, alone.row) and torch.equal(best.score, alone.score) and alone.score.any()
 
 
+@pytest.mark.parametrize("scorer", [Centred(), Whitened(), DataInf()], ids=lambda scorer: type(scorer).__name__)
+def test_what_a_scorer_learned_is_on_the_device_of_the_process_that_got_it(scorer):
+    scorer.fit([{H.field: torch.eye(4), G.field: torch.eye(4)}])
+    fitted = {("residual_stream", 2): scorer}
+    fitting._exchange(fitted, list(fitted), "meta")
+    learned = [value for value in vars(scorer).values() if isinstance(value, torch.Tensor | dict)]
+    tensors = [one for value in learned for one in (value.values() if isinstance(value, dict) else [value])]
+    assert tensors and all(one.device.type == "meta" for one in tensors)
+
+
 def test_a_scorer_that_learns_nothing_reads_nothing(tmp_path, monkeypatch):
     store = make(tmp_path, signatures(ROWS))
     monkeypatch.setattr(reader, "read_shard", None)

@@ -144,6 +144,23 @@ def test_finite_scores_whose_sum_overflows_are_ranked(store):
     assert torch.equal(score, torch.full((3, 3), 3e38))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
+def test_scores_of_another_dtype_are_ranked_as_float32(store, tmp_path, dtype):
+    class Other(Cosine):
+        def __call__(self, train, query):
+            return (100 * super().__call__(train, query)).to(dtype)
+
+    queries, keys = signatures(3, seed=1), [H, OTHER[0]]
+    with closing(ScoreFile(tmp_path / "scores")) as sink:
+        best = rank(store, queries, Other(), top_k=9, sinks=[sink]).best
+    expected = full_ranking(store, queries, lambda *sides: Other()(*sides).float(), [H, G])
+    assert best.score.dtype == torch.float32 and best.row.tolist() == sorted_rows(expected, 9)
+    row, score = read_scores([tmp_path / "scores"], 2)
+    torch.testing.assert_close(torch.from_numpy(score), expected[2, row])
+    several = make(tmp_path / "several", signatures(30, keys))  # whose scores are averaged
+    rank(several, signatures(3, keys, seed=1), Other(["representation"]), top_k=5)
+
+
 def test_scores_of_another_shape_are_refused(store):
     class Turned(Cosine):
         def __call__(self, train, query):

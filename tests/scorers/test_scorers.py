@@ -9,10 +9,11 @@ from rept.errors import UsageError
 from rept.ranking.scorer import Scorer
 from scorers.block_cosine import BlockCosine
 from scorers.cosine import Cosine, cosine
+from scorers.distance import Distance
 from scorers.gradient_representation import GradientRepresentation, gradient_representation
 from scorers.inner_product import InnerProduct
 
-SCORERS = [Cosine(), Cosine(["representation"]), InnerProduct(), GradientRepresentation(), BlockCosine(0.3)]
+SCORERS = [Cosine(), Cosine(["representation"]), InnerProduct(), GradientRepresentation(), BlockCosine(0.3), Distance()]
 
 
 def fields(rows, seed, widths=(16, 12), scales=(200.0, 1e-4)):
@@ -35,6 +36,8 @@ def plain(scorer, train, query):
             )
         case InnerProduct():
             return torch.cat([h, g]) @ torch.cat([h_query, g_query])
+        case Distance():
+            return -(torch.cat([h, g]) - torch.cat([h_query, g_query])).norm()
         case GradientRepresentation():
             outer, outer_query = torch.outer(g, h).flatten(), torch.outer(g_query, h_query).flatten()
             return outer @ outer_query / (outer.norm() * outer_query.norm())
@@ -91,8 +94,19 @@ def test_scale_of_rows_does_not_matter_to_cosines():
     train, query = fields(9, seed=0), fields(5, seed=1)
     louder = {name: 1e6 * block for name, block in train.items()}
     for scorer in SCORERS:
-        if not isinstance(scorer, InnerProduct):
+        if not isinstance(scorer, InnerProduct | Distance):
             torch.testing.assert_close(scorer(louder, query), scorer(train, query))
+
+
+def test_the_distance_of_near_rows_is_exact_in_blocks_of_any_size():
+    """Rows of norm 240 at a distance of 0.1, as those of almost equal texts."""
+    generator = torch.Generator().manual_seed(0)
+    row = 30 * torch.randn(64, generator=generator)
+    train, query = (row + 0.01 * torch.randn(count, 64, generator=generator) for count in (60, 5))
+    expected = -(train.double()[:, None] - query.double()).norm(dim=-1).float()
+    for size in (1, 7, 60):
+        found = [Distance(["a"])({"a": part}, {"a": query}) for part in train.split(size)]
+        torch.testing.assert_close(torch.cat(found), expected, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("norm", [1e-36, 1e-30, 1e-21, 1e-16, 1e16, 1e19, 1e21, 1e30, 1e36])

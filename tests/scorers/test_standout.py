@@ -76,6 +76,15 @@ def test_equal_rows_give_zero():
     assert scorer(rows, rows).abs().max() < 1e-6
 
 
+def test_rows_that_differ_in_their_norm_alone_give_zero():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 40, generator=generator) * torch.rand(37, 1, generator=generator)
+    scorer = Standout(["representation"])
+    scorer.fit([{"representation": rows}])
+    query = {"representation": torch.randn(5, 40, generator=generator)}
+    assert (scorer({"representation": rows}, query) == 0).all()
+
+
 @pytest.mark.parametrize("setting", [{"sharpness": -1}, {"weight": -1}, {"memory": 1}])
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(UsageError, match=next(iter(setting))):
