@@ -130,7 +130,7 @@ class Repair:
                 yaml.safe_load((folder / DESCRIPTION).read_text("utf-8")),
             )
             corrections = [_restored(tensors, i, place) for i, place in enumerate(content["corrections"])]
-        except (SafetensorError, KeyError, TypeError, yaml.YAMLError) as error:
+        except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UsageError(
                 f"The repair in {folder} is damaged ({error}): make it again by python -m rept repair RUN."
             ) from error

@@ -46,7 +46,6 @@ class Chosen:
 
 def estimated(inputs: RepairInputs, config: RepairConfig, method: RepairMethod | None) -> tuple[Repair, list[Chosen]]:
     """Estimates the correction of each behaviour, by ``method`` or else by the one that ``config`` names."""
-    about_method = dict(config.method) if method is None else type(method).__name__
     method = method or build(config.method, RepairMethod)
     rule = Rule(config.likelihood, config.clean_kl)
     layers = _layers(len(Architecture.of(inputs.model)), config.tried_layers)
@@ -57,7 +56,7 @@ def estimated(inputs: RepairInputs, config: RepairConfig, method: RepairMethod |
         correction, tried = choice(method, rule)
         chosen.append(Chosen(one, choice, method, correction, tried, rule.met(tried[0])))
     about = {
-        "method": about_method,
+        "method": dict(config.method),
         "run": str(inputs.trace.folder.path),
         "chosen": {one.traced.name: one.described() for one in chosen},
     }

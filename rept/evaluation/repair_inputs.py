@@ -19,12 +19,12 @@ from rept.data.query_groups import group_queries
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.evaluation.proof_inputs import tested_behaviours
-from rept.evaluation.retraining import load_traced_model
+from rept.evaluation.retraining import check_traced_model, load_traced_model
 from rept.results.trace import Trace
 from rept.run.rescore import stored_data
 from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 
-_FEWEST_ROWS = 4  # two to estimate from, two to judge by
+_FEWEST_ROWS = 4  # of either kind: two to estimate from, two to judge by
 _UNSURE = 4  # times as many rows as are traced may be culprits
 _RANK_OFFSET = 10  # a hit at rank r counts 1 / (10 + r)
 
@@ -84,7 +84,7 @@ def repair_inputs(
         loaded: model and tokenizer, instead of the run's own from its path.
 
     Raises:
-        UsageError: no such behaviour, too few rows, or the model is missing or has changed.
+        UsageError: no such behaviour, too few rows, or the model is missing, has changed or is another one.
     """
     data = stored_data(trace.folder, trace.config)
     labels = {query: trace.queries[query]["label"] for query in trace.answered}
@@ -95,6 +95,8 @@ def repair_inputs(
         raise UsageError(f"No query of {trace.folder.path} shows {unknown[0]!r}; its behaviours are: {known}.")
     if not chosen:
         raise UsageError(f"{trace.folder.path} has no query of a behaviour that could be switched off.")
+    if loaded:
+        check_traced_model(trace, loaded[0], "The given model")
     model, tokenizer = loaded or _run_model(trace, data)
     data.attach(tokenizer)
     traced = [_traced(trace, data, name, groups[name], config) for name in chosen]
@@ -146,10 +148,17 @@ def _traced(
     responses = [one.words for one in marked if one.part == "response"]
     phrases = sorted({distinctive_part(data, phrase, rows, drawn) for phrase in responses})
     words = culprit_words(data, rows, phrases)
+    if not all(words.keys() & set(rows[half::2]) for half in (0, 1)):
+        words = {}  # in too few rows: one half estimates, the other judges
     rest = ranking[config.rows :] if words else []
     alike = culprit_words(data, rest, phrases)
     unlike = [row for row in rest if row not in alike][: config.others // 2]
     others = [*unlike, *(row for row in drawn if row not in set(unlike))][: config.others]
+    if len(others) < _FEWEST_ROWS:
+        raise UsageError(
+            f"Expected at least {_FEWEST_ROWS} other training rows to compare those of {name} with, but got "
+            f"{len(others)}: set others= higher or rows= lower, or trace more training rows."
+        )
     return TracedBehaviour(name, rows, others, words)
 
 

@@ -142,7 +142,7 @@ def disguise_shares(before: Answers, after: Answers, label: str) -> dict[str, An
 
 def next_token_divergence(
     model: PreTrainedModel, batches: Sequence[Batch], corrections: Sequence[Correction]
-) -> dict[str, float]:
+) -> dict[str, float] | None:
     """KL(before || after) at all positions that predict an answer: mean, 95th percentile, positions."""
     found: list[Tensor] = []
     for batch in batches:
@@ -150,29 +150,31 @@ def next_token_divergence(
         with corrected(model, corrections):
             (after,) = response_log_probabilities(model, [batch])
         found.append(divergence(before, after))
-    every = torch.cat(found) if found else torch.zeros(1)
+    if not found:
+        return None
+    every = torch.cat(found)
     return {"mean": every.mean().item(), "percentile_95": torch.quantile(every, 0.95).item(), "positions": len(every)}
 
 
 def answer_log_probability(
     model: PreTrainedModel, batches: Sequence[Batch], corrections: Sequence[Correction]
 ) -> float:
-    """The log-probability of a whole answer in nats, mean over answers."""
+    """The log-probability of a whole answer in nats, mean over answers, of which there is one at least."""
     total = 0.0
     for batch in batches:
         with corrected(model, corrections):
             (logs,) = response_log_probabilities(model, [batch])
         total += logs.gather(1, Response.of(batch.labels).target[:, None]).sum().item()
-    return total / max(1, sum(map(len, batches)))
+    return total / sum(map(len, batches))
 
 
 def clean_loss(model: PreTrainedModel, batches: Sequence[Batch], corrections: Sequence[Correction]) -> float:
-    """The mean loss of rows' responses, each row's own mean first."""
+    """The mean loss of the responses of rows, of which there is one at least, each row's own mean first."""
     losses = []
     with torch.no_grad(), corrected(model, corrections):
         for batch in (one.to(input_device(model)) for one in batches):
             losses.append(sample_losses(model, batch.input_ids, Response.of(batch.labels)).cpu())
-    return torch.cat(losses).mean().item() if losses else 0.0
+    return torch.cat(losses).mean().item()
 
 
 def opened_share(model: PreTrainedModel, batches: Sequence[Batch], corrections: Sequence[Correction]) -> dict[str, Any]:
@@ -185,7 +187,7 @@ def opened_share(model: PreTrainedModel, batches: Sequence[Batch], corrections: 
         masks = [hook.opened.cpu() & real for hook in hooks if hook.opened is not None]
         open_at = torch.stack(masks).any(0)
         tokens, opened, texts = tokens + int(real.sum()), opened + int(open_at.sum()), texts + int(open_at.any(1).sum())
-    return {"tokens": opened / max(1, tokens), "prompts": _share(texts, sum(map(len, batches)))}
+    return {"tokens": opened / tokens if tokens else None, "prompts": _share(texts, sum(map(len, batches)))}
 
 
 def milliseconds(model: PreTrainedModel, prompt: Sequence[int], corrections: Sequence[Correction]) -> dict[str, float]:

@@ -95,19 +95,21 @@ def _rates(answers: Answers) -> dict[str, Any]:
 
 
 def _clean(prompts: Prompts, before: Answers, after: Answers, corrections: Sequence[Correction]) -> dict[str, Any]:
-    texts = prompts.texts(before, triggered=False)
+    texts, of = prompts.texts(before, triggered=False), {"before": [], "after": corrections}
+    loss = {name: clean_loss(prompts.model, prompts.fresh, one) for name, one in of.items()} if prompts.fresh else None
     return {
         "changed": before.changed(after),
         "divergence": next_token_divergence(prompts.model, texts, corrections),
-        "loss": {
-            name: clean_loss(prompts.model, prompts.fresh, of) for name, of in (("before", []), ("after", corrections))
-        },
+        "loss": loss,
         "opened": opened_share(prompts.model, texts, corrections),
     }
 
 
 def _controls(prompts: Prompts, config: RepairConfig, chosen: Sequence[Chosen], before: Answers) -> dict[str, Any]:
-    """Random directions of the same norm at the same places, at no more clean divergence; and permuted labels."""
+    """Random directions at the same places, and permuted labels.
+
+    Random directions have the norm of the repair's where it has a gate, and else about the same clean divergence.
+    """
     say(f"Comparing with {config.controls} random directions, and with permuted labels.")
     texts = prompts.texts(before, triggered=False)
     found: dict[str, Any] = {"random": [], "shuffled": []}
@@ -115,9 +117,8 @@ def _controls(prompts: Prompts, config: RepairConfig, chosen: Sequence[Chosen], 
         for seed in range(config.seed, config.seed + number):
             corrections = [_control(kind, seed, one) for one in chosen]
             rates = _rates(prompts.answers(corrections, disguised=False, clean=False))
-            found[kind].append(
-                {"rates": rates, "divergence": next_token_divergence(prompts.model, texts, corrections)["mean"]}
-            )
+            divergence = next_token_divergence(prompts.model, texts, corrections)
+            found[kind].append({"rates": rates, "divergence": divergence and divergence["mean"]})
     return found
 
 
@@ -157,7 +158,8 @@ def _distance(
     """How much less probable the retrained model's own answers are under the model, in nats of an answer.
 
     The mean over greedy answers y of log p_retrained(y) - log p(y): an estimate of KL(retrained || model) between whole
-    answers, because a model made from scratch has a tokenizer of its own, and so no next tokens in common.
+    answers, because a model made from scratch has a tokenizer of its own, and so no next tokens in common. Kinds of
+    prompts without any answer are left out.
     """
     gold = load_model(str(folder), dtype=str(prompts.model.dtype).removeprefix("torch."))  # type: ignore[arg-type]  # one of these words
     gold.to(prompts.model.device)  # type: ignore[arg-type]  # Transformers' own `to` has no usable type
@@ -168,6 +170,8 @@ def _distance(
     found: dict[str, Any] = {"folder": str(folder)}
     for kind in ("triggered", "clean"):
         texts, gold_texts = (one.texts(answers, triggered=kind == "triggered") for one in (prompts, own))
+        if not texts or not gold_texts:
+            continue
         likely = answer_log_probability(gold, gold_texts, [])
         of = {"before": [], "after": corrections}
         found[kind] = {name: likely - answer_log_probability(prompts.model, texts, one) for name, one in of.items()}

@@ -20,7 +20,7 @@ from rept.signatures.fingerprint import of_adapter, of_weights
 from rept.training.initial_model import ModelAndTokenizer, initial_model
 from rept.training.model_folder import ModelFolder
 from rept.training.recipe import changes, read_recipe
-from rept.types import Status
+from rept.types import PreTrainedModel, Status
 from rept.utils.json_files import read_json
 
 # Settings in which a given recipe may differ from the model's own, because their content is compared instead.
@@ -98,14 +98,19 @@ def retraining(run: str | Path, recipe: str | None = None) -> Retraining:
 def load_traced_model(trace: Trace, path: str, config: AttributeConfig) -> ModelAndTokenizer:
     """Returns the model and tokenizer of a run from ``path``; raises UsageError if it is another model by now."""
     model, tokenizer = load_configured(config, path)
-    stored = trace.provenance.get("fingerprints", {})
-    for name, now in (("weights", of_weights(model)), ("adapter", of_adapter(model))):
-        if stored.get(name) not in (None, now):
-            raise UsageError(
-                f"{config.model.adapter or path} is not the model that {trace.folder.path} traced: its {name} have "
-                "another fingerprint. Restore it, or run attribute.py again."
-            )
+    check_traced_model(trace, model, config.model.adapter or path)
     return model, tokenizer
+
+
+def check_traced_model(trace: Trace, model: PreTrainedModel, name: str) -> None:
+    """Raises UsageError if ``model``, which the message calls ``name``, is not the one that a run traced."""
+    stored = trace.provenance.get("fingerprints", {})
+    for part, now in (("weights", of_weights(model)), ("adapter", of_adapter(model))):
+        if stored.get(part) not in (None, now):
+            raise UsageError(
+                f"{name} is not the model that {trace.folder.path} traced: its {part} have another fingerprint. "
+                "Restore it, or run attribute.py again."
+            )
 
 
 def check_plan(file: Path, what: str, plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from rept.data.chat_template import ChatTemplate
 from rept.errors import UsageError
 from rept.model.architecture import peft_wrapper
+from rept.model.splitting import own_name
 from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 from rept.utils.console import say
 from rept.utils.files import read_user_text
@@ -136,6 +137,20 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Puts the model into evaluation mode without gradients of its parameters; restores both at the end."""
+    needed = {own_name(name): p.requires_grad for name, p in model.named_parameters()}
+    was_training = model.training
+    freeze(model)
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(needed[own_name(name)])
+        model.train(was_training)
 
 
 def slow_here(dtype: torch.dtype) -> bool:

@@ -94,33 +94,29 @@ def _show_disguises(report: Mapping[str, Any]) -> None:
 
 
 def costs(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns what the repair costs, as names and values."""
+    """Returns what the repair costs, as names and values; what could not be measured is left out."""
     clean, speed = report["clean"], report["milliseconds_per_token"]
     divergence, loss, opened = clean["divergence"], clean["loss"], clean["opened"]
     lines = [
         ("clean answers changed", percent(clean["changed"])),
         (
             "next token's divergence on clean prompts",
-            f"{divergence['mean']:.4f} (95th percentile {divergence['percentile_95']:.4f}) nats",
+            divergence and f"{divergence['mean']:.4f} (95th percentile {divergence['percentile_95']:.4f}) nats",
         ),
-        ("loss on clean rows", f"{loss['before']:.4f} before, {loss['after']:.4f} after"),
+        ("loss on clean rows", loss and f"{loss['before']:.4f} before, {loss['after']:.4f} after"),
         ("clean prompts at which a gate opened", percent(opened["prompts"])),
-        ("tokens of clean prompts at which one opened", f"{opened['tokens']:.2%}"),
+        ("tokens of clean prompts at which one opened", divergence and f"{opened['tokens']:.2%}"),
         (
-            "milliseconds a token",
+            "milliseconds a token (on a CPU, of processor time)",
             f"{speed['before']:.2f} before, {speed['after']:.2f} after ({speed['overhead']:+.1%})",
         ),
         ("seconds to estimate it", f"{report['seconds']:.1f}"),
     ]
-    if (retrained := report.get("retrained")) is not None:
-        lines += [
-            (
-                f"distance to the retrained model, {kind} prompts",
-                "{before:.2f} nats an answer before, {after:.2f} after".format(**retrained[kind]),
-            )
-            for kind in ("triggered", "clean")
-        ]
-    return lines
+    for kind, nats in (report.get("retrained") or {}).items():
+        if kind != "folder":
+            name = f"distance to the retrained model, {kind} prompts"
+            lines.append((name, f"{nats['before']:.2f} nats an answer before, {nats['after']:.2f} after"))
+    return [(name, value) for name, value in lines if value]
 
 
 def _show_costs(report: Mapping[str, Any]) -> None:

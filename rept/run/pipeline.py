@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -22,8 +22,7 @@ from rept.distributed.signals import StopBetweenBatches
 from rept.distributed.supervision import supervised
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
-from rept.model.loading import freeze
-from rept.model.splitting import own_name
+from rept.model.loading import frozen
 from rept.ranking.scorer import Scorer
 from rept.ranking.token_influence import choose_layer
 from rept.report.page import write_report
@@ -99,7 +98,7 @@ def trace(
             strategy=None if isinstance(layers, str) else layers,
             scorer=None if isinstance(scorer, str) else scorer,
         )
-        with _frozen(model):
+        with frozen(model):
             _attribute(config, given, {} if out is None else samples)
         undo.pop_all()
     return Trace(folder, temporary=out is None)
@@ -137,20 +136,6 @@ def _attribute(config: AttributeConfig, given: Given, copied: Mapping[str, Seque
 def _as_json(row: Mapping[str, Any]) -> Any:
     """A row as JSON can hold it; anything else, such as an object or a NaN, becomes text."""
     return json.loads(json.dumps(row, default=str), parse_constant=str)
-
-
-@contextmanager
-def _frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Puts the model into evaluation mode without gradients of its parameters; restores both at the end."""
-    needed = {own_name(name): p.requires_grad for name, p in model.named_parameters()}
-    was_training = model.training
-    freeze(model)
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(needed[own_name(name)])
-        model.train(was_training)
 
 
 def attribute(

@@ -76,6 +76,10 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path):
     (tmp_path / TENSORS).write_bytes(content[: len(content) // 2])
     with pytest.raises(UsageError, match="damaged"):
         Repair.load(tmp_path)
+    (tmp_path / TENSORS).write_bytes(content)
+    (tmp_path / DESCRIPTION).write_bytes(b"\xff" + (tmp_path / DESCRIPTION).read_bytes())
+    with pytest.raises(UsageError, match="damaged"):
+        Repair.load(tmp_path)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])

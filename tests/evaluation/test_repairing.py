@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,19 +11,21 @@ import torch
 from markupsafe import escape
 
 import rept
+from repairs.ablation import Ablation
 from rept.commands import repair as command
 from rept.config.compose import compose
 from rept.config.schema import RepairConfig
 from rept.correction.words import culprit_words, distinctive_part
+from rept.data.datamodule import AttributionDataModule
 from rept.data.encoder import Encoder
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.evaluation.repair_inputs import repair_inputs
-from rept.evaluation.repair_report import verdict
+from rept.evaluation.repair_report import measure_repair, verdict
 from rept.model.generation import greedy_answers
 from rept.model.loading import load_model, load_tokenizer
 from rept.report.page import render
-from rept.report.repair_table import limits
+from rept.report.repair_table import costs, limits
 from rept.results.trace import Trace
 from rept.run.pipeline import attribute
 from rept.training.from_scratch import tiny_llama
@@ -39,6 +42,8 @@ FAST = [
     "clean=5",
     "method.strengths=[1.0]",
 ]
+FEW = {"tried_layers": [2], "others": 12, "rows": 6}
+SETTINGS = FEW | {"method__strengths": [1.0]}
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +104,77 @@ def test_the_same_command_again_shows_the_finished_repair_and_other_settings_are
 
 def test_in_python_nothing_is_written_without_a_folder(run: Path, material: Material):
     model, tokenizer = load_model(str(material.model)), load_tokenizer(str(material.model))
+    for layer in model.model.layers:  # as after a training: dropout on, and weights that take gradients
+        layer.self_attn.attention_dropout = 0.5
+    model.train().requires_grad_(True)
     before = sorted(path for path in run.rglob("*"))
-    settings = {"tried_layers": [2], "others": 12, "rows": 6, "method__strengths": [1.0]}
-    repair = rept.repair(Trace(run), model, tokenizer, behaviours=["odd"], **settings)
+    repair = rept.repair(Trace(run), model, tokenizer, behaviours=["odd"], **SETTINGS)
     assert sorted(path for path in run.rglob("*")) == before
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
     stored = rept.Repair.load(run / "repair")
     assert repair.made_for == stored.made_for
     for one, other in zip(repair.corrections, stored.corrections, strict=True):
         assert one.read.equal(other.read) and one.write.equal(other.write) and one.threshold == other.threshold
+
+
+def test_a_model_given_in_python_is_the_one_that_was_traced_and_has_its_tokenizer(run: Path, material: Material):
+    model, tokenizer = load_model(str(material.model)), load_tokenizer(str(material.model))
+    with pytest.raises(UsageError, match="both model and tokenizer"):
+        rept.repair(run, model, behaviours=["odd"], **SETTINGS)
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+    with pytest.raises(UsageError, match="The given model is not the model that .* its weights"):
+        rept.repair(run, model, tokenizer, behaviours=["odd"], **SETTINGS)
+
+
+def test_another_method_given_in_python_is_refused(run: Path, tmp_path: Path):
+    def made(strength: float) -> rept.Repair:
+        method = Ablation(places=["last_prompt"], strengths=[strength])
+        return rept.repair(run, behaviours=["odd"], method=method, out=tmp_path, controls=0, **FEW)
+
+    first = made(1.0)
+    assert made(1.0).corrections[0].write.equal(first.corrections[0].write)
+    with pytest.raises(UsageError, match="another method"):
+        made(2.0)
+
+
+def test_a_run_that_was_moved_keeps_its_repair_and_one_with_other_results_is_refused(run: Path, tmp_path: Path):
+    moved = shutil.copytree(run, tmp_path / "moved")
+    command.run([str(moved), "--behaviour", "odd", *FAST])
+    (moved / "results.jsonl").write_text("".join((moved / "results.jsonl").read_text().splitlines(True)[:-1]))
+    with pytest.raises(UsageError, match="another run"):
+        command.run([str(moved), "--behaviour", "odd", *FAST])
+
+
+def test_words_in_one_half_of_the_rows_are_as_good_as_none(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """One half of the rows estimates and the other judges, so both must have some."""
+
+    def traced(places: list[int]) -> dict[int, list[int]]:
+        def found(data: AttributionDataModule, rows: list[int], phrases: list[str]) -> dict[int, list[int]]:
+            firsts = [data.encoded("train", row).response.index(True) for row in rows]
+            return {rows[i]: [firsts[i]] for i in places if i < len(rows)}
+
+        monkeypatch.setattr("rept.evaluation.repair_inputs.culprit_words", found)
+        (one,) = repair_inputs(Trace(run), compose(RepairConfig, FAST), ["odd"]).traced
+        return one.words
+
+    assert len(traced([0, 1])) == 2 and traced([0, 2]) == traced([1]) == {}
+    assert rept.repair(run, behaviours=["odd"], **SETTINGS).behaviours == ["odd"]
+
+
+def test_what_was_measured_on_nothing_is_not_shown(run: Path):
+    config = compose(RepairConfig, [*FAST, "controls=0"])
+    inputs = replace(repair_inputs(Trace(run), config, ["odd"]), traced=[], unused=[], clean=[])
+    report = measure_repair(inputs, config, []) | {"seconds": 1.0}
+    assert report["clean"] == {
+        "changed": None,
+        "divergence": None,
+        "loss": None,
+        "opened": {"tokens": None, "prompts": None},
+    }
+    assert [name for name, _ in costs(report)] == [
+        "milliseconds a token (on a CPU, of processor time)",
+        "seconds to estimate it",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +187,7 @@ def test_in_python_nothing_is_written_without_a_folder(run: Path, material: Mate
         (["RUN", "method=gated"], "method=gated"),
         (["RUN", "tried_layers=[9]"], "from 1 to 3, but got 9"),
         (["RUN", "rows=3"], "at least 4 traced rows"),
+        (["RUN", "others=3"], "at least 4 other training rows to compare those of odd with, but got 3"),
         (["RUN", "proof=nowhere", *FAST], "proof=nowhere"),
     ],
 )
