@@ -43,12 +43,12 @@ def prompts(behaviours: Sequence[Behaviour], asked: Asked) -> list[tuple[str, Sa
 def expected_openings(queries: SampleSource) -> list[Behaviour]:
     """Returns a behaviour for each label of the queries with a response, which an answer shows if it begins like it.
 
-    There are no clean prompts.
+    The label ``clean`` is none. There are no clean prompts.
     """
     expected: dict[str, list[Sample]] = {}
     for sample in map(queries.__getitem__, range(len(queries))):
-        if not isinstance(sample, Status) and sample.response and sample.label:
-            expected.setdefault(sample.label, []).append(sample)
+        if not isinstance(sample, Status) and sample.response and (label := behaviour_of(sample.label)):
+            expected.setdefault(label, []).append(sample)
     return [Behaviour(label, triggered, (), _same_opening) for label, triggered in expected.items()]
 
 

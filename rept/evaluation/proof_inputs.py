@@ -73,5 +73,7 @@ def tested_behaviours(trace: Trace, data: AttributionDataModule, queries: Attrib
     samples = [queries.sample("query", row) for row in range(len(queries.source("query")))]
     labelled = [replace(one, label=one.label or "queries") for one in samples if not isinstance(one, Status)]
     if not (behaviours := expected_openings(labelled)):
-        raise UsageError(f"The data have no held-out prompts, and no query of {trace.folder.path} has a response.")
+        raise UsageError(
+            f"The data have no held-out prompts, and no query of {trace.folder.path} that is not clean has a response."
+        )
     return behaviours

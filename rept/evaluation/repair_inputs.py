@@ -13,7 +13,7 @@ from torch import nn
 from rept.config.plug_ins import build
 from rept.config.schema import RepairConfig
 from rept.correction.words import culprit_words, distinctive_part
-from rept.data.behaviours import CLEAN, Behaviour, behaviour_of
+from rept.data.behaviours import CLEAN, Behaviour
 from rept.data.datamodule import AttributionDataModule
 from rept.data.query_groups import group_queries
 from rept.data.samples import Sample
@@ -199,12 +199,12 @@ def _tested(
     config: RepairConfig,
     traced: Sequence[TracedBehaviour],
     unused: Sequence[int],
-) -> tuple[list[Behaviour], list[Sample]]:
+) -> tuple[Sequence[Behaviour], list[Sample]]:
     """The behaviours with their prompts, and clean prompts besides theirs."""
     given = data
     if config.prompts is not None:
         given = build(trace.config.datamodule | {"queries": config.prompts}, AttributionDataModule)
-    found = [one for one in tested_behaviours(trace, given, given) if behaviour_of(one.label)]
+    found = tested_behaviours(trace, given, given)
     if missing := [one.name for one in traced if one.name not in {tested.label for tested in found}]:
         raise UsageError(
             f"There are no prompts to test {missing[0]} by: name a file with prompts and expected responses of that "

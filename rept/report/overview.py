@@ -123,7 +123,7 @@ def facts(trace: Trace) -> list[tuple[str, list[str]]]:
         "Scorer": [_node(config.scorer)],
         "Rows": row_counts(trace),
         "Queries": [f"{count:,} {status}" for status, count in Counter(q["status"] for q in trace.queries).items()],
-        "Parts of the score": _parts(trace),
+        "Blocks of the signature": _parts(trace),
         "Seconds": _stages(trace),
         "Machine": _machine(trace),
         "Versions": [", ".join(f"{name} {version}" for name, version in recorded.get("versions", {}).items())],
@@ -165,7 +165,7 @@ def _name(node: Node) -> str:
 
 def _parts(trace: Trace) -> list[str]:
     return [
-        f"{name}: {figures['share']:.2%} of the score, mean norm {figures['train_norm']:.3g} in training rows, "
+        f"{name}: {figures['share']:.2%} of the cosine, mean norm {figures['train_norm']:.3g} in training rows, "
         f"{figures['query_norm']:.3g} in queries"
         for name, figures in trace.provenance.get("blocks", {}).items()
     ]

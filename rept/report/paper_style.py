@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rept.errors import UsageError
+from rept.results.html_text import format_count
+from rept.utils.console import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +46,14 @@ def paper_figure(width: float, height: float, *paths: Path) -> Iterator[Figure]:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)  # measures text
-        yield figure
-        for path in paths:
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {})
+        with warnings.catch_warnings(record=True) as caught:
+            yield figure
+            for path in paths:
+                figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {})
+    missing = {str(one.message) for one in caught if "missing from font" in str(one.message)}
+    for one in caught:
+        if str(one.message) not in missing:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if missing:
+        count = format_count(len(missing), "character")
+        say(f"{paths[0].name} has boxes in place of {count} that its font lacks; the report page shows them.")

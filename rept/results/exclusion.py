@@ -73,11 +73,7 @@ def chosen_rows(trace: Trace, selection: Selection) -> dict[str, Any]:
     _check(trace, selection)
     why = _of_behaviours(trace, selection) if selection.behaviours else _of_queries(trace, selection)
     if not why and selection.rate is not None:
-        names = " or ".join(selection.behaviours)
-        raise UsageError(
-            f"No training row stands out for the behaviour {names} at the rate {selection.rate:g}: its "
-            "queries resemble one another more than any row resembles them. The first rows are in behaviours.jsonl."
-        )
+        raise _none_at_rate(trace, selection)
     if not why:
         raise UsageError(f"{trace.folder.path} has no such row ({selection}): choose more hits, see --help.")
     labels = Counter(str(one["label"]) for one in why if one["label"] is not None)
@@ -135,6 +131,8 @@ def write_culprits(path: Path, content: dict[str, Any]) -> None:
     Raises:
         UsageError: the file exists with another content, or cannot be written.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name a file by out=, such as {path / 'culprits.json'}.")
     if path.exists() and not _same(path, content):
         raise UsageError(f"{path} exists and contains other rows: name another file by out=, or delete this one.")
     try:
@@ -178,6 +176,20 @@ def _check_rate(trace: Trace, selection: Selection) -> None:
 
 def _estimated(trace: Trace, behaviour: str) -> bool:
     return any(hit.false_share is not None for hit in trace.behaviour(behaviour))
+
+
+def _none_at_rate(trace: Trace, selection: Selection) -> UsageError:
+    shares = [hit.false_share for name in selection.behaviours for hit in trace.behaviour(name)]
+    least = min(share for share in shares if share is not None)
+    reason = (
+        f"the smallest share of false rows is {least:.2g}"
+        if least < 1
+        else "its queries resemble one another more than any row resembles them, or too few rows resemble them"
+    )
+    return UsageError(
+        f"No training row stands out for the behaviour {' or '.join(selection.behaviours)} at the rate "
+        f"{selection.rate:g}: {reason}. The first rows are in behaviours.jsonl."
+    )
 
 
 def _too_few_queries(trace: Trace, selection: Selection) -> UsageError:

@@ -213,6 +213,7 @@ def _row_counts(status: np.ndarray) -> dict[str, Any]:
 
 def _blocks(train: AttributionStore, fields: Mapping[Key, Tensor], best: Hits) -> dict[str, dict[str, float]]:
     """Mean norms of each block on both sides, and its share of the cosine of the concatenation over the best hits."""
+    fields = {key: block for key, block in fields.items() if key.field != TEXT}
     return {
         key.path: {
             "train_norm": train.mean_norm(key),

@@ -171,6 +171,7 @@ def test_rows_of_a_behaviour_by_the_share_of_false_ones(tmp_path: Path):
     ("arguments", "shares", "words"),
     [
         (["--behaviour", "rude", "--rate", "0.1"], [1.0, 1.0], "No training row stands out for the behaviour rude"),
+        (["--rate", "0.1"], [0.32, 0.2, 1.0], "at the rate 0.1: the smallest share of false rows is 0.2."),
         (["--behaviour", "rude", "--rate", "0.1"], [None, None], "has fewer than five queries"),
         (["--behaviour", "rude", "--rate", "0.6"], [0.1], "Expected --rate to be above 0 and at most 0.5"),
         (["--rate", "0.1", "--label", "backdoor"], [0.1], "Expected --rate .* for behaviours and not for a --label"),
@@ -192,3 +193,8 @@ def test_a_calibrated_run_whose_behaviour_has_too_few_queries_is_not_said_to_be_
     RunFolder(run).write_config(config)
     with pytest.raises(UsageError, match="The behaviour rude .* has fewer than five queries"):
         exclude.run([str(run), "--behaviour", "rude", "--flagged", f"out={tmp_path / 'other.json'}"])
+
+
+def test_a_folder_is_not_taken_for_a_file_with_other_rows(tmp_path: Path):
+    with pytest.raises(UsageError, match="is a folder: name a file by out="):
+        exclude.run([str(write_run(tmp_path / "run", SHAPE)), f"out={tmp_path}"])

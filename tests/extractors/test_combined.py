@@ -44,6 +44,12 @@ def test_each_part_gives_what_it_gives_alone(done, material, tmp_path):
         assert torch.equal(store.read(rows, [key])[key], alone.read(rows, [own])[own])
 
 
+def test_texts_have_no_share_of_the_cosine(done):
+    blocks = done.provenance["blocks"]
+    assert {path.split("/")[-1] for path in blocks} == {"representation_last_prompt", "representation_text_mean"}
+    assert sum(block["share"] for block in blocks.values()) == pytest.approx(1)
+
+
 def test_hits_tokens_and_behaviours_of_a_run(done):
     assert done.scored(0) and done.behaviours
     assert done.best(0).score > done.hits(0)[-1].score

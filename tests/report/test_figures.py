@@ -28,7 +28,17 @@ def test_figures_are_written_as_png_and_svg_the_same_each_time(tmp_path: Path) -
     assert {name for name in written if again[name] != written[name]} == set()
 
 
-@pytest.mark.filterwarnings("ignore:Glyph .* missing from font:UserWarning")  # fonts are the machine's
+def test_characters_that_the_font_lacks_are_counted_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    pytest.importorskip("matplotlib")
+    report.run(
+        [str(write_run(tmp_path / "run", Shape(texts=("\U0010fffd\U0010fffc",)))), "--figures"]
+    )  # no font has these
+    assert not [one for one in recwarn if "Glyph" in str(one.message)]
+    assert "token_strip.png has boxes in place of 2 characters" in " ".join(capsys.readouterr().out.split())
+
+
 def test_figures_without_data_are_left_out_and_odd_text_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     bare = write_run(tmp_path / "bare", Shape(labels=(), scored=0, probes=False))

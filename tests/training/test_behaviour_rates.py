@@ -65,6 +65,11 @@ def test_queries_that_bring_their_answer_make_a_behaviour_of_each_label():
     assert y.shows(queries[1], "It is Na") and not y.shows(queries[1], "It is Nab, not Ag.")
 
 
+def test_queries_labelled_clean_make_no_behaviour():
+    clean = Sample(messages=({"role": "user", "content": "a"},), response="The heron.", label="clean")
+    assert expected_openings([clean]) == []
+
+
 def test_rates_are_read_back(tmp_path):
     from rept.utils.json_files import write_json
 
