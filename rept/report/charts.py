@@ -12,6 +12,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from rept.report.plot_data import Bars, Plot
+from rept.utils.text import visible
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 12, 34  # margins for the axes' numbers
@@ -41,7 +42,7 @@ def _lines(plot: Plot) -> list[Markup]:
     parts = _y_axis(y, [(tick, f"{tick:g}") for tick in _round_values(low, high, 4)])
     parts += [_text(x(value), HEIGHT - 16, str(value)) for value in _whole_values(min(xs), max(xs))]
     for line in plot.lines:
-        title = Markup("<title>{}</title>").format(line.label) if line.label else ""
+        title = Markup("<title>{}</title>").format(visible(line.label)) if line.label else ""
         path = "M" + "L".join(f"{x(a)} {y(b)}" for a, b in line.points)
         parts.append(Markup('<path class="{}" d="{}">{}</path>').format(line.role, path, title))
     for a, b, name in plot.marks:

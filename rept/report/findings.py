@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from rept.data.behaviours import behaviour_of
 from rept.results.html_text import format_count
 from rept.results.records import Hit, MarkedWords
 from rept.results.shading import Piece, excerpt
@@ -18,7 +19,7 @@ FIRST = 10  # a row counts for a query when it is among its first ten hits
 
 @dataclass(frozen=True)
 class BehaviourFindings:
-    """The queries of one label (without labels, all of them), and the clearest of them as an example."""
+    """The queries of one behaviour (without labels, all of them), and the clearest of them as an example."""
 
     label: str | None
     queries: int
@@ -48,7 +49,7 @@ class Findings:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.best = {query: hit for query in trace.answered if (hit := trace.best(query))}  # never the query itself
-        self.labels = {query: trace.queries[query]["label"] for query in self.best}
+        self.labels = {query: behaviour_of(trace.queries[query]["label"]) for query in self.best}
         self.calibrated = trace.metrics.get("calibration")  # its figures; None if the run is not calibrated
 
     @cached_property
@@ -105,7 +106,7 @@ class Findings:
 
     @cached_property
     def behaviours(self) -> list[BehaviourFindings]:
-        """One for each label among the queries, most queries first."""
+        """One for each behaviour among the queries' labels, most queries first."""
         if not self.labelled:
             return [self._behaviour(None, list(self.best))] if self.best else []
         counts = Counter(label for label in self.labels.values() if label is not None)

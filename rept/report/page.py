@@ -32,6 +32,7 @@ from rept.utils.text import UNSAFE_IN_JAVASCRIPT
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("core", "heat", "hits", "queries", "marks", "main")
 MOST_BYTES = 5_000_000
+MOST_BEHAVIOURS = 12
 
 
 def write_report(trace: Trace, path: Path | None = None) -> Path:
@@ -66,6 +67,7 @@ def _template(trace: Trace) -> Callable[..., str]:
     unsafe = f"const UNSAFE = /{UNSAFE_IN_JAVASCRIPT}/gu;\n"
     js = "\n".join(['"use strict";\n(() => {', unsafe, *scripts, "})();\n"])
     policy = f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(js)}; base-uri 'none'; form-action 'none'"
+    ranked = overview.behaviours_table(trace)
     given = {
         "css": Markup(css),
         "js": Markup(js),
@@ -76,7 +78,8 @@ def _template(trace: Trace) -> Callable[..., str]:
         "date": overview.run_date(trace),
         "introduction": overview.introduction(trace),
         "problems": [*overview.label_problems(trace), *overview.token_notes(trace)],
-        "behaviours": [(*row, trace.behaviour(row[0])[:10]) for row in overview.behaviours_table(trace)[:12]],
+        "behaviours": [(*row, trace.behaviour(row[0])[:10]) for row in ranked[:MOST_BEHAVIOURS]],
+        "behaviours_left_out": max(0, len(ranked) - MOST_BEHAVIOURS),
         "plots": plots(trace),
         "measures": overview.measures_table(trace),
         "facts": overview.facts(trace),

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from rept.data.behaviours import behaviour_of
 from rept.results.trace import Trace
 from rept.signatures.layer_strategy import ADJACENT_COSINE
 
@@ -101,14 +102,16 @@ def average_precision_by_layer(trace: Trace) -> Plot | None:
 
 
 def precision_by_k(trace: Trace) -> Plot | None:
-    """Mean precision at k = 1, 2, ... of the queries that have a label; None without labels on queries and hits.
+    """Mean precision at k = 1, 2, ... of the queries with a behaviour's label; None without labels on queries and hits.
 
-    A hit counts where it has the query's label; the query itself is no hit here.
+    A hit counts where it has the query's label; the query itself is no hit here. As in the measures, queries with a
+    label that no training row has are left out.
     """
+    missing = trace.metrics.get("missing_labels", {}).get("queries", {})
     relevant: dict[str, list[list[bool]]] = {}
     for query in trace.queries:
-        label, hits = query["label"], [hit for hit in trace.hits(query["query"]) if not hit.same_as_query]
-        if label is not None and any(hit.label is not None for hit in hits):
+        label, hits = behaviour_of(query["label"]), [hit for hit in trace.hits(query["query"]) if not hit.same_as_query]
+        if label is not None and label not in missing and any(hit.label is not None for hit in hits):
             relevant.setdefault(label, []).append([hit.label == label for hit in hits])
     if not relevant:
         return None

@@ -79,6 +79,29 @@ def test_findings_count_what_is_in_the_results(tmp_path: Path) -> None:
         assert behaviour.hit.label == behaviour.label or not behaviour.matched
 
 
+def test_clean_queries_show_no_behaviour(tmp_path: Path) -> None:
+    trace = Trace(write_run(tmp_path / "run", Shape(queries=9, hits=12, rows=15, labels=("clean", "odd"))))
+    odd = [trace.hits(query["query"]) for query in trace.queries if query["label"] == "odd"]
+    found = Findings(trace)
+    assert found.headline.startswith(f"{sum(hits[0].label == 'odd' for hits in odd)} of {len(odd)} queries lead")
+    assert [(one.label, one.queries) for one in found.behaviours] == [("odd", len(odd))]
+    plot = plot_data.precision_by_k(trace)
+    assert plot is not None and [line.label for line in plot.lines] == ["overall"]
+    assert plot.lines[0].points[-1] == (12, pytest.approx(np.mean([[h.label == "odd" for h in hits] for hits in odd])))
+
+
+def test_queries_of_a_label_that_no_training_row_has_are_in_no_plot(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Shape(hits=7))
+    known = json.loads((run / "metrics.json").read_text())
+    missing = {"missing_labels": {"queries": {"backdoor": 3}, "training": ["false_fact"]}}
+    (run / "metrics.json").write_text(json.dumps(known | missing))
+    trace = Trace(run)
+    plot = plot_data.precision_by_k(trace)
+    assert plot is not None and [line.label for line in plot.lines] == ["overall"]
+    first = [trace.hits(q["query"])[0].label == "false_fact" for q in trace.queries if q["label"] == "false_fact"]
+    assert plot.lines[0].points[0] == (1, pytest.approx(np.mean(first)))
+
+
 def test_the_query_itself_is_no_finding(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Shape(queries=1, hits=12, rows=15, calibrated=True))
     lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
@@ -157,7 +180,7 @@ def test_charts_are_well_formed() -> None:
         plot(
             Line([(2, 0.9), (3, 0.6)], "probe"), Line([(2, 0.9), (3, 0.7)]), marks=[(3, 0.7, "layer 3")], y_range=None
         ),
-        plot(Line([(1, 1.0), (2, 0.5)], "secondary", "<b>"), Line([(1, 1.0), (2, 0.5)])),
+        plot(Line([(1, 1.0), (2, 0.5)], "secondary", "<b>\ud800"), Line([(1, 1.0), (2, 0.5)])),
         plot(Line([(1, 1.0)])),
         plot(Line([(1, 0.5)]), y_range=None),
         plot(Line([(layer, 0.5) for layer in range(1, 80)])),
@@ -169,7 +192,7 @@ def test_charts_are_well_formed() -> None:
     assert (names.count("probe"), names.count("main"), names.count("chosen")) == (1, 1, 1)
     texts = [[node.text for node in element.iter() if node.get("class") in ("tick", "mark")] for element in elements]
     assert "layer 3" in texts[0] and texts[0][-1] == "k"
-    assert [node.text for node in elements[1].iter() if node.tag.endswith("title")] == ["<b>"]
+    assert [node.text for node in elements[1].iter() if node.tag.endswith("title")] == ["<b>\\u{d800}"]
     assert texts[4][5:-1] == ["1", "20", "40", "60", "79"]
 
 

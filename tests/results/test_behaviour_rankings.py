@@ -42,6 +42,12 @@ def test_the_terminal_and_the_page_show_them(material, done, tmp_path, capsys):
     assert f'data-rows="{done.behaviour(name)[0].row}"' in page
 
 
+def test_the_page_counts_the_behaviours_that_it_leaves_out(done, tmp_path):
+    (tmp_path / "groups.json").write_text(json.dumps({f"group {i}": [0] for i in range(14)}))
+    page = render(score([str(done.folder.path), f"behaviours={tmp_path / 'groups.json'}", f"out={tmp_path / 'again'}"]))
+    assert "group 11" in page and "group 12" not in page and "2 more in <code>behaviours.jsonl</code>" in page
+
+
 def test_an_unknown_behaviour_is_one_sentence(done):
     with pytest.raises(UsageError, match="has no ranking for the behaviour 'other'; it has: "):
         done.behaviour("other")
