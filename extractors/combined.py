@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rept.errors import UsageError
 from rept.signatures.extractor import Extractor, ReadsAllPositions
-from rept.types import FIELDS, Batch, Key, PreTrainedModel, PreTrainedTokenizerBase, Signature
+from rept.types import FIELDS, TEXT, Batch, Key, PreTrainedModel, PreTrainedTokenizerBase, Signature
 
 
 class Combined(Extractor):
@@ -20,7 +20,8 @@ class Combined(Extractor):
 
     Raises:
         UsageError: none is given, two give fields of one name, or several learn from different numbers of rows; when
-            all positions are read for token scores: none of them can.
+            called: one gives several blocks of a field that belong to no layer; when all positions are read for token
+            scores: none of them can.
     """
 
     def __init__(self, extractors: Sequence[Extractor]) -> None:
@@ -31,6 +32,7 @@ class Combined(Extractor):
         if len(set(self.fields)) < len(self.fields):
             raise UsageError(f"Expected extractors with fields of different names, but got {', '.join(self.fields)}.")
         self.symmetric = all(part.symmetric for part in extractors)
+        self.comparable = all(part.comparable for part in extractors if part.fields != (TEXT,))
         learning = {part.fit_rows for part in extractors if part.fit_rows != 0}
         if len(learning) > 1:
             raise UsageError("Expected extractors that learn to take the same number of rows; set their fit_rows.")
@@ -52,6 +54,12 @@ class Combined(Extractor):
     def __call__(self, model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> Signature:
         found = {key: block for part in self.extractors for key, block in part(model, batch, layers).items()}
         places = dict.fromkeys(key[:2] for key in found if key.layer)
+        beside = [key.field for key in found if not key.layer]
+        if places and len(set(beside)) < len(beside):
+            raise UsageError(
+                f"Expected one block of each field beside those of layers, but got {len(beside)} of "
+                f"{', '.join(dict.fromkeys(beside))}: set each=false in extractor.extractors."
+            )
         return {
             Key(*place, key.field): block
             for key, block in found.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,8 @@ from rept.data.datamodule import AttributionDataModule
 from rept.data.word_overlap import WordOverlap
 from rept.errors import UsageError
 from rept.results.run_folder import RunFolder
-from rept.signatures.extractor import Extractor
 from rept.store.reader import AttributionStore
-from rept.types import Key
+from rept.types import TEXT, Key
 
 SAME_TOPIC = 0.2  # word overlap from which on a row and a reference have the same topic
 
@@ -36,11 +35,12 @@ class References:
         return len(next(iter(self.fields.values())))
 
 
-def check_calibration(calibration: CalibrationConfig, extractor: Extractor | type[Extractor]) -> None:
+def check_calibration(calibration: CalibrationConfig, comparable: bool, fields: Sequence[str]) -> None:
     """Raises UsageError if a setting is out of its range, or signatures of this kind cannot be calibrated.
 
     Args:
-        extractor: the extractor of the run, or its class.
+        comparable: of the run's extractor.
+        fields: those that the run's scorer reads.
     """
     rate, count = calibration.rate, calibration.count
     if rate is not None and not 0 < rate < 1:
@@ -51,11 +51,11 @@ def check_calibration(calibration: CalibrationConfig, extractor: Extractor | typ
         raise UsageError("Expected calibration.count to be at least 1 where calibration.references names no run.")
     if calibration.references is not None:
         RunFolder(calibration.references).open_existing()
-    if rate is not None and not extractor.comparable:
-        name = extractor.__name__ if isinstance(extractor, type) else type(extractor).__name__
+    if rate is not None and not (comparable and {*fields} - {TEXT}):
         raise UsageError(
-            f"The signatures of {name} cannot be calibrated: those of training rows and of queries are made "
-            "differently, or they are not directions. Leave calibration.rate=null, or choose another experiment."
+            f"Scores of {', '.join(fields)} cannot be calibrated here: the signatures of training rows and of queries "
+            "are made differently, or they are not directions. Leave calibration.rate=null, or choose another "
+            "experiment or scorer."
         )
 
 

@@ -14,8 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from rept.config.plug_ins import build, locate
-from rept.config.schema import TARGET
+from rept.config.plug_ins import build
 from rept.data.behaviours import behaviour_of
 from rept.errors import UsageError
 from rept.evaluation.datamodeling import rank_correlations
@@ -119,7 +118,7 @@ def self_retrieval(trace: Trace, drawn: int = DRAWN, seed: int = 0) -> float | N
     They are ranked by their stored signatures, so the model is not needed. None for an extractor that reads queries in
     another way than training rows.
     """
-    if not locate(trace.config.extractor[TARGET]).symmetric:
+    if not trace.provenance.get("symmetric", True):
         return None
     store = AttributionStore(signatures_of(trace), "train")
     count = min(drawn, len(store.attributed))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rept.calibration.neighbours import estimate_members
 from rept.calibration.two_groups import FEWEST, Estimate
-from rept.config.plug_ins import build, locate
-from rept.config.schema import TARGET, AttributeConfig
+from rept.config.plug_ins import build
+from rept.config.schema import AttributeConfig
 from rept.data.query_groups import QueryGroups, group_queries
 from rept.data.samples import Sample
 from rept.distributed.collectives import barrier, gathered, process
@@ -29,7 +29,7 @@ from rept.ranking.topk import Hits
 from rept.results.run_folder import RunFolder
 from rept.run.query_labels import QueryLabels
 from rept.store.reader import AttributionStore
-from rept.types import TEXT, Key
+from rept.types import Key
 from rept.utils.json_files import write_jsonl
 from rept.utils.progress import progress
 
@@ -43,7 +43,8 @@ class BehaviourScoring:
     """Writes behaviours.jsonl into ``out``. Each process of a run scores its share of the store; rank 0 writes.
 
     Args:
-        fields: those that the run's scorer compares; behaviours are compared by the same ones.
+        keys: the fields in which behaviours are compared: those of the run's scorer, as far as their cosines measure
+            similarity.
         sample: returns a training row.
     """
 
@@ -52,7 +53,7 @@ class BehaviourScoring:
     train: AttributionStore
     query: AttributionStore
     known: QueryLabels
-    fields: Sequence[str]
+    keys: Sequence[Key]
     sample: Callable[[int], Sample]
     device: torch.device | str
 
@@ -96,13 +97,6 @@ class BehaviourScoring:
     def groups(self) -> QueryGroups:
         return group_queries(self.known.by_query, self.config.behaviours)
 
-    @cached_property
-    def keys(self) -> list[Key]:
-        """The fields in which behaviours are compared; none where cosines do not measure similarity."""
-        if not locate(self.config.extractor[TARGET]).comparable:
-            return []
-        return [key for key in self.query.keys if key.field in self.fields and key.field != TEXT]
-
     def _measures(self, paths: list[Path]) -> dict[str, Any]:
         found: dict[str, Any] = {name: {"queries": len(group)} for name, group in self.groups.behaviours.items()}
         if self.known.labels:
@@ -138,22 +132,27 @@ class BehaviourScoring:
                     (estimate.false_share <= MOST_FALSE) | (np.arange(len(row)) < self.config.top_k)
                 )
             for place in listed.tolist():
-                sample = self.sample(int(row[place]))
-                yield {
-                    "behaviour": name,
-                    "rank": place + 1,
-                    "row": int(row[place]),
-                    "score": float(f"{score[place]:.7g}"),
-                    "label": sample.label,
-                    "prompt": sample.prompt,
-                    "response": sample.response,
-                } | (self._estimated(estimate, place) if estimate else {})
+                number = int(row[place])
+                found = found_row(place, number, score[place], self.sample(number))
+                yield {"behaviour": name} | found | (self._estimated(estimate, place) if estimate else {})
 
     def _estimated(self, estimate: Estimate, place: int) -> dict[str, Any]:
         """What a line has beside its hit where there are enough queries."""
         rate, share = self.config.calibration.rate, float(estimate.false_share[place])
         flagged = {} if rate is None else {"flagged": share <= rate}
         return {"p_value": float(f"{estimate.p_value[place]:.7g}"), "false_share": float(f"{share:.7g}")} | flagged
+
+
+def found_row(position: int, row: int, score: float, sample: Sample) -> dict[str, Any]:
+    """What results.jsonl and behaviours.jsonl have of a found row, at a position from 0."""
+    return {
+        "rank": position + 1,
+        "row": row,
+        "score": float(f"{score:.7g}"),
+        "label": sample.label,
+        "prompt": sample.prompt,
+        "response": sample.response,
+    }
 
 
 def _of_one(scores: tuple[np.ndarray, np.ndarray], behaviour: int) -> tuple[np.ndarray, np.ndarray]:

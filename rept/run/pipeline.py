@@ -169,7 +169,12 @@ def run_job(job: Job) -> None:
     config, folder = job.config, job.folder
     known, marks = folder.read_provenance().get("fingerprints", {}), stages.initial_fingerprints(job)
     check_fingerprints(known, marks, str(folder.path))
-    folder.update_provenance(**environment(config.seed, job.trainer.world_size), rendered=rendered_row(job.datamodule))
+    folder.update_provenance(
+        **environment(config.seed, job.trainer.world_size),
+        rendered=rendered_row(job.datamodule),
+        comparable=job.extractor.comparable,
+        symmetric=job.extractor.symmetric,
+    )
     if "max_new_tokens" in marks:  # the answers that follow depend on what is known by now
         folder.update_provenance(fingerprints=known | marks)
     stages.set_up(job)

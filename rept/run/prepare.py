@@ -75,7 +75,7 @@ def prepare(
     strategy = given.strategy or build(config.layers, LayerStrategy)
     check_fields(extractor, scorer)
     check_numbers(config)
-    check_calibration(config.calibration, extractor)
+    check_calibration(config.calibration, extractor.comparable, scorer.needs)
     check_form(config.tokens.form)
     check_placement(trainer, config.model)
     check_data(datamodule, sides)

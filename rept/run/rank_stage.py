@@ -28,7 +28,7 @@ from rept.ranking.scorer import Scorer
 from rept.ranking.topk import Hits
 from rept.results.near_duplicates import representatives
 from rept.results.run_folder import RunFolder
-from rept.run.behaviour_stage import BehaviourScoring
+from rept.run.behaviour_stage import BehaviourScoring, found_row
 from rept.run.query_labels import QueryLabels
 from rept.store.reader import AttributionStore
 from rept.types import TEXT, Key, Side, Status
@@ -54,6 +54,7 @@ class Scoring:
         self.train, self.query = (AttributionStore(self.folder.store, side) for side in ("train", "query"))
         self.queries = [int(row) for row in self.query.attributed]  # those that have a signature, by their row
         self.known = QueryLabels(self.datamodule, self.queries)
+        self.comparable: bool = self.folder.read_provenance().get("comparable", True)
 
     def run(self) -> dict[int, list[int]]:
         """Returns the rows of the best hits by query, for the queries that were attributed."""
@@ -64,8 +65,9 @@ class Scoring:
             self.out.update_provenance(blocks=_blocks(self.train, fields, ranking.best))
             measured |= self.known.problems()
         sample = partial(self._sample, "train")
+        compared = [key for key in fields if self.comparable and key.field in self.scorer.needs and key.field != TEXT]
         behaviours = BehaviourScoring(
-            self.out, self.config, self.train, self.query, self.known, self.scorer.needs, sample, self.device
+            self.out, self.config, self.train, self.query, self.known, compared, sample, self.device
         )
         if found := behaviours.run():
             measured |= {"behaviours": found}
@@ -183,12 +185,7 @@ class Scoring:
                 for position, (row, score, one) in enumerate(zip(rows, scores, found, strict=True)):
                     yield {
                         "query": query,
-                        "rank": position + 1,
-                        "row": row,
-                        "score": float(f"{score:.7g}"),
-                        "label": one.label,
-                        "prompt": one.prompt,
-                        "response": one.response,
+                        **found_row(position, row, score, one),
                         "same_as_query": (one.prompt, one.response) == (asked.prompt, asked.response),
                         "group": group[position] + 1,
                     } | (decision.of_hit(i, position) if decision else {})

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rept.calibration.references import check_calibration
 from rept.config.compose import compose
-from rept.config.plug_ins import build, locate
-from rept.config.schema import RANKING, TARGET, AttributeConfig
+from rept.config.plug_ins import build
+from rept.config.schema import RANKING, AttributeConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.ranking.scorer import Scorer
@@ -84,9 +84,9 @@ def rescore(source: RunFolder, out: RunFolder, config: AttributeConfig) -> Trace
     check_numbers(config)
     check_rebuildable(config.scorer, "scorer")
     datamodule, scorer = stored_data(source, config), build(config.scorer, Scorer)
-    if config.calibration.rate is not None:
-        check_calibration(config.calibration, locate(config.extractor[TARGET]))
     scoring = Scoring(source, out, config, datamodule, scorer)
+    if config.calibration.rate is not None:
+        check_calibration(config.calibration, scoring.comparable, scorer.needs)
     check_behaviours(config, scoring.queries)
     with out.lock(), out.stage("rank"):
         scoring.run()

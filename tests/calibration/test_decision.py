@@ -347,6 +347,16 @@ def test_signatures_that_are_not_directions_are_refused_before_the_extraction(ex
     assert not (tmp_path / "run" / "store").exists()
 
 
+def test_signatures_that_are_not_directions_are_not_calibrated_later_and_behaviours_are_not_compared(
+    material, tmp_path
+):
+    trace = attribute(material.config(tmp_path / "run", "experiment=length"), show_result=False)
+    assert trace.hits(0) and not trace.behaviours
+    with pytest.raises(UsageError, match="cannot be calibrated"):
+        score([str(tmp_path / "run"), "calibration.rate=0.1", f"out={tmp_path / 'again'}"])
+    assert not score([str(tmp_path / "run"), f"out={tmp_path / 'again'}"]).behaviours
+
+
 def test_references_traced_in_another_way_are_refused(run, material, tmp_path):
     other = attribute(material.config(tmp_path / "other", "layers.layers=[1]", "tokens.hits=0"), show_result=False)
     with pytest.raises(UsageError, match="they differ in layers"):

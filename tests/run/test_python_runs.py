@@ -9,6 +9,7 @@ import torch
 
 import rept
 from extractors.layers.deepest_drops import DeepestDrops
+from extractors.sites.residual_stream import ResidualStream
 from rept.config.schema import TARGET
 from rept.errors import UsageError
 from rept.model.loading import load_model, load_tokenizer
@@ -71,6 +72,16 @@ def test_a_scorer_that_cannot_be_rebuilt_is_refused_and_another_ranks(loaded, ma
     with pytest.raises(UsageError, match=r"scorer of this run was given in Python .*tilt=2.0.*scorer=cosine"):
         score([str(tmp_path / "run"), f"out={tmp_path / 'again'}"])
     assert score([str(tmp_path / "run"), "scorer=cosine", f"out={tmp_path / 'again'}"]).hits(0)
+
+
+def test_an_extractor_of_a_class_that_cannot_be_imported_ranks_behaviours_too(loaded, material, tmp_path):
+    class Local(ResidualStream):
+        pass
+
+    first = traced(loaded, material, tmp_path / "run", extractor=Local(), layers="last")
+    again = score([str(tmp_path / "run"), f"out={tmp_path / 'again'}"])
+    assert hits_of(again) == hits_of(first) and first.behaviours == ["odd"] == again.behaviours
+    assert again.behaviour("odd") == first.behaviour("odd")
 
 
 def test_samples_that_json_cannot_hold_are_copied_as_text(loaded, material, tmp_path):
