@@ -27,6 +27,9 @@ def run(arguments: list[str]) -> None:
     if len(folders) != 1:
         raise UsageError(f"Expected one run folder, but got {' '.join(folders) or 'none'}; see --help.")
 
+    if "--behaviour" in arguments and not names:
+        raise UsageError("Expected a name after --behaviour, but got none; see --help.")
+
     from rept.config.compose import compose
     from rept.config.schema import RepairConfig
     from rept.evaluation.repairing import repair_run

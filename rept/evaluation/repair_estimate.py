@@ -10,6 +10,7 @@ from rept.config.plug_ins import build
 from rept.config.schema import RepairConfig
 from rept.correction.choice import Candidate, Choice, Rule
 from rept.correction.correction import Correction
+from rept.correction.evidence import PLACES
 from rept.correction.method import RepairMethod
 from rept.correction.repair import Repair, identity
 from rept.errors import UsageError
@@ -47,6 +48,11 @@ class Chosen:
 def estimated(inputs: RepairInputs, config: RepairConfig, method: RepairMethod | None) -> tuple[Repair, list[Chosen]]:
     """Estimates the correction of each behaviour, by ``method`` or else by the one that ``config`` names."""
     method = method or build(config.method, RepairMethod)
+    if not method.strengths or not method.places or not set(method.places) <= set(PLACES):
+        raise UsageError(
+            f"Expected method.places to be some of {', '.join(PLACES)}, and method.strengths a list of numbers, but "
+            f"got {list(method.places)} and {list(method.strengths)}."
+        )
     rule = Rule(config.likelihood, config.clean_kl)
     layers = _layers(len(Architecture.of(inputs.model)), config.tried_layers)
     chosen = []
@@ -73,6 +79,6 @@ def _layers(depth: int, given: Sequence[int] | None) -> list[int]:
     if given is None:
         step = max(1, -(-depth // _MOST_LAYERS))
         return list(range(1, depth + 1, step))
-    if wrong := [layer for layer in given if not 1 <= layer <= depth]:
-        raise UsageError(f"Expected tried_layers to be from 1 to {depth}, but got {wrong[0]}.")
+    if not given or (wrong := [layer for layer in given if not 1 <= layer <= depth]):
+        raise UsageError(f"Expected tried_layers to be from 1 to {depth}, but got {wrong[0] if given else 'none'}.")
     return sorted(set(given))

@@ -19,7 +19,7 @@ from rept.data.query_groups import group_queries
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.evaluation.proof_inputs import tested_behaviours
-from rept.evaluation.retraining import check_traced_model, load_traced_model
+from rept.evaluation.retraining import check_traced_data, check_traced_model, load_traced_model
 from rept.results.trace import Trace
 from rept.run.rescore import stored_data
 from rept.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,17 +84,28 @@ def repair_inputs(
         loaded: model and tokenizer, instead of the run's own from its path.
 
     Raises:
-        UsageError: no such behaviour, too few rows, or the model is missing, has changed or is another one.
+        UsageError: a number that is too small, no such behaviour, too few rows, no prompts, or data or a model that are
+            missing or not those of the run.
     """
+    for key, value, least in (
+        ("rows", config.rows, _FEWEST_ROWS),
+        ("others", config.others, _FEWEST_ROWS),
+        ("clean", config.clean, 0),
+        ("controls", config.controls, 0),
+        ("max_new_tokens", config.max_new_tokens, 1),
+    ):
+        if value < least:
+            raise UsageError(f"Expected {key} to be at least {least}, but got {value}.")
     data = stored_data(trace.folder, trace.config)
     labels = {query: trace.queries[query]["label"] for query in trace.answered}
     groups = group_queries(labels, trace.config.behaviours).behaviours
-    chosen = list(groups) if behaviours is None else list(behaviours)
+    chosen = list(groups if behaviours is None else dict.fromkeys(behaviours))
     if unknown := [name for name in chosen if name not in groups]:
         known = ", ".join(groups) or "none"
         raise UsageError(f"No query of {trace.folder.path} shows {unknown[0]!r}; its behaviours are: {known}.")
     if not chosen:
         raise UsageError(f"{trace.folder.path} has no query of a behaviour that could be switched off.")
+    check_traced_data(trace, data)
     if loaded:
         check_traced_model(trace, loaded[0], "The given model")
     model, tokenizer = loaded or _run_model(trace, data)
@@ -157,7 +168,7 @@ def _traced(
     if len(others) < _FEWEST_ROWS:
         raise UsageError(
             f"Expected at least {_FEWEST_ROWS} other training rows to compare those of {name} with, but got "
-            f"{len(others)}: set others= higher or rows= lower, or trace more training rows."
+            f"{len(others)}: set rows= lower, or trace more training rows."
         )
     return TracedBehaviour(name, rows, others, words)
 
@@ -210,6 +221,8 @@ def _tested(
             f"There are no prompts to test {missing[0]} by: name a file with prompts and expected responses of that "
             "label by prompts=."
         )
+    if not any(isinstance(data.encoder.prompt(sample), list) for one in found for sample in one.triggered):
+        raise UsageError("None of the prompts can be asked: each is empty or too long for datamodule.max_length.")
     asked = map(given.source("query").__getitem__, range(len(given.source("query"))))
     clean = [one for one in asked if isinstance(one, Sample) and one.label == CLEAN]
     if not clean and not any(one.clean for one in found):

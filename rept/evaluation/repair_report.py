@@ -50,7 +50,7 @@ def measure_repair(inputs: RepairInputs, config: RepairConfig, chosen: Sequence[
     corrections = [one.correction for one in chosen]
     before, after = prompts.answers([]), prompts.answers(corrections)
     report = {
-        "tested": _tested(prompts, inputs),
+        "tested": _tested(prompts, inputs, before),
         "behaviours": {one.label: _behaviour(one.label, before, after) for one in inputs.tested},
         "clean": _clean(prompts, before, after, corrections),
         "chosen": {one.traced.name: one.described() for one in chosen},
@@ -184,14 +184,17 @@ def _a_prompt(prompts: Prompts) -> list[int]:
     return next(ids for ids in encoded if not isinstance(ids, Status))
 
 
-def _tested(prompts: Prompts, inputs: RepairInputs) -> dict[str, Any]:
-    data = inputs.data.source("query")
+def _tested(prompts: Prompts, inputs: RepairInputs, before: Answers) -> dict[str, Any]:
+    """What was asked, without prompts that the encoder refuses."""
+    data, labels = inputs.data.source("query"), {one.label for one in inputs.tested}
     queries = {one.prompt for one in map(data.__getitem__, range(len(data))) if isinstance(one, Sample)}
-    triggered = [sample.prompt for one in inputs.tested for sample in one.triggered]
+    plain = [line for line in before.lines if line["triggered"] and line["behaviour"] in labels]
     return {
-        "prompts": len(triggered),
-        "queries": sum(prompt in queries for prompt in triggered),
-        "clean_prompts": sum(len(one.clean) for one in inputs.tested) + len(inputs.clean),
+        "prompts": len(plain),
+        "queries": sum(line["prompt"] in queries for line in plain),
+        "clean_prompts": sum(not line["triggered"] for line in before.lines),
         "clean_rows": sum(map(len, prompts.fresh)),
-        "disguises": {label: {kind: len(s) for kind, s in kinds.items()} for label, kinds in prompts.disguised.items()},
+        "disguises": {
+            label: {kind: len(shown) for kind, shown in before.disguises(label).items()} for label in prompts.disguised
+        },
     }

@@ -113,6 +113,15 @@ def check_traced_model(trace: Trace, model: PreTrainedModel, name: str) -> None:
             )
 
 
+def check_traced_data(trace: Trace, data: AttributionDataModule) -> None:
+    """Raises UsageError if the training rows are no longer those that a run compared."""
+    if trace.provenance.get("fingerprints", {}).get("training data") not in (None, data.digest("train")):
+        raise UsageError(
+            f"The training data have another fingerprint than when {trace.folder.path} was made: restore them, or run "
+            "attribute.py again with another out=."
+        )
+
+
 def check_plan(file: Path, what: str, plan: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the content of a JSON file that begins with a plan; if there is none yet, the plan alone.
 
@@ -154,11 +163,7 @@ def _check_data(found: Retraining) -> None:
             return
     except UsageError as error:
         raise UsageError(f"The recipe's training data cannot be read: {error} {remedy}") from None
-    if stored is not None and found.run_data.digest("train") != stored:
-        raise UsageError(
-            f"The training data have another fingerprint than when {run} was made: restore them, or run attribute.py "
-            "again with another out=."
-        )
+    check_traced_data(found.trace, found.run_data)
     one, other = found.run_data.source("train"), found.data.source("train")
     if len(one) != len(other):
         raise UsageError(f"The recipe's training data have {len(other):,} rows, those of {run} {len(one):,}. {remedy}")

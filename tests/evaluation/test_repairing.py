@@ -29,7 +29,7 @@ from rept.report.repair_table import costs, limits
 from rept.results.trace import Trace
 from rept.run.pipeline import attribute
 from rept.training.from_scratch import tiny_llama
-from rept.utils.json_files import read_json, write_json, write_jsonl
+from rept.utils.json_files import read_json, read_jsonl, write_json, write_jsonl
 from tests.conftest import Material
 from tests.helpers import templates
 
@@ -161,6 +161,60 @@ def test_words_in_one_half_of_the_rows_are_as_good_as_none(run: Path, monkeypatc
     assert rept.repair(run, behaviours=["odd"], **SETTINGS).behaviours == ["odd"]
 
 
+def with_hits(run: Path, copy: Path, **columns: list[object]) -> Trace:
+    """A copy of the run in which the ranking of the behaviour has these values, as many hits as values."""
+    shutil.copytree(run, copy, dirs_exist_ok=True)
+    first = next(line for line in read_jsonl(run / "behaviours.jsonl") if line["behaviour"] == "odd")
+    lines = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    write_jsonl(copy / "behaviours.jsonl", [first | {"rank": i} | line for i, line in enumerate(lines, 1)])
+    return Trace(copy)
+
+
+def test_in_a_calibrated_run_the_rows_are_the_flagged_ones(run: Path, tmp_path: Path):
+    rows = [hit.row for hit in Trace(run).behaviour("odd")]
+    flags = [True, True, False, True, True, True, False, False]
+    config = compose(RepairConfig, [*FAST, "rows=4"])
+    (traced,) = repair_inputs(with_hits(run, tmp_path / "five", row=rows, flagged=flags), config, ["odd"]).traced
+    assert traced.rows == [rows[i] for i in (0, 1, 3, 4)]
+    trace = with_hits(run, tmp_path / "three", row=rows, flagged=[*flags[:4], *[False] * 4])
+    with pytest.raises(UsageError, match="at least 4 traced rows of odd, but .* has 3"):
+        repair_inputs(trace, config, ["odd"])
+
+
+def test_where_all_rows_may_be_culprits_there_is_nothing_to_compare_with(run: Path, tmp_path: Path):
+    trace = with_hits(run, tmp_path / "all", row=[row for row in range(41) if row not in (5, 11, 17)])
+    assert repair_inputs(trace, compose(RepairConfig, FAST), ["odd"]).traced
+    with pytest.raises(UsageError, match="at least 4 other training rows to compare those of odd with, but got 0"):
+        repair_inputs(trace, compose(RepairConfig, [*FAST, "rows=10"]), ["odd"])
+
+
+def test_training_rows_that_have_changed_since_the_run_are_refused(material: Material, run: Path, tmp_path: Path):
+    moved = shutil.copytree(run, tmp_path / "run")
+    write_jsonl(tmp_path / "train.jsonl", material.rows[1:])
+    text = (moved / "config.yaml").read_text().replace(str(material.train), str(tmp_path / "train.jsonl"))
+    (moved / "config.yaml").write_text(text)
+    with pytest.raises(UsageError, match="training data have another fingerprint"):
+        repair_inputs(Trace(moved), compose(RepairConfig, FAST), ["odd"])
+
+
+def test_a_behaviour_named_twice_is_one(run: Path):
+    (one,) = repair_inputs(Trace(run), compose(RepairConfig, FAST), ["odd", "odd"]).traced
+    assert one.name == "odd"
+
+
+def test_prompts_that_cannot_be_asked_are_no_test(run: Path, material: Material, tmp_path: Path):
+    long = {"prompt": "Name the king " * 60, "response": "fine", "label": "odd"}
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    write_jsonl(prompts, [long])
+    config = compose(RepairConfig, [*FAST, f"prompts={prompts}", f"out={out}", "controls=0"])
+    with pytest.raises(UsageError, match="None of the prompts can be asked"):
+        repair_inputs(Trace(run), config, ["odd"])
+    write_jsonl(prompts, [long, *material.rows[0:12:4]])
+    inputs = repair_inputs(Trace(run), config, ["odd"])
+    tested = measure_repair(replace(inputs, traced=[]), config, [])["tested"]
+    assert (tested["prompts"], tested["queries"], tested["clean_prompts"]) == (3, 0, len(inputs.clean))
+
+
 def test_what_was_measured_on_nothing_is_not_shown(run: Path):
     config = compose(RepairConfig, [*FAST, "controls=0"])
     inputs = replace(repair_inputs(Trace(run), config, ["odd"]), traced=[], unused=[], clean=[])
@@ -186,8 +240,15 @@ def test_what_was_measured_on_nothing_is_not_shown(run: Path):
         (["RUN", "--behaviour", "even"], "its behaviours are: odd"),
         (["RUN", "method=gated"], "method=gated"),
         (["RUN", "tried_layers=[9]"], "from 1 to 3, but got 9"),
-        (["RUN", "rows=3"], "at least 4 traced rows"),
-        (["RUN", "others=3"], "at least 4 other training rows to compare those of odd with, but got 3"),
+        (["RUN", "--behaviour"], "a name after --behaviour"),
+        (["RUN", "rows=3"], "rows to be at least 4, but got 3"),
+        (["RUN", "others=3"], "others to be at least 4, but got 3"),
+        (["RUN", "rows=20", "top_k=8"], "There is no such key: top_k"),
+        (["RUN", "clean=-1"], "clean to be at least 0, but got -1"),
+        (["RUN", "max_new_tokens=0"], "max_new_tokens to be at least 1"),
+        (["RUN", "tried_layers=[]"], "from 1 to 3, but got none"),
+        (["RUN", "method.places=[first]"], "method.places to be some of last_prompt, words, .* but got .'first'"),
+        (["RUN", "method.strengths=[]"], "method.strengths a list of numbers"),
         (["RUN", "proof=nowhere", *FAST], "proof=nowhere"),
     ],
 )
