@@ -214,7 +214,7 @@ def _blocks(train: AttributionStore, fields: Mapping[Key, Tensor], best: Hits) -
     return {
         key.path: {
             "train_norm": train.mean_norm(key),
-            "query_norm": float(fields[key].norm(dim=1).mean()),
+            "query_norm": float(fields[key].double().norm(dim=1).mean()),
             "share": share,
         }
         for key, share in blocks_share(train, fields, best).items()

@@ -51,7 +51,8 @@ class AttributionModule(LightningModule):
         signature = {key: block.float().cpu() for key, block in signature.items()}
         status = torch.where(batch.cut, int(Status.CUT), int(Status.ATTRIBUTED)).to(torch.uint8).cpu()
         for block in signature.values():
-            status[~block.isfinite().all(dim=-1)] = Status.NON_FINITE
+            norm = torch.linalg.vector_norm(block, dim=-1, dtype=torch.float64)
+            status[~(norm <= torch.finfo(torch.float32).max)] = Status.NON_FINITE  # the store keeps norms in float32
         lost = status == Status.NON_FINITE
         for block in signature.values():
             block[lost] = 0

@@ -28,7 +28,7 @@ from rept.run.pipeline import attribute
 from rept.run.prepare import Given, prepare
 from rept.run.rescore import score
 from rept.store.reader import AttributionStore
-from rept.types import Key, Status
+from rept.types import SIDES, Key, Status
 from rept.utils.json_files import read_json, read_jsonl
 from scorers.cosine import Cosine
 from tests.helpers import oracle_scores
@@ -349,6 +349,15 @@ def test_files_of_the_run_folder(done):
     assert set(known["stages"]) == {"answers", "layers", "extract query", "extract train", "rank", "tokens"}
     assert {"weights", "tokenizer", "training data", "layers"} <= set(known["fingerprints"])
     assert read_json(done.folder.layers)["layers"] == [2]
+
+
+def test_the_norms_and_shares_of_blocks_are_recorded(done):
+    blocks = done.provenance["blocks"]
+    assert len(blocks) == 2 and sum(one["share"] for one in blocks.values()) == pytest.approx(1)
+    for side in SIDES:
+        store = AttributionStore(done.folder.store, side)
+        for key, rows in store.read(store.attributed, store.keys).items():
+            assert blocks[key.path][f"{side}_norm"] == pytest.approx(rows.norm(dim=1).mean().item(), rel=1e-3)
 
 
 def test_measures_exist_only_with_labels(done, material, tmp_path):
