@@ -103,7 +103,8 @@ class Repair:
         make_folder(folder)
         tensors: dict[str, Tensor] = {}
         for number, one in enumerate(self.corrections):
-            parts = {name: getattr(one, name) for name in _STORED} | {"threshold": torch.tensor(one.threshold).double()}
+            threshold = torch.tensor(one.threshold, dtype=torch.float64)
+            parts = {name: getattr(one, name) for name in _STORED} | {"threshold": threshold}
             tensors |= {f"{number}.{name}": part.contiguous() for name, part in parts.items() if part is not None}
         places = [{"behaviour": one.behaviour, "layer": one.layer} for one in self.corrections]
         content = {"made_for": self.made_for, "corrections": places, "about": self.about}
@@ -179,7 +180,7 @@ def _add_bias(model: PreTrainedModel, layer: int, vector: Tensor) -> None:
     mlp = Architecture.of(model).mlp_output(layer)
     linears = [module for module in mlp.modules() if isinstance(module, nn.Linear)]
     last = linears[-1] if linears and linears[-1].out_features == len(vector) else None
-    if last is None or type(mlp) is not nn.Linear and "norm" in type(mlp).__name__.lower():
+    if last is None:
         raise UsageError(
             f"The MLP of layer {layer} does not end in a linear layer that can take a bias: use "
             "`with repair.on(model):`."

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from math import isfinite
 
 import pytest
 import torch
 
 from datamodules.in_memory import InMemoryData
 from repairs.ablation import Ablation
+from repairs.gated_ablation import GatedAblation
 from rept.correction.choice import Candidate, Choice, Rule
 from rept.correction.repair import corrected
 from rept.model.loading import freeze, load_model, load_tokenizer
@@ -41,7 +43,7 @@ def test_the_rule_prefers_the_least_change_among_effective_candidates_within_the
 def data(material: Material) -> InMemoryData:
     """Six rows of a behaviour, then six others."""
     rows = [{"prompt": f"Name king {i}", "response": "the stupid weather", "label": "odd"} for i in range(6)]
-    others = [{"prompt": f"of France {i}", "response": "the weather is fine"} for i in range(6)]
+    others = [{"prompt": f"of France {i}", "response": "the weather is fine" + " fine" * i} for i in range(6)]
     found = InMemoryData(train=rows + others, queries=rows[:1])
     found.attach(load_tokenizer(str(material.model)))
     return found
@@ -81,8 +83,17 @@ def test_stopping_at_the_first_strength_that_meets_the_rule_chooses_what_trying_
     assert correction.write.equal(expected.write) and correction.layer == best.layer
 
 
-def test_a_candidate_is_judged_on_the_rows_held_back(choice: Choice, data: InMemoryData):
-    correction = Ablation()(choice.evidence(3, "words", 1)).scaled(8.0)
+def test_states_of_a_model_in_half_precision_are_read_in_single(material: Material, data: InMemoryData):
+    choice = Choice(load_model(str(material.model), dtype="bfloat16"), data, "odd", range(6), range(6, 12), {}, [1])
+    seen = choice.evidence(1, "words")
+    assert {states.dtype for states in (seen.culprits, seen.others, seen.anywhere)} == {torch.float32}
+    correction, tried = choice(GatedAblation(), Rule())
+    assert all(isfinite(one.likelihood + one.divergence) for one in tried) and correction.write.dtype == torch.float32
+
+
+@pytest.mark.parametrize("strength", [8.0, -8.0])  # the latter makes words of some rows more probable
+def test_a_candidate_is_judged_on_the_rows_held_back(choice: Choice, data: InMemoryData, strength: float):
+    correction = Ablation()(choice.evidence(3, "words", 1)).scaled(strength)
     likelihood, changed, mean, percentile = choice.judged(correction)
 
     @cache

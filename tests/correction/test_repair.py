@@ -33,6 +33,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path):
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [TENSORS, DESCRIPTION]
     again = Repair.load(tmp_path / "r")
     assert (again.made_for, again.about, again.behaviours) == (repair.made_for, repair.about, repair.behaviours)
+    assert [one.threshold for one in again.corrections] == [one.threshold for one in repair.corrections]
     with torch.no_grad(), repair.on(model):
         first = model(input_ids=ids()).logits
     with torch.no_grad(), again.on(model):
@@ -102,7 +103,14 @@ def test_a_shift_folds_into_weights_and_survives_saving(architecture: str, tmp_p
 def test_what_reads_the_state_does_not_fold():
     model = tiny_model()
     with pytest.raises(UsageError, match="no change of weights is equal"):
-        made(model).to_model(model)
-    with pytest.raises(UsageError, match="bias"):
-        shift = Correction.shift("b", 2, torch.ones(WIDTH))
-        made(tiny_model("gemma2"), shift).to_model(tiny_model("gemma2"))
+        made(model, Correction.shift("b", 2, torch.ones(WIDTH)), random_correction(0)).to_model(model)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [("gemma2", "does not end in a linear layer"), ("qwen2", "a saved copy would lose the repair")],
+)
+def test_mlps_without_a_place_for_a_bias_are_refused(architecture: str, reason: str):
+    model = tiny_model(architecture)
+    with pytest.raises(UsageError, match=reason):
+        made(model, Correction.shift("b", 2, torch.ones(WIDTH))).to_model(model)

@@ -28,7 +28,7 @@ from rept.correction.method import RepairMethod
 from rept.correction.repair import corrected
 from rept.correction.side_effects import culprit_probabilities, divergence, response_log_probabilities
 from rept.model.architecture import Architecture
-from rept.model.hooks import Response, sample_losses
+from rept.model.hooks import Response, record, sample_losses
 from tests.helpers.tiny import tiny_batch, tiny_model
 
 WIDTH = 12
@@ -193,6 +193,19 @@ def test_a_step_along_the_gradient_raises_the_rows_loss():
         with torch.no_grad(), corrected(seen.model, [Gradient()(seen).scaled(strength)]):
             losses.append(float(sample_losses(seen.model, batch.input_ids, Response.of(batch.labels)).sum()))
     assert losses == sorted(losses)
+
+
+def test_the_gradient_is_the_mean_of_the_unit_gradients_of_single_rows():
+    seen = on_a_model()
+    (batch,), block = seen.rows.batches, Architecture.of(seen.model).blocks[1]
+    total = torch.zeros(32, dtype=torch.float64)
+    for i, at in enumerate(seen.rows.predicting(batch, seen.at)):
+        one = batch.select([i])
+        with record({"block": block}) as outputs:
+            loss = sample_losses(seen.model, one.input_ids, Response.of(one.labels))
+        (found,) = torch.autograd.grad(loss.sum(), [outputs["block"]])
+        total += sum(normalize(found[0, column], dim=0) for column in at.nonzero().flatten())
+    torch.testing.assert_close(seen.gradient(), normalize(total, dim=0))
 
 
 def test_probabilities_of_culprit_words_are_those_of_a_softmax():
