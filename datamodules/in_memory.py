@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 from datamodules.files.columns import find_columns
@@ -46,6 +46,8 @@ class InMemoryData(AttributionDataModule):
 
 
 def _rows(rows: Sequence[Mapping[str, Any]], side: Side, where: str) -> InstructionRows:
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Sized):
+        raise UsageError(f"Expected {where} to be a list of samples, but got a {type(rows).__name__}.")
     if not len(rows):
         raise UsageError(f"Expected {where} to be a list of samples, but it is empty.")
     records = RecordList(rows)

@@ -58,8 +58,8 @@ def find_columns(found: Sequence[str], named: Mapping[str, str | None], side: Si
 
     def missing(part: str, names: Sequence[str]) -> UsageError:
         wanted = f"{', '.join(names[:-1])} or {names[-1]}"
-        setting = f"datamodule.{part}_column"
-        return UsageError(f"Expected {where} to have a column {wanted}; {columns}; name yours by {setting}.")
+        advice = f"name yours by datamodule.{part}_column" if part in named else "rename yours"
+        return UsageError(f"Expected {where} to have a column {wanted}; {columns}; {advice}.")
 
     columns = f"columns found: {', '.join(found) or 'none'}"
     prompt = column("prompt")

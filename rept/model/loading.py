@@ -141,7 +141,12 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Puts the model into evaluation mode without gradients of its parameters; restores both at the end."""
+    """Puts the model into evaluation mode without gradients of its parameters; restores both at the end.
+
+    Raises UsageError if it is no model, but its path for example.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(f"Expected the model to be a loaded model of Transformers, but got a {type(model).__name__}.")
     needed = {own_name(name): p.requires_grad for name, p in model.named_parameters()}
     was_training = model.training
     freeze(model)

@@ -110,8 +110,14 @@ def _composed(parts: dict[str, Any], settings: dict[str, Any]) -> AttributeConfi
     values = {name.replace("__", "."): value for name, value in settings.items() if name not in words}
     chosen = [f"{name}={word}" for name, word in ({"datamodule": "in_memory"} | words).items()]
     config = compose(AttributeConfig, chosen, given={"report": False} | values)
+    kinds: dict[str, type] = {"extractor": Extractor, "layers": LayerStrategy, "scorer": Scorer}
     for group, part in parts.items():
         if not isinstance(part, str):
+            if not isinstance(part, kinds[group]) or isinstance(part, type):
+                raise UsageError(
+                    f"Expected {group} to be a word of configs/{group} or an object of {kinds[group].__name__}, but "
+                    f"got {part!r}; a setting of a word is given as {group}__NAME=value."
+                )
             setattr(config, group, as_node(part) if group != "extractor" else as_description(part))
     return config
 

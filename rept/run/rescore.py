@@ -8,7 +8,7 @@ from pathlib import Path
 from rept.calibration.references import check_calibration
 from rept.config.compose import compose
 from rept.config.plug_ins import build
-from rept.config.schema import RANKING, AttributeConfig
+from rept.config.schema import RANKING, TARGET, AttributeConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.ranking.scorer import Scorer
@@ -20,6 +20,8 @@ from rept.run.rank_stage import Scoring
 from rept.run.recorded import check_rebuildable
 from rept.utils.console import say
 from rept.utils.json_files import read_jsonl
+
+IN_MEMORY = "datamodules.in_memory.InMemoryData"
 
 
 def score(arguments: Sequence[str]) -> Trace:
@@ -74,6 +76,11 @@ def stored_data(source: RunFolder, config: AttributeConfig) -> AttributionDataMo
     Raises UsageError if the samples were given in Python and are not in the run folder.
     """
     copied = {path.stem: read_jsonl(path) for path in source.samples.glob("*.jsonl")}  # of rept.trace
+    if not copied and config.datamodule[TARGET] == IN_MEMORY:
+        raise UsageError(
+            f"The samples of {source.path} were given in Python and are not in the folder: name one by "
+            "rept.trace(..., out=), which copies them once the run is finished."
+        )
     datamodule = build(config.datamodule, AttributionDataModule, **copied)
     datamodule.answers.update(source.known_answers())
     return datamodule

@@ -103,3 +103,29 @@ def test_a_node_builds_what_it_records_or_says_that_it_cannot():
     vector.alpha = torch.tensor(0.5)
     with pytest.raises(UsageError, match="given in Python"):
         check_rebuildable(as_node(vector), "scorer")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"layers": [2]}, r"Expected layers to be a word .* LayerStrategy, but got \[2\]; .* layers__NAME=value"),
+        ({"layers": 2}, "Expected layers to be a word .* but got 2"),
+        ({"scorer": Cosine}, "Expected scorer to be a word .* an object of Scorer, but got <class"),
+        ({"model": "runs/model"}, "Expected the model to be a loaded model of Transformers, but got a str"),
+        ({"train": None}, "Expected `train` to be a list of samples, but got a NoneType"),
+        ({"train": iter([])}, "Expected `train` to be a list of samples, but got a list_iterator"),
+        ({"queries": {"prompt": "a"}}, "Expected `queries` to be a list of samples, but got a dict"),
+        ({"queries": [{"Frage": "a"}]}, "columns found: Frage; rename yours"),
+    ],
+)
+def test_mistakes_in_python_are_one_sentence(loaded, material, given, words):
+    parts = {"model": loaded[0], "tokenizer": loaded[1], "train": material.rows, "queries": material.asked}
+    with pytest.raises(UsageError, match=words):
+        rept.trace(**parts | given)
+
+
+def test_samples_that_were_not_copied_are_asked_for(loaded, material, tmp_path):
+    trace = traced(loaded, material, None, layers="last")
+    for again in (lambda: rept.repair(trace, *loaded), lambda: score([str(trace.folder.path), f"out={tmp_path}"])):
+        with pytest.raises(UsageError, match="were given in Python and are not in the folder: name one by .*out="):
+            again()
