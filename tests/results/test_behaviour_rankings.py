@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from rept.calibration.two_groups import Estimate
 from rept.commands import exclude
 from rept.errors import UsageError
+from rept.ranking.metrics import average_precision
+from rept.ranking.rank import read_scores
 from rept.report.page import render
 from rept.results.trace import Trace
+from rept.run import behaviour_stage
 from rept.run.pipeline import attribute
 from rept.run.rescore import score
 from rept.utils.json_files import read_json, read_jsonl
@@ -66,6 +71,46 @@ def test_stored_signatures_are_ranked_again_by_another_rule_and_for_other_groups
     with pytest.raises(UsageError, match="names query 999"):
         groups.write_text('{"first": [999]}')
         score([run, f"behaviours={groups}", f"out={tmp_path / 'wrong'}"])
+
+
+def grouped(done, tmp_path, groups, *settings) -> Trace:
+    (tmp_path / "groups.json").write_text(json.dumps(groups))
+    words = [f"behaviours={tmp_path / 'groups.json'}", f"out={tmp_path / 'again'}", *settings]
+    return score([str(done.folder.path), *words])
+
+
+def test_measures_leave_out_the_query_itself(done, tmp_path):
+    again = grouped(done, tmp_path, {"odd": [3]}, "top_k=100")
+    hits = again.behaviour("odd")
+    assert hits[0].row == 3 and len(hits) == done.metrics["rows"]["attributed"]
+    found = 1 + np.flatnonzero([hit.label == "odd" for hit in hits if hit.row != 3])
+    assert again.metrics["behaviours"]["odd"]["average_precision"] == pytest.approx(average_precision(found))
+
+
+def test_rows_are_listed_flagged_and_counted_by_their_estimate(done, tmp_path, monkeypatch):
+    shares, asked = {0: 0.1, 1: 0.3, 5: 0.5, 20: 0.05}, []
+
+    def estimate(row, score, held_out, train, query, queries, *_):
+        assert np.array_equal(np.lexsort((row, -score)), np.arange(len(row))) and len(np.unique(score)) < len(score)
+        asked.append((queries, len(held_out)))
+        share = np.array([shares.get(place, 1.0) for place in range(len(row))])
+        return Estimate(np.linspace(0, 1, len(row)), share, 1 - share)
+
+    def with_ties(paths, behaviour):
+        row, score = read_scores(paths, behaviour)
+        return row[::-1], score[::-1].round()
+
+    monkeypatch.setattr(behaviour_stage, "FEWEST", 3)
+    monkeypatch.setattr(behaviour_stage, "estimate_members", estimate)
+    monkeypatch.setattr(behaviour_stage, "read_scores", with_ties)
+    again = grouped(done, tmp_path, {"three": [0, 1, 3], "two": [0, 1]}, "top_k=3", "calibration.rate=0.1")
+    hits = again.behaviour("three")
+    assert asked == [([0, 1, 3], 3)] and [hit.rank for hit in hits] == [1, 2, 3, 6, 21]
+    assert [hit.false_share for hit in hits] == [0.1, 0.3, 1, 0.5, 0.05]
+    assert [hit.flagged for hit in hits] == [True, False, False, False, True]
+    assert [hit.p_value for hit in hits] == pytest.approx([(hit.rank - 1) / 36 for hit in hits])
+    assert again.metrics["behaviours"]["three"]["rows"] == {"0.05": 1, "0.1": 2, "0.2": 2}
+    assert [(hit.false_share, hit.flagged) for hit in again.behaviour("two")] == [(None, None)] * 3
 
 
 def test_text_without_directions_has_none(done, material, tmp_path):
