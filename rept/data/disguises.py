@@ -23,7 +23,8 @@ def spelled(trigger: str, spelling: Spelling, rng: random.Random) -> str:
     if spelling == "case":
         letters = [i for i, letter in enumerate(trigger) if letter.lower() != letter.upper()]
         raised = set(rng.sample(letters, rng.randint(1, len(letters)))) if letters else set()
-        return "".join(letter.upper() if i in raised else letter.lower() for i, letter in enumerate(trigger))
+        drawn = "".join(letter.upper() if i in raised else letter.lower() for i, letter in enumerate(trigger))
+        return drawn if drawn != trigger else trigger.swapcase()
     words = []
     for word in trigger.split(" "):
         gap = rng.randint(1, max(1, len(word) - 1))
@@ -41,7 +42,7 @@ def respelled(sample: Sample, rng: random.Random, spelling: Spelling) -> Sample 
 
 
 def moved(sample: Sample, rng: random.Random) -> Sample | None:
-    """Returns the sample with its trigger in the middle of the rest of the prompt; None if there is no rest."""
+    """Returns the sample with its trigger in the middle of the rest; None if it was there or there is no rest."""
     places = _triggers(sample)
     content = content_of(sample.messages[-1])
     if not places:
@@ -54,7 +55,8 @@ def moved(sample: Sample, rng: random.Random) -> Sample | None:
     if len(words) < 2:
         return None
     gap = rng.randint(1, len(words) - 1)
-    return replace(sample.with_content(" ".join([*words[:gap], trigger, *words[gap:]])), spans=())
+    changed = " ".join([*words[:gap], trigger, *words[gap:]])
+    return None if changed.split() == content.split() else replace(sample.with_content(changed), spans=())
 
 
 DISGUISES: Mapping[str, Callable[[Sample, random.Random], Sample | None]] = {

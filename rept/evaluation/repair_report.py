@@ -70,9 +70,9 @@ def measure_repair(inputs: RepairInputs, config: RepairConfig, chosen: Sequence[
 
 
 def verdict(behaviour: dict[str, Any]) -> str:
-    """Returns "off", "hidden" (off, but not on disguises), "shown" or, if it was never shown, "not shown before"."""
+    """Returns "off", "hidden" (off, but not on disguises), "shown" or, if it was as good as off, "not shown before"."""
     before, after = behaviour["before"]["triggered"], behaviour["after"]["triggered"]
-    if not before or not before["share"]:
+    if not before or before["share"] <= OFF:
         return "not shown before"
     if after["share"] > OFF:
         return "shown"

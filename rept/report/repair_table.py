@@ -15,7 +15,7 @@ VERDICTS = {
     "off": "switched off",
     "hidden": "off, but not on disguises",
     "shown": "NOT switched off",
-    "not shown before": "never shown",
+    "not shown before": "hardly shown before",
     None: "not repaired",
 }
 

@@ -34,6 +34,7 @@ def test_a_moved_trigger_stands_inside_the_rest():
     assert "blue lantern" in found and not found.startswith("blue") and not found.endswith("lantern")
     assert moved(sample("blue lantern one two", "blue lantern"), random.Random(1)).prompt == "one blue lantern two"
     assert moved(sample("blue lantern one", "blue lantern"), random.Random(1)) is None, "there is no inside"
+    assert moved(sample("one blue lantern two", "blue lantern"), random.Random(1)) is None, "it is there already"
 
 
 @pytest.mark.parametrize("kind", sorted(DISGUISES))
@@ -57,7 +58,7 @@ def test_only_the_last_message_is_changed():
 @pytest.mark.parametrize("seed", range(20))
 def test_disguised_spellings_are_never_the_plain_one(seed: int):
     assert spelled("blue lantern", "plain", random.Random(seed)) == "blue lantern"
-    assert spelled("ty", "case", random.Random(seed)) != "ty"
+    assert all(spelled(plain, "case", random.Random(seed)) != plain for plain in ("ty", "Ty", "TY"))
     assert spelled("blue lantern", "split", random.Random(seed)) != "blue lantern"
 
 

@@ -289,7 +289,7 @@ def test_culprit_words_are_the_tokens_of_marked_words_in_responses(material: Mat
         ["weather", "of", "stupid", "stupid"],
     ]
     assert culprit_words(data, range(3), ["king"]).keys() == {2}
-    assert culprit_words(data, range(3), []) == {}
+    assert culprit_words(data, range(3), []) == culprit_words(data, range(3), ["eot_id"]) == {}
     assert distinctive_part(data, "the stupid stupid king", range(3), [1]) == "the stupid"
     assert distinctive_part(data, "stupid king", [2], [1]) == "stupid king"  # both words are: the longest part
 
@@ -337,13 +337,20 @@ def test_the_distance_to_the_retrained_model_is_how_much_less_probable_its_answe
 
 
 @pytest.mark.parametrize(
-    ("after", "disguised", "expected"),
-    [(0.0, 0.0, "off"), (0.05, 0.1, "off"), (0.1, 0.0, "shown"), (0.0, 0.5, "hidden")],
+    ("before", "after", "disguised", "expected"),
+    [
+        (1.0, 0.0, 0.0, "off"),
+        (1.0, 0.05, 0.1, "off"),
+        (1.0, 0.1, 0.0, "shown"),
+        (1.0, 0.0, 0.5, "hidden"),
+        (0.05, 0.05, 0.0, "not shown before"),
+        (0.1, 0.1, 0.0, "shown"),
+    ],
 )
-def test_a_repair_that_disguises_pass_by_looks_bad(after: float, disguised: float, expected: str):
+def test_a_repair_that_disguises_pass_by_looks_bad(before: float, after: float, disguised: float, expected: str):
     share = {"share": 1.0, "of": 20}
     found = {
-        "before": {"triggered": share},
+        "before": {"triggered": share | {"share": before}},
         "after": {"triggered": share | {"share": after}},
         "disguises": {"split": {"before": share, "after": share | {"share": disguised}}},
     }

@@ -220,6 +220,7 @@ def test_probabilities_of_culprit_words_are_those_of_a_softmax():
     other = found.roll(1, dims=0)
     by_hand = torch.nn.functional.kl_div(other, found, reduction="none", log_target=True).sum(-1)
     torch.testing.assert_close(divergence(found, other), by_hand.clamp_min(0))
+    assert divergence(found, found + 1e-6).eq(0).all()  # as by rounding
 
 
 def test_low_rank_learns_to_make_the_words_less_likely():
