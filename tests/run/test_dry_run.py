@@ -6,7 +6,10 @@ import pytest
 
 from rept.config.compose import compose
 from rept.config.schema import AttributeConfig
-from rept.run.dry_run import estimate, padded_tokens
+from rept.data.encoder import Encoded
+from rept.run import dry_run
+from rept.run.distinctive_tokens import BACKGROUND
+from rept.run.dry_run import Cost, estimate, padded_tokens
 from rept.run.pipeline import attribute
 from rept.run.prepare import prepare
 
@@ -31,6 +34,29 @@ def test_the_prediction_holds(material, tmp_path, capsys, shard_rows):
     assert stated["seconds of extraction"] > 0
     assert stated["queries"] == 5 and stated["training rows"] == 41
     assert "Estimate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("hits", [0, 3, 100])
+def test_masked_prompts_and_the_background_count_as_a_third_of_their_tokens(material, tmp_path, monkeypatch, hits):
+    monkeypatch.setattr(dry_run, "_measure", lambda job, layers: Cost(seconds=1.0, row_bytes=100))
+    name = "seconds of the probe and the token scores"
+    matched, distinctive = (
+        estimate(material.config(tmp_path / "run", f"tokens.hits={hits}", f"tokens.form={form}"))[name]
+        for form in ("matched", "distinctive")
+    )
+    data = prepare(material.config(tmp_path / "run")).datamodule
+    copies, padded, scored = {}, {}, min(hits, 41)
+    for side, rows in (("train", 41), ("query", 5)):
+        texts = [one for row in range(rows) if isinstance(one := data.encoded(side, row), Encoded)]
+        copies[side] = sum(text.prompt_length * len(text.input_ids) for text in texts) / len(texts)
+        padded[side] = padded_tokens(data.sample_lengths(side, 1000), data) * rows
+    expected = scored * 5 * copies["train"] + 5 * copies["query"] + 2 * min(BACKGROUND, 41) * padded["train"] / 41
+    if not hits:
+        assert matched == pytest.approx(0, abs=5) and distinctive == pytest.approx(0, abs=5)
+        return
+    once = scored * 5 * padded["train"] / 41 + padded["query"]
+    assert matched == pytest.approx(once, abs=5)  # the probe takes less
+    assert distinctive - matched == pytest.approx(expected / 3, abs=5)
 
 
 def test_before_the_model_of_the_embedded_data_exists_one_of_its_shape_is_used(tmp_path, monkeypatch, capsys):

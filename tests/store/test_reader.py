@@ -55,6 +55,9 @@ def test_the_store_returns_what_was_written(made):
     assert store.keys == [G, H] and store.rows == ROWS and store.fingerprint == FINGERPRINT
     assert [row for row in ALL if store.status[row] == Status.EMPTY_PROMPT] == [5, 17]
     assert store.attributed.tolist() == [row for row in ALL if row not in (5, 17)]
+    for most in (1, 7, 27, 28, 100):
+        step = -(-28 // most)  # of 28 rows
+        assert store.evenly_spaced(most).tolist() == store.attributed.tolist()[::step]
     for key, block in signatures(ROWS).items():
         block[[5, 17]] = 0
         error = (store.read(ALL, [key])[key] - block).norm(dim=1)
