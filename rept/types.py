@@ -57,7 +57,7 @@ class Status(IntEnum):
     EMPTY_RESPONSE = 3
     PROMPT_TOO_LONG = 4  # no response token is left within max_length
     NOT_A_STRING = 5
-    MALFORMED = 6  # chat messages without an assistant turn at the end, or that the template refuses
+    MALFORMED = 6  # messages without an assistant turn at the end or refused by the template, labels, spans, columns
     NON_FINITE = 7  # the loss, a representation or a gradient is NaN or infinite
 
     @property
@@ -77,7 +77,7 @@ _REASONS = (
     "empty response",
     "no response token left within max_length",
     "prompt or response is not a string",
-    "malformed chat messages",
+    "malformed chat messages, label, spans or columns",
     "non-finite loss, representation or gradient",
 )
 

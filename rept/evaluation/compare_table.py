@@ -56,7 +56,7 @@ def show_comparison(outcomes: Sequence[Outcome]) -> None:
         ]
         _show("Measures over all queries (* best)", [_short(name) for name in marks], outcomes, rows)
     else:
-        say("No measures: they need labels on queries and training rows.")
+        say("No measures: they need labels of behaviours on queries and training rows.")
     rows = []
     for one in outcomes:
         peak = one.peak_memory_bytes and one.peak_memory_bytes / 1e6

@@ -90,7 +90,7 @@ def label_problems(trace: Trace) -> list[str]:
 
 def token_notes(trace: Trace) -> list[str]:
     """For how many queries token scores were computed from one query alone, which is weaker."""
-    scored = [sides["train"] for query in trace.answered if (sides := trace.best_tokens(query)).get("train")]
+    scored = [trace.tokens(query, rows[0])["train"] for query in trace.answered if (rows := trace.scored(query))]
     alone = sum(one.form == "distinctive" and one.references == 1 for one in scored)
     if not alone:
         return []

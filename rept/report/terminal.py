@@ -144,7 +144,7 @@ def show_metrics(trace: Trace) -> None:
         shown = [(name, *cells) for name, cells in rows if name != "texts (tokens)"]  # a count, which the page shows
         show_table(title, ("measure", *columns), shown)
     else:
-        say("No measures: they need labels on queries and training rows.")
+        say("No measures: they need labels of behaviours on queries and training rows.")
     for line in label_problems(trace):
         say(line)
 

@@ -179,3 +179,8 @@ def test_no_record_raises(record: dict[str, object]) -> None:
     for columns in (PAIR, CHAT):
         sample = to_sample(record, columns)
         assert isinstance(sample, Status) or (sample.prompt.strip() and isinstance(sample.response, str | None))
+
+
+def test_the_reason_of_a_row_with_another_problem_than_its_messages_names_it() -> None:
+    row = {"prompt": "a", "response": "b", "label": ["a"], "spans": None}
+    assert to_sample(row, PAIR).reason == "malformed chat messages, label, spans or columns"

@@ -152,7 +152,7 @@ def test_a_rendered_row_is_shown_with_its_response_highlighted(trace: Trace) -> 
 
 def test_the_page_of_a_run_without_labels_tokens_and_curve_says_so(tmp_path: Path) -> None:
     page = Page(render(Trace(write_run(tmp_path / "run", Shape(labels=(), scored=0, probes=False)))))
-    assert "No measures: they need labels on queries and training rows." in page.words
+    assert "No measures: they need labels of behaviours on queries and training rows." in page.words
     assert "Precision by k" not in page.words and "Cosine of adjacent layers" not in page.words
     assert "of the first hits of 6 queries." in page.words
     assert page.block("index")["queries"][0]["scored"] == []

@@ -242,6 +242,13 @@ def test_token_scores_of_single_queries_are_said_to_be_weaker(tmp_path: Path) ->
     (note,) = overview.token_notes(Trace(run))
     assert note.startswith("The token scores of 1 of 4 queries come from that query alone, which is weaker")
     assert note in render(Trace(run))
+    hits = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    same = [hit | {"same_as_query": hit["query"] == 2 and hit["rank"] == 1} for hit in hits]
+    (run / "results.jsonl").write_text("".join(json.dumps(hit) + "\n" for hit in same))
+    rows = {hit["query"]: hit["row"] for hit in hits if hit["rank"] == 1}
+    first = [line for line in lines if line["row"] == rows[line["query"]]]  # tokens.hits=1
+    (run / "tokens.jsonl").write_text("".join(json.dumps(line) + "\n" for line in first))
+    assert overview.token_notes(Trace(run)) == [note]
 
 
 def test_distinctive_scores_have_a_fixed_scale() -> None:

@@ -114,7 +114,7 @@ def test_labels_of_queries_are_reported_where_no_training_row_has_one(material, 
     trace = attribute(material.config(tmp_path / "run", *files, "tokens.hits=0"))
     assert trace.metrics["missing_labels"] == {"queries": {"odd": 2}, "training": []} and "overall" not in trace.metrics
     printed = "No training row has the label odd (2 queries); no training row has a label of a behaviour."
-    assert printed in stream.getvalue() and "No measures: they need labels" in stream.getvalue()
+    assert printed in stream.getvalue() and "No measures: they need labels of behaviours" in stream.getvalue()
 
 
 def test_rows_that_cannot_be_attributed_are_counted_by_reason(material, tmp_path):
