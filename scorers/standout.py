@@ -89,8 +89,7 @@ class Standout(Scorer):
         for field in self.needs:
             moved, reference = self._expanded[field]
             score = standardised(cosine([train[field]], [moved]), reference)
-            nonzero = train[field].any(1, keepdim=True) & moved.any(1)
-            z.append(torch.where(nonzero, score, 0))
+            z.append(torch.where(train[field].any(1, keepdim=True), score, 0))  # a zero query's cosines are 0
         return (torch.logsumexp(torch.stack(z), dim=0) - math.log(len(z))).float()
 
     def _expand(self, field: str, query: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
+from extractors.layers import labelled_rows
 from extractors.layers.labelled_rows import LabelledProbe, precision_by_layer
 from rept.config.compose import compose
 from rept.config.schema import AttributeConfig
@@ -32,6 +33,16 @@ def test_precision_is_scikit_learn_s():
             cosine = x @ x[i] / np.linalg.norm(x, axis=1)
             exact = average_precision_score([LABELS[j] == LABELS[i] for j in others], cosine[others])
             assert found[number, layer] == pytest.approx(exact)
+
+
+def test_of_equal_layers_the_last_is_chosen(monkeypatch):
+    batch = tiny_batch()
+    worse, better = torch.tensor([[1.0, 0], [0, 1], [1, 0], [0, 1]]), torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    states = torch.stack([worse, better, better, worse])
+    monkeypatch.setattr(labelled_rows, "layer_states", lambda model, probe, position: [(one, states) for one in probe])
+    labels = dict(zip(batch.row.tolist(), ["a", "a", "b", "b"], strict=True))
+    choice = LabelledProbe()(None, [batch], labels)
+    assert choice.layers == [3] and choice.curve[1:3] == [1, 1] > choice.curve[::3]
 
 
 @pytest.mark.parametrize("labels", [[None] * 4, ["a", "b", None, None], ["a"] * 4])

@@ -91,6 +91,14 @@ def test_norms_of_factors_are_those_of_whole_gradients():
         torch.testing.assert_close(one.norms(), one.whole().flatten(1).norm(dim=1), rtol=1e-4, atol=1e-7)
 
 
+def test_small_weights_of_a_sum_use_different_numbers_and_a_vector_all_of_them():
+    projection = TwoSided(64)
+    of_vector = projection.of_matrices("bias", torch.ones(1, 100, 1))
+    assert of_vector.shape == (1, 64) and projection._matrices("bias", 100, 1, of_vector.device)[0].shape == (64, 100)
+    used = {tuple(projection.of_matrices(name, torch.ones(1, 2, 2))[0].nonzero()[:, 0].tolist()) for name in "abcdefgh"}
+    assert {len(numbers) for numbers in used} == {4} and len(used) > 4
+
+
 def random_factors(rows, columns, count=(3, 1, 6), seed=0):
     generator = torch.Generator().manual_seed(seed)
     sides = (torch.randn(sum(count), size, generator=generator) for size in (rows, columns))

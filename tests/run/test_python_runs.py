@@ -32,6 +32,13 @@ class Tilted(Scorer):
         return self.tilt * train["representation"] @ query["representation"].T
 
 
+class Hidden(Tilted):
+    """One that keeps its setting in a private attribute of that name."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self._weight = weight
+
+
 @pytest.fixture(scope="module")
 def loaded(material):
     return load_model(str(material.model)), load_tokenizer(str(material.model))
@@ -97,6 +104,7 @@ def test_a_node_builds_what_it_records_or_says_that_it_cannot():
     assert as_node(Cosine()) == {TARGET: "scorers.cosine.Cosine"}
     assert NOT_REBUILDABLE in as_node(Cosine(["gradient"]))  # its fields are kept under another name
     check_rebuildable(as_node(BlockCosine(0.75)), "scorer")
+    assert as_node(Hidden(2.0)) == {TARGET: f"{__name__}.Hidden", "weight": 2.0}
     for part in (Tilted(2.0), DeepestDrops(n=4)):
         assert NOT_REBUILDABLE in as_node(part)
     vector = BlockCosine()
