@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,8 @@ def test_the_files_are_complete_and_the_report_counts_what_the_model_answers(run
     after = report["behaviours"]["odd"]["after"]["triggered"]
     assert (after["of"], round(after["share"] * after["of"])) == (len(tested.triggered), shown)
     assert report["clean"]["changed"]["of"] == len(inputs.clean) > 0
+    clean = [row["prompt"] for row in material.asked if row["label"] == "clean"]
+    assert sorted(one.prompt for one in inputs.clean) == sorted(clean)
     assert report["tested"]["prompts"] == report["tested"]["queries"] > 0
 
 
@@ -168,6 +171,35 @@ def with_hits(run: Path, copy: Path, **columns: list[object]) -> Trace:
     lines = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     write_jsonl(copy / "behaviours.jsonl", [first | {"rank": i} | line for i, line in enumerate(lines, 1)])
     return Trace(copy)
+
+
+def test_other_rows_have_no_culprit_word_and_unused_ones_are_found_least(run: Path, material: Material, tmp_path: Path):
+    sound = [row for row in range(41) if row not in (5, 11, 17, 23)]
+    have = [row for row in sound if "weather" in material.rows[row]["response"]]
+    lack = [row for row in sound if row not in have]
+    trace = with_hits(run, tmp_path / "run", row=[*have, *lack])
+    marked = {"behaviour": "odd", "part": "response", "words": "weather"}
+    marked |= {"rows": 4, "of_rows": 4, "others": 0, "of_others": 4}
+    write_jsonl(trace.folder.words, [marked])
+    inputs = repair_inputs(trace, compose(RepairConfig, [*FAST, "rows=4", "others=4"]), ["odd"])
+    (traced,) = inputs.traced
+    assert len(have) > 4 and traced.rows == have[:4] == list(traced.words) and traced.others[:2] == lack[:2]
+    hits = Counter(hit.row for query in trace.answered for hit in trace.hits(query))
+    rest = sorted(hits[row] for row in sound if row not in traced.used)
+    assert sorted(hits[row] for row in inputs.unused) == rest[:4] and rest[-1] > rest[3]
+
+
+def test_after_the_ranking_the_hits_of_single_queries_count_but_not_the_queries_themselves(run: Path, tmp_path: Path):
+    trace = Trace(run)
+    (query,) = (one for one in trace.answered if trace.queries[one]["label"] == "odd")
+    first, second, *_ = (hit.row for hit in trace.hits(query))
+    ranked = [row for row in (0, 2, 4, 8, 10) if row not in (first, second)][:3]
+    copy = with_hits(run, tmp_path / "run", row=ranked)
+    lines = read_jsonl(run / "results.jsonl")
+    same = [line | {"same_as_query": (line["query"], line["row"]) == (query, first)} for line in lines]
+    write_jsonl(copy.folder.results, same)
+    (traced,) = repair_inputs(copy, compose(RepairConfig, [*FAST, "rows=4"]), ["odd"]).traced
+    assert traced.rows == [*ranked, second]
 
 
 def test_in_a_calibrated_run_the_rows_are_the_flagged_ones(run: Path, tmp_path: Path):
