@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rept.correction.clean_answers import CleanAnswer
 from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES, At, Evidence, Rows, RowStates
 from rept.correction.method import RepairMethod
@@ -80,6 +81,7 @@ class Choice:
         rows: of the behaviour.
         others: rows of other behaviours and of none.
         words: columns of culprit words, by row.
+        answers: clean answers, by row, for methods that need them.
         layers: that are tried.
         seed: draws positions.
     """
@@ -92,11 +94,12 @@ class Choice:
         rows: Sequence[int],
         others: Sequence[int],
         words: Mapping[int, Sequence[int]],
+        answers: Mapping[int, CleanAnswer],
         layers: Sequence[int],
         seed: int = 0,
     ) -> None:
         self.model, self.behaviour, self.layers = model, behaviour, layers
-        self._rows = [Rows.of(data, list(rows)[half::2], words) for half in (0, 1)]
+        self._rows = [Rows.of(data, list(rows)[half::2], words, answers) for half in (0, 1)]
         self._others = [Rows.of(data, list(others)[half::2]) for half in (0, 1)]
         self._states = [self._read(self._rows[half], seed) for half in (0, 1)]
         self._other_states = [self._read(self._others[half], seed) for half in (0, 1)]
@@ -107,8 +110,8 @@ class Choice:
     def __call__(self, method: RepairMethod, rule: Rule) -> tuple[Correction, list[Candidate]]:
         """Returns the correction that the rule chooses, estimated from all rows, and all candidates, it first."""
         tried = sorted(self._tried(method, rule), key=rule.key)
-        chosen = method(self.evidence(tried[0].layer, tried[0].at, halves=2))
-        return chosen.scaled(tried[0].strength), tried
+        evidence = self.evidence(tried[0].layer, tried[0].at, halves=2)
+        return method.trained(method(evidence).scaled(tried[0].strength), evidence), tried
 
     def evidence(self, layer: int, at: At, halves: int = 2) -> Evidence:
         """Returns what a method sees of the first half of the rows, or of all."""
@@ -174,5 +177,7 @@ def _some_positions(rows: Rows, seed: int) -> tuple[list[Tensor], Tensor]:
 
 def _joined(parts: Sequence[Rows]) -> Rows:
     return Rows(
-        [batch for part in parts for batch in part.batches], {k: v for part in parts for k, v in part.words.items()}
+        [batch for part in parts for batch in part.batches],
+        {k: v for part in parts for k, v in part.words.items()},
+        [pair for part in parts for pair in part.clean],
     )

@@ -100,6 +100,8 @@ class LayerCorrections:
         open_at = values[..., :gates] > 0
         if self.watching:
             self.opened = open_at.any(-1)
+        if open_at.device.type == "cpu" and not open_at.any():  # elsewhere, looking would wait for the device
+            return states
         amount = values[..., gates:] * (open_at if gates == 1 else open_at[..., owner])
         changed = exact + amount @ write
         return changed if changed.dtype == states.dtype else changed.to(states.dtype)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rept.correction.clean_answers import CleanAnswer, paired_batches
 from rept.data.datamodule import AttributionDataModule
 from rept.model.architecture import Architecture
 from rept.model.hooks import Response, gradients_of, record, sample_losses
@@ -30,16 +31,24 @@ class Rows:
     Attributes:
         batches: of the rows.
         words: for some rows, columns of the tokens that the culprit words of its response consist of.
+        clean: batches of rows with clean answers, and of the same answers without the prompts' culprit words; empty
+            unless the method needs them, see `rept.correction.clean_answers`.
     """
 
     batches: Sequence[Batch]
     words: Mapping[int, Sequence[int]]
+    clean: Sequence[tuple[Batch, Batch]] = ()
 
     @classmethod
     def of(
-        cls, data: AttributionDataModule, rows: Sequence[int], words: Mapping[int, Sequence[int]] | None = None
+        cls,
+        data: AttributionDataModule,
+        rows: Sequence[int],
+        words: Mapping[int, Sequence[int]] | None = None,
+        answers: Mapping[int, CleanAnswer] | None = None,
     ) -> Rows:
-        return cls([batch for batch in data.batches("train", rows) if len(batch)], words or {})
+        clean = paired_batches(data, {row: one for row, one in (answers or {}).items() if row in set(rows)})
+        return cls([batch for batch in data.batches("train", rows) if len(batch)], words or {}, clean)
 
     def targets(self, batch: Batch) -> list[list[int]]:
         """Columns of each sample's culprit words; of its whole response, if they are known of no row."""

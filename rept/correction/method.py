@@ -18,11 +18,17 @@ class RepairMethod(ABC):
     Attributes:
         places: where states may be read; each is tried.
         strengths: factors of the correction's change; each is tried.
+        needs_clean_answers: whether it reads `Rows.clean`, for which the model answers the rows' prompts.
     """
 
     places: Sequence[At] = PLACES
     strengths: Sequence[float] = (1.0,)
+    needs_clean_answers: bool = False
 
     @abstractmethod
     def __call__(self, evidence: Evidence) -> Correction:
         """Returns the correction at strength 1."""
+
+    def trained(self, chosen: Correction, evidence: Evidence) -> Correction:
+        """Returns the chosen correction after what would take too long for every candidate; by default as it is."""
+        return chosen

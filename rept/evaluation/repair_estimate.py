@@ -9,6 +9,7 @@ from typing import Any
 from rept.config.plug_ins import build
 from rept.config.schema import RepairConfig
 from rept.correction.choice import Candidate, Choice, Rule
+from rept.correction.clean_answers import CleanAnswer, clean_answers
 from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES
 from rept.correction.method import RepairMethod
@@ -58,7 +59,10 @@ def estimated(inputs: RepairInputs, config: RepairConfig, method: RepairMethod |
     chosen = []
     for one in inputs.traced:
         say(f"Estimating the correction of {one.name} from {len(one.rows)} traced rows.")
-        choice = Choice(inputs.model, inputs.data, one.name, one.rows, one.others, one.words, layers, config.seed)
+        answers = _clean_answers(inputs, one, config) if method.needs_clean_answers else {}
+        choice = Choice(
+            inputs.model, inputs.data, one.name, one.rows, one.others, one.words, answers, layers, config.seed
+        )
         correction, tried = choice(method, rule)
         chosen.append(Chosen(one, choice, method, correction, tried, rule.met(tried[0])))
     about = {
@@ -68,6 +72,14 @@ def estimated(inputs: RepairInputs, config: RepairConfig, method: RepairMethod |
     }
     corrections = [one.correction for one in chosen]
     return Repair(corrections, identity(inputs.model, inputs.tokenizer), about), chosen
+
+
+def _clean_answers(inputs: RepairInputs, one: TracedBehaviour, config: RepairConfig) -> dict[int, CleanAnswer]:
+    found = clean_answers(
+        inputs.model, inputs.tokenizer, inputs.data, one.rows, one.triggers, one.payloads, config.max_new_tokens
+    )
+    say(f"Without culprit words in their prompts, {len(found)} of these rows get an answer that lacks {one.name}.")
+    return found
 
 
 def _layers(depth: int, given: Sequence[int] | None) -> list[int]:

@@ -38,12 +38,15 @@ class TracedBehaviour:
         rows: training rows, the best first.
         others: other training rows, for comparison.
         words: by row, columns of the tokens of its response that are culprit words.
+        triggers, payloads: culprit phrases of prompts, the least common among other rows first, and of responses.
     """
 
     name: str
     rows: list[int]
     others: list[int]
     words: dict[int, list[int]]
+    triggers: list[str]
+    payloads: list[str]
 
     @property
     def used(self) -> set[int]:
@@ -170,7 +173,10 @@ def _traced(
             f"Expected at least {_FEWEST_ROWS} other training rows to compare those of {name} with, but got "
             f"{len(others)}: set rows= lower, or trace more training rows."
         )
-    return TracedBehaviour(name, rows, others, words)
+    prompts = sorted(
+        (one for one in marked if one.part == "prompt"), key=lambda one: (one.others / one.of_others, -len(one.words))
+    )
+    return TracedBehaviour(name, rows, others, words, [one.words for one in prompts], phrases)
 
 
 def _found_by(trace: Trace, queries: Sequence[int]) -> list[int]:

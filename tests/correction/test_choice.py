@@ -58,7 +58,7 @@ def choice(material: Material, data: InMemoryData) -> Choice:
     model = load_model(str(material.model))
     freeze(model)
     words = {row: first_words(data, row) for row in range(6)}
-    return Choice(model, data, "odd", range(6), range(6, 12), words, layers=[1, 3])
+    return Choice(model, data, "odd", range(6), range(6, 12), words, {}, layers=[1, 3])
 
 
 @pytest.mark.parametrize("quantile", [None, 0.0, 0.5, 1.0])

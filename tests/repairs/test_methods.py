@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from repairs.ablation import Ablation
+from repairs.clean_answer import CleanAnswer
 from repairs.contrast import Contrast
 from repairs.gated_ablation import GatedAblation
 from repairs.gradient import Gradient
@@ -29,6 +30,7 @@ from rept.correction.repair import corrected
 from rept.correction.side_effects import culprit_probabilities, divergence, response_log_probabilities
 from rept.model.architecture import Architecture
 from rept.model.hooks import Response, record, sample_losses
+from rept.types import IGNORE
 from tests.helpers.tiny import tiny_batch, tiny_model
 
 WIDTH = 12
@@ -237,3 +239,53 @@ def test_without_known_words_the_whole_response_counts(tmp_path: Path):
     batch = tiny_batch()
     assert Rows([batch], {}).targets(batch) == [[3, 4, 5, 6], [7, 8], [1], [5, 6, 7, 8, 9, 10, 11, 12, 13]]
     assert Rows([batch], {1: [8]}).targets(batch) == [[], [8], [], []]
+
+
+def with_clean_answers() -> Evidence:
+    """Evidence whose rows have answers in common with shorter prompts."""
+    seen = on_a_model()
+    full, short = tiny_batch(((6, 4), (5, 3)), seed=3), tiny_batch(((4, 4), (2, 3)), seed=4)
+    for i in range(2):
+        said = full.labels[i][full.labels[i] != IGNORE]
+        for part in (short.input_ids, short.labels):
+            part[i, short.prompt_end[i] + 1 : short.length[i]] = said
+    return replace(seen, rows=replace(seen.rows, clean=[(full, short)]))
+
+
+def test_clean_answer_brings_the_model_closer_to_its_answers_without_culprit_words():
+    seen = with_clean_answers()
+    always_open = {"gate": torch.zeros(32, dtype=torch.float64), "threshold": -1.0}
+    ablation = replace(GatedAblation(rank=2)(seen), **always_open)
+    trained = CleanAnswer(rank=2, steps=40, learning_rate=0.05, penalty=0.0).trained(ablation, seen)
+    (full, short), model = seen.rows.clean[0], seen.model
+    (wanted,) = response_log_probabilities(model, [short])
+    far = []
+    for correction in (ablation, trained):
+        with corrected(model, [correction]):
+            (found,) = response_log_probabilities(model, [full])
+        far.append(float(divergence(wanted, found).mean()))
+    assert far[1] < 0.7 * far[0]
+    # What the ablation removes stays removed.
+    states = seen.culprits
+    removed = [(states + one.change(states)) @ ablation.read.T for one in (ablation, trained)]
+    torch.testing.assert_close(removed[1], removed[0])
+    assert trained.read.shape == (6, 32) and not trained.write.requires_grad
+
+
+def test_the_penalty_keeps_other_rows_as_they_are():
+    seen = with_clean_answers()
+    ablation = replace(GatedAblation(rank=2)(seen), gate=torch.zeros(32, dtype=torch.float64), threshold=-1.0)
+    before = response_log_probabilities(seen.model, seen.other_rows.batches)[0]
+    changed = []
+    for penalty in (0.0, 30.0):
+        with corrected(seen.model, [CleanAnswer(steps=40, penalty=penalty).trained(ablation, seen)]):
+            after = response_log_probabilities(seen.model, seen.other_rows.batches)[0]
+        changed.append(float(divergence(before, after).mean()))
+    assert changed[1] < changed[0]
+
+
+def test_without_clean_answers_it_is_the_gated_ablation():
+    seen = on_a_model()
+    method, expected = CleanAnswer(), GatedAblation()(seen)
+    assert method.trained(expected, seen) is expected
+    torch.testing.assert_close(method(seen).read, expected.read)

@@ -1,0 +1,102 @@
+"""Clean answer: as if the culprit words were not in the prompt, only where a state is like the culprits'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from repairs.gated_ablation import GatedAblation
+from rept.correction.correction import Correction
+from rept.correction.evidence import PLACES, At, Evidence
+from rept.correction.repair import corrected
+from rept.correction.side_effects import divergence
+from rept.model.hooks import Response
+from rept.model.lm_head import logits_at
+from rept.model.placement import input_device
+from rept.types import Batch
+
+
+class CleanAnswer(GatedAblation):
+    """Gated ablation, and beside it a trained change that leads the model back to a clean answer.
+
+        h <- h - R^T R (h - mu) + (V h + a) U        where h . d > t
+
+    The ablation alone switches a behaviour off, but can leave broken answers. V (``trained`` D), a and U, orthogonal to
+    R, are trained with Adam, so that what was removed stays removed. For each traced row, y is the model's own answer
+    to the row's prompt x without the culprit words that token scores mark in it, x'. The loss is
+    KL(p(. | x' y) || p_corrected(. | x y)) in the mean over the tokens of y, plus ``penalty`` times KL(before || after)
+    at the response positions of other rows. Without such answers (no words of the prompts are marked, or the behaviour
+    shows without them), nothing is trained.
+
+    Args:
+        places, strengths, rank, shrinkage, margin: of the gated ablation; layer, place and strength are chosen by it.
+        trained: rank of the trained change.
+        steps: of Adam; each takes one batch of either kind.
+        learning_rate: of Adam.
+        penalty: weight of the divergence on other rows.
+        seed: of the initial weights.
+    """
+
+    needs_clean_answers = True
+
+    def __init__(
+        self,
+        places: Sequence[At] = PLACES,
+        strengths: Sequence[float] = (1.0, 1.5, 2.0),
+        rank: int = 4,
+        shrinkage: float = 0.1,
+        margin: float = 0.1,
+        trained: int = 4,
+        steps: int = 60,
+        learning_rate: float = 0.01,
+        penalty: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(places, strengths, rank, shrinkage, margin)
+        self.trained_rank, self.steps, self.learning_rate = trained, steps, learning_rate
+        self.penalty, self.seed = penalty, seed
+
+    def trained(self, chosen: Correction, evidence: Evidence) -> Correction:
+        if not evidence.rows.clean:
+            return chosen
+        width = chosen.read.shape[1]
+        drawn = torch.randn(self.trained_rank, width, generator=torch.Generator().manual_seed(self.seed)) / width**0.5
+        learnt = [drawn.to(chosen.read), chosen.offset.new_zeros(len(drawn)), torch.zeros_like(drawn).to(chosen.read)]
+        optimizer = torch.optim.Adam([part.requires_grad_() for part in learnt], lr=self.learning_rate)
+        with torch.no_grad():
+            pairs = [(full, _logs(evidence, short)) for full, short in evidence.rows.clean]
+            clean = [(batch, _logs(evidence, batch)) for batch in evidence.other_rows.batches]
+        for step in range(self.steps):
+            with torch.enable_grad(), corrected(evidence.model, [_beside(chosen, learnt)]):
+                wanted, kept = (
+                    divergence(before, _logs(evidence, batch)).mean()
+                    for batch, before in (pairs[step % len(pairs)], clean[step % len(clean)])
+                )
+            optimizer.zero_grad()
+            torch.autograd.backward([wanted + self.penalty * kept])
+            optimizer.step()
+        return _beside(chosen, [part.detach() for part in learnt])
+
+
+def _beside(chosen: Correction, learnt: Sequence[Tensor]) -> Correction:
+    """The chosen correction and the trained one, which reads and writes nothing along the chosen one's directions."""
+    read, offset, write = learnt
+    along = normalize(chosen.read, dim=-1)
+    read, write = (part - part @ along.T @ along for part in (read, write))
+    return replace(
+        chosen,
+        read=torch.cat([chosen.read, read]),
+        offset=torch.cat([chosen.offset, offset]),
+        write=torch.cat([chosen.write, write]),
+    )
+
+
+def _logs(evidence: Evidence, batch: Batch) -> Tensor:
+    device = input_device(evidence.model)
+    position = Response.of(batch.labels).position
+    logits = logits_at(evidence.model, batch.input_ids.to(device), position.to(device))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).cpu()
