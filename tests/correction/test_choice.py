@@ -84,7 +84,7 @@ def test_stopping_at_the_first_strength_that_meets_the_rule_chooses_what_trying_
 
 
 def test_states_of_a_model_in_half_precision_are_read_in_single(material: Material, data: InMemoryData):
-    choice = Choice(load_model(str(material.model), dtype="bfloat16"), data, "odd", range(6), range(6, 12), {}, [1])
+    choice = Choice(load_model(str(material.model), dtype="bfloat16"), data, "odd", range(6), range(6, 12), {}, {}, [1])
     seen = choice.evidence(1, "words")
     assert {states.dtype for states in (seen.culprits, seen.others, seen.anywhere)} == {torch.float32}
     correction, tried = choice(GatedAblation(), Rule())
