@@ -16,6 +16,7 @@ from rept.errors import UsageError
 from rept.results.run_folder import RunFolder
 from rept.store.reader import AttributionStore
 from rept.types import TEXT, Key
+from rept.utils.console import say
 
 SAME_TOPIC = 0.2  # word overlap from which on a row and a reference have the same topic
 
@@ -108,6 +109,11 @@ def _queries_of(other: RunFolder, own: RunFolder, train: AttributionStore) -> Re
         raise UsageError(
             f"Expected the references in {other.path} to be traced as {own.path} was, but they differ in "
             f"{', '.join(different)}: trace them with the same model and settings."
+        )
+    if made.get("query data") == expected.get("query data"):
+        say(
+            f"The references in {other.path} are the queries of {own.path} themselves, and a query hardly stands out "
+            "from itself: name a run with clean queries by calibration.references."
         )
     store = AttributionStore(other.store, "query")
     fields, count = store.read(store.attributed, train.keys), len(store.attributed)

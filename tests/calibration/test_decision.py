@@ -314,7 +314,7 @@ def test_a_run_is_calibrated_with_it_or_after_it(run, material, tmp_path, monkey
     assert stream.getvalue().count("no training sample stands out") == silent
 
 
-def test_clean_queries_of_another_run_are_references_beside_drawn_rows(run, material, tmp_path):
+def test_clean_queries_of_another_run_are_references_beside_drawn_rows(run, material, tmp_path, capsys):
     again = score([str(run.folder.path), f"calibration.references={run.folder.path}", f"out={tmp_path / 'again'}"])
     found = again.metrics["calibration"]
     assert found["references"] == found["queries"] + run.metrics["calibration"]["references"]
@@ -323,6 +323,7 @@ def test_clean_queries_of_another_run_are_references_beside_drawn_rows(run, mate
     alone = [f"calibration.references={run.folder.path}", "calibration.count=0", f"out={tmp_path / 'alone'}"]
     found = score([str(run.folder.path), *alone]).metrics["calibration"]
     assert (found["references"], found["source"]) == (found["queries"], f"queries of {run.folder.path}")
+    assert capsys.readouterr().out.count("a query hardly stands out from itself: name a run with clean queries") == 2
 
 
 @pytest.mark.parametrize(
