@@ -25,8 +25,8 @@ _UNRELATED = ("base_model_name_or_path", "revision", "peft_version", "inference_
 def of_weights(model: PreTrainedModel) -> str:
     """Fingerprint of a model: its configuration, and names, shapes, types and evenly spaced elements of its tensors.
 
-    It reads a few thousand elements of each tensor, so it detects training, merging, quantization or another
-    checkpoint, but not an edit of single weights between the sampled ones.
+    It reads at most 4,096 elements of each tensor, so it detects training, merging, quantization or another checkpoint,
+    but not an edit of single weights between the sampled ones, or behind them at the end of a small tensor.
     """
     parts: list[str | bytes] = [json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str)]
     offloaded = _offloaded(model)

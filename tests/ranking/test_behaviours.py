@@ -176,6 +176,17 @@ def test_a_row_stands_out_from_others_that_are_all_alike(tmp_path, scorer, ordin
     assert got[-1, 0] > got[:-1, 0].max() + 0.5
 
 
+def test_fields_are_weighted_where_most_rows_have_the_lowest_score(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    alike, near = torch.tensor([[-1.0, 0.2, 0.1]]).repeat(9, 1), torch.tensor([1.0, 0.1, 0.3])
+    rows, asked = (near + 0.05 * torch.randn(6, 3, generator=generator) for _ in range(2))
+    stored = small_stores(tmp_path, torch.cat([alike, rows]), asked)
+    rule = fit_behaviours(Centroid(), *stored, {"all": list(range(6))}, [], [H])
+    (deviation,) = rule.fields[H].deviation.tolist()
+    assert deviation > 0 and (rule.weight > 0).all()
+    assert rank_behaviours(stored[0], rule, 1, top_k=6).row[0].sort().values.tolist() == list(range(9, 15))
+
+
 def test_memory_does_not_grow_with_the_number_of_behaviours(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(ranking, "EXAMPLES", 4)
@@ -214,6 +225,18 @@ def test_means_of_queries_do_not_depend_on_blocks(tmp_path):
     (means,) = query_means(query, H, [[1, 5, 9]])
     torch.testing.assert_close(means.mean, rows.mean(0))
     assert means.scatter == pytest.approx(float((rows - rows.mean(0)).square().sum()))
+
+
+def test_rows_without_a_signature_count_neither_as_queries_nor_as_training_rows(tmp_path):
+    train, query = stores(tmp_path, zero=[3])
+    with_it, without = query_means(query, H, [[1, 3, 5], [1, 5]])
+    assert with_it.count == without.count == 2 and torch.equal(with_it.mean, without.mean)
+    rule = fit_behaviours(Centroid(), train, query, {"one": [1]}, [], [H])
+    others = [row for row in range(ROWS) if row != 3]
+    expected = spectrum([torch.nn.functional.normalize(train.read(others, [H])[H].double(), dim=1)], WIDTH)
+    torch.testing.assert_close(rule.fields[H].spectrum.mean, expected.mean)
+    torch.testing.assert_close(rule.fields[H].spectrum.variance, expected.variance)
+    assert (scored(train, query, Centroid(), groups={"none": [3]}) == 0).all()
 
 
 def low_rank_rows(seed=0):
