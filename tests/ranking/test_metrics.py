@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_score, recall_score
 from torchmetrics.functional.retrieval import retrieval_r_precision, retrieval_reciprocal_rank
 
+from rept.ranking import metrics
 from rept.ranking.metrics import CUTOFFS, measures, token_average_precision, token_measures
 
 
@@ -166,3 +167,11 @@ def test_token_measures_of_triggers_in_the_prompt_and_payloads_in_the_response()
     assert measured["token_average_precision_response"] == pytest.approx(1 / 2)  # second of two
     assert measured["token_average_precision"] == token_average_precision(scores, [True, False, True, True, True])
     assert token_measures([1.0, 2.0], [None, "payload"], [False, True])["token_average_precision_prompt"] is None
+
+
+def test_equal_scores_of_several_queries_are_pooled_by_their_rank_then_by_query():
+    equal = np.ones(2)
+    first = metrics.Judged(np.array([3]), 3, equal, np.array([False, False]))
+    second = metrics.Judged(np.array([1]), 3, equal, np.array([True, False]))
+    assert metrics.pooled_average_precision([first, second], 10) == 1 / 2  # second of four
+    assert metrics.pooled_average_precision([second, first], 10) == 1

@@ -228,3 +228,9 @@ def test_shares_of_many_queries_come_from_evenly_spaced_ones(store):
     some = {key: block[[0, 4]] for key, block in queries.items()}
     share = blocks_share(store, queries, found, most_queries=2)
     assert share == blocks_share(store, some, Hits(found.row[[0, 4]], found.score[[0, 4]]))
+
+
+def test_blocks_of_zeros_have_no_share(tmp_path):
+    zeros = {H: torch.zeros(5, 4)}
+    store = make(tmp_path, zeros)
+    assert blocks_share(store, zeros, rank(store, zeros, Cosine(["representation"])).best) == {H: 0}
