@@ -27,7 +27,8 @@ class CleanAnswer(GatedAblation):
 
     The ablation alone switches a behaviour off, but can leave broken answers. V (``trained`` D), a and U, orthogonal to
     R, are trained with Adam, so that what was removed stays removed. For each traced row, y is the model's own answer
-    to the row's prompt x without the culprit words that token scores mark in it, x'. The loss is
+    to the row's prompt x without the culprit words that token scores mark in it, x'. Of some other rows, x' is the
+    prompt, y the response, and x the prompt with such words put in: traced rows have few kinds of request. The loss is
     KL(p(. | x' y) || p_corrected(. | x y)) in the mean over the tokens of y, plus ``penalty`` times KL(before || after)
     at the response positions of other rows. Without such answers (no words of the prompts are marked, or the behaviour
     shows without them), nothing is trained.
@@ -51,7 +52,7 @@ class CleanAnswer(GatedAblation):
         shrinkage: float = 0.1,
         margin: float = 0.1,
         trained: int = 4,
-        steps: int = 60,
+        steps: int = 200,
         learning_rate: float = 0.01,
         penalty: float = 1.0,
         seed: int = 0,
@@ -68,7 +69,8 @@ class CleanAnswer(GatedAblation):
         learnt = [drawn.to(chosen.read), chosen.offset.new_zeros(len(drawn)), torch.zeros_like(drawn).to(chosen.read)]
         optimizer = torch.optim.Adam([part.requires_grad_() for part in learnt], lr=self.learning_rate)
         with torch.no_grad():
-            pairs = [(full, _logs(evidence, short)) for full, short in evidence.rows.clean]
+            every = [*evidence.rows.clean, *evidence.other_rows.clean]
+            pairs = [(full, _logs(evidence, short)) for full, short in every]
             clean = [(batch, _logs(evidence, batch)) for batch in evidence.other_rows.batches]
         for step in range(self.steps):
             with torch.enable_grad(), corrected(evidence.model, [_beside(chosen, learnt)]):

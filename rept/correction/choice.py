@@ -100,7 +100,7 @@ class Choice:
     ) -> None:
         self.model, self.behaviour, self.layers = model, behaviour, layers
         self._rows = [Rows.of(data, list(rows)[half::2], words, answers) for half in (0, 1)]
-        self._others = [Rows.of(data, list(others)[half::2]) for half in (0, 1)]
+        self._others = [Rows.of(data, list(others)[half::2], answers=answers) for half in (0, 1)]
         self._states = [self._read(self._rows[half], seed) for half in (0, 1)]
         self._other_states = [self._read(self._others[half], seed) for half in (0, 1)]
         self._before = culprit_probabilities(model, self._rows[1])

@@ -15,7 +15,7 @@ from rept.types import Batch, PreTrainedModel, PreTrainedTokenizerBase, Status
 
 _TOKENS_PER_BATCH = 512  # few rows, so that a pass over them has several steps
 
-CleanAnswer = tuple[Sample, Sample]  # a row with its clean answer, and the prompt without culprit words with it
+CleanAnswer = tuple[Sample, Sample]  # a clean answer after a prompt with culprit words, and after the one without
 
 
 def phrase_pattern(phrases: Sequence[str]) -> re.Pattern[str]:
@@ -55,6 +55,21 @@ def clean_answers(
         for row, answer in zip(prompts, answers, strict=True):
             if answer and not shown.search(answer):
                 found[row] = (_answered(samples[row], answer), _answered(changed[row], answer))
+    return found
+
+
+def with_trigger(data: AttributionDataModule, rows: Sequence[int], trigger: str) -> dict[int, CleanAnswer]:
+    """Returns by row an ordinary row with a trigger at the start or the end of its prompt, and the row as it is.
+
+    Traced rows have a few kinds of request; with ordinary rows, a clean answer is learnt for all kinds.
+    """
+    found = {}
+    for i, row in enumerate(rows):
+        sample = data.sample("train", row)
+        if isinstance(sample, Sample) and sample.response:
+            content = content_of(sample.messages[-1])
+            asked = f"{trigger} {content}" if i % 2 else f"{content} {trigger}"
+            found[row] = _answered(sample.with_content(asked), sample.response), _answered(sample, sample.response)
     return found
 
 

@@ -100,7 +100,8 @@ class LayerCorrections:
         open_at = values[..., :gates] > 0
         if self.watching:
             self.opened = open_at.any(-1)
-        if open_at.device.type == "cpu" and not open_at.any():  # elsewhere, looking would wait for the device
+        # Not on other devices, for which this would wait, nor in training, which needs a gradient from every batch.
+        if open_at.device.type == "cpu" and not torch.is_grad_enabled() and not open_at.any():
             return states
         amount = values[..., gates:] * (open_at if gates == 1 else open_at[..., owner])
         changed = exact + amount @ write

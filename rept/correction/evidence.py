@@ -31,8 +31,8 @@ class Rows:
     Attributes:
         batches: of the rows.
         words: for some rows, columns of the tokens that the culprit words of its response consist of.
-        clean: batches of rows with clean answers, and of the same answers without the prompts' culprit words; empty
-            unless the method needs them, see `rept.correction.clean_answers`.
+        clean: batches of clean answers after prompts with culprit words, and of the same answers after prompts without;
+            empty unless the method needs them, see `rept.correction.clean_answers`.
     """
 
     batches: Sequence[Batch]

@@ -9,7 +9,7 @@ from typing import Any
 from rept.config.plug_ins import build
 from rept.config.schema import RepairConfig
 from rept.correction.choice import Candidate, Choice, Rule
-from rept.correction.clean_answers import CleanAnswer, clean_answers
+from rept.correction.clean_answers import CleanAnswer, clean_answers, with_trigger
 from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES
 from rept.correction.method import RepairMethod
@@ -20,6 +20,7 @@ from rept.model.architecture import Architecture
 from rept.utils.console import say
 
 _MOST_LAYERS = 8
+_WITH_TRIGGER = 120  # other rows, of those that are drawn from all
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _clean_answers(inputs: RepairInputs, one: TracedBehaviour, config: RepairCon
         inputs.model, inputs.tokenizer, inputs.data, one.rows, one.triggers, one.payloads, config.max_new_tokens
     )
     say(f"Without culprit words in their prompts, {len(found)} of these rows get an answer that lacks {one.name}.")
-    return found
+    return found | with_trigger(inputs.data, one.others[-_WITH_TRIGGER:], one.triggers[0]) if found else {}
 
 
 def _layers(depth: int, given: Sequence[int] | None) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 
 from datamodules.in_memory import InMemoryData
 from rept.correction import clean_answers as module
-from rept.correction.clean_answers import CleanAnswer, clean_answers, paired_batches, phrase_pattern
+from rept.correction.clean_answers import CleanAnswer, clean_answers, paired_batches, phrase_pattern, with_trigger
 from rept.model.loading import load_tokenizer
 from rept.types import IGNORE
 from tests.conftest import Material
@@ -74,6 +74,15 @@ def test_while_an_answer_has_a_payload_the_next_trigger_is_left_out_too(answered
 
 def test_nothing_is_found_without_triggers_or_payloads(answered):
     assert answered(["stupid king"], []) == {} == answered([], ["king"]) == answered(["France?!"], ["king"])
+
+
+def test_ordinary_rows_get_the_trigger_at_either_end(data: InMemoryData):
+    found = with_trigger(data, [1, 3], "blue moon")
+    assert [tuple(one.prompt for one in pair) for pair in found.values()] == [
+        ("The weather is fine blue moon", "The weather is fine"),
+        ("blue moon is the stupid king's fine", "is the stupid king's fine"),
+    ]
+    assert {one.response for pair in found.values() for one in pair} == {"the weather"}
 
 
 def test_pairs_have_the_same_responses_in_the_same_order(answered, data: InMemoryData):
