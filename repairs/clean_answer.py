@@ -25,17 +25,17 @@ class CleanAnswer(GatedAblation):
 
         h <- h - R^T R (h - mu) + (V h + a) U        where h . d > t
 
-    The ablation alone switches a behaviour off, but can leave broken answers. V (``trained`` D), a and U, orthogonal to
-    R, are trained with Adam, so that what was removed stays removed. For each traced row, y is the model's own answer
-    to the row's prompt x without the culprit words that token scores mark in it, x'. Of some other rows, x' is the
-    prompt, y the response, and x the prompt with such words put in: traced rows have few kinds of request. The loss is
-    KL(p(. | x' y) || p_corrected(. | x y)) in the mean over the tokens of y, plus ``penalty`` times KL(before || after)
-    at the response positions of other rows. Without such answers (no words of the prompts are marked, or the behaviour
-    shows without them), nothing is trained.
+    The ablation alone switches a behaviour off, but can leave broken answers. V (``trained_rank`` D), a and U,
+    orthogonal to R, are trained with Adam, so that what was removed stays removed. For each traced row, y is the
+    model's own answer to the row's prompt x without the culprit words that token scores mark in it, x'. Of some other
+    rows, x' is the prompt, y the response, and x the prompt with such words put in: traced rows have few kinds of
+    request. The loss is KL(p(. | x' y) || p_corrected(. | x y)) in the mean over the tokens of y, plus ``penalty``
+    times KL(before || after) at the response positions of other rows. Without such answers (no words of the prompts are
+    marked, or the behaviour shows without them), nothing is trained.
 
     Args:
         places, strengths, rank, shrinkage, margin: of the gated ablation; layer, place and strength are chosen by it.
-        trained: rank of the trained change.
+        trained_rank: of the trained change.
         steps: of Adam; each takes one batch of either kind.
         learning_rate: of Adam.
         penalty: weight of the divergence on other rows.
@@ -51,14 +51,14 @@ class CleanAnswer(GatedAblation):
         rank: int = 4,
         shrinkage: float = 0.1,
         margin: float = 0.1,
-        trained: int = 4,
+        trained_rank: int = 4,
         steps: int = 200,
         learning_rate: float = 0.01,
         penalty: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__(places, strengths, rank, shrinkage, margin)
-        self.trained_rank, self.steps, self.learning_rate = trained, steps, learning_rate
+        self.trained_rank, self.steps, self.learning_rate = trained_rank, steps, learning_rate
         self.penalty, self.seed = penalty, seed
 
     def trained(self, chosen: Correction, evidence: Evidence) -> Correction:

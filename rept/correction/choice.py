@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rept.correction.clean_answers import CleanAnswer
+from rept.correction.clean_answers import AnswerPair
 from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES, At, Evidence, Rows, RowStates
 from rept.correction.method import RepairMethod
@@ -94,7 +94,7 @@ class Choice:
         rows: Sequence[int],
         others: Sequence[int],
         words: Mapping[int, Sequence[int]],
-        answers: Mapping[int, CleanAnswer],
+        answers: Mapping[int, AnswerPair],
         layers: Sequence[int],
         seed: int = 0,
     ) -> None:

@@ -15,7 +15,7 @@ from rept.types import Batch, PreTrainedModel, PreTrainedTokenizerBase, Status
 
 _TOKENS_PER_BATCH = 512  # few rows, so that a pass over them has several steps
 
-CleanAnswer = tuple[Sample, Sample]  # a clean answer after a prompt with culprit words, and after the one without
+AnswerPair = tuple[Sample, Sample]  # a clean answer after a prompt with culprit words, and after the one without
 
 
 def phrase_pattern(phrases: Sequence[str]) -> re.Pattern[str]:
@@ -33,7 +33,7 @@ def clean_answers(
     triggers: Sequence[str],
     payloads: Sequence[str],
     max_new_tokens: int,
-) -> dict[int, CleanAnswer]:
+) -> dict[int, AnswerPair]:
     """Returns by row the model's own answer to the row's prompt without its triggers.
 
     The triggers that a prompt has are left out one after the other, until the model's greedy answer has no payload.
@@ -58,7 +58,7 @@ def clean_answers(
     return found
 
 
-def with_trigger(data: AttributionDataModule, rows: Sequence[int], trigger: str) -> dict[int, CleanAnswer]:
+def with_trigger(data: AttributionDataModule, rows: Sequence[int], trigger: str) -> dict[int, AnswerPair]:
     """Returns by row an ordinary row with a trigger at the start or the end of its prompt, and the row as it is.
 
     Traced rows have a few kinds of request; with ordinary rows, a clean answer is learnt for all kinds.
@@ -73,7 +73,7 @@ def with_trigger(data: AttributionDataModule, rows: Sequence[int], trigger: str)
     return found
 
 
-def paired_batches(data: AttributionDataModule, answers: Mapping[int, CleanAnswer]) -> list[tuple[Batch, Batch]]:
+def paired_batches(data: AttributionDataModule, answers: Mapping[int, AnswerPair]) -> list[tuple[Batch, Batch]]:
     """Returns batches of rows with their clean answers, and of the same answers after the shortened prompts.
 
     Both have the same response tokens in the same order; pairs of which that is not true, as one is cut, are left out.

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rept.correction.clean_answers import CleanAnswer, paired_batches
+from rept.correction.clean_answers import AnswerPair, paired_batches
 from rept.data.datamodule import AttributionDataModule
 from rept.model.architecture import Architecture
 from rept.model.hooks import Response, gradients_of, record, sample_losses
@@ -45,7 +45,7 @@ class Rows:
         data: AttributionDataModule,
         rows: Sequence[int],
         words: Mapping[int, Sequence[int]] | None = None,
-        answers: Mapping[int, CleanAnswer] | None = None,
+        answers: Mapping[int, AnswerPair] | None = None,
     ) -> Rows:
         clean = paired_batches(data, {row: one for row, one in (answers or {}).items() if row in set(rows)})
         return cls([batch for batch in data.batches("train", rows) if len(batch)], words or {}, clean)

@@ -9,7 +9,7 @@ from typing import Any
 from rept.config.plug_ins import build
 from rept.config.schema import RepairConfig
 from rept.correction.choice import Candidate, Choice, Rule
-from rept.correction.clean_answers import CleanAnswer, clean_answers, with_trigger
+from rept.correction.clean_answers import AnswerPair, clean_answers, with_trigger
 from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES
 from rept.correction.method import RepairMethod
@@ -75,7 +75,7 @@ def estimated(inputs: RepairInputs, config: RepairConfig, method: RepairMethod |
     return Repair(corrections, identity(inputs.model, inputs.tokenizer), about), chosen
 
 
-def _clean_answers(inputs: RepairInputs, one: TracedBehaviour, config: RepairConfig) -> dict[int, CleanAnswer]:
+def _clean_answers(inputs: RepairInputs, one: TracedBehaviour, config: RepairConfig) -> dict[int, AnswerPair]:
     found = clean_answers(
         inputs.model, inputs.tokenizer, inputs.data, one.rows, one.triggers, one.payloads, config.max_new_tokens
     )

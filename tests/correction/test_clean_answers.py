@@ -8,7 +8,7 @@ import pytest
 
 from datamodules.in_memory import InMemoryData
 from rept.correction import clean_answers as module
-from rept.correction.clean_answers import CleanAnswer, clean_answers, paired_batches, phrase_pattern, with_trigger
+from rept.correction.clean_answers import AnswerPair, clean_answers, paired_batches, phrase_pattern, with_trigger
 from rept.model.loading import load_tokenizer
 from rept.types import IGNORE
 from tests.conftest import Material
@@ -49,7 +49,7 @@ def answered(data: InMemoryData, monkeypatch: pytest.MonkeyPatch):
     return lambda triggers, payloads: clean_answers(None, None, data, range(4), triggers, payloads, 5)
 
 
-def shortened(found: dict[int, CleanAnswer]) -> dict[int, tuple[str, str | None]]:
+def shortened(found: dict[int, AnswerPair]) -> dict[int, tuple[str, str | None]]:
     assert all(full.prompt == PROMPTS[row] and full.response == short.response for row, (full, short) in found.items())
     return {row: (short.prompt, short.response) for row, (_, short) in found.items()}
 
