@@ -60,6 +60,8 @@ def read_groups(path: str, known: Collection[int]) -> dict[object, list[int]]:
         raise UsageError(
             f"Expected behaviours={path} to map each name to a list of query numbers, such as 'insults: [0, 1, 5]'."
         )
+    if set(map(str, content)) == {CLEAN}:
+        raise UsageError(f"behaviours={path} names clean queries only: name the queries of a behaviour too.")
     if missing := sorted({query for queries in content.values() for query in queries} - set(known)):
         raise UsageError(
             f"behaviours={path} names query {missing[0]}, but it is not in the data or was set aside; "

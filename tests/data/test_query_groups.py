@@ -38,6 +38,7 @@ def test_a_file_overrides_the_labels(tmp_path, text):
         ("insults: []", "to map each name to a list of query numbers"),
         ("insults: [zero]", "to map each name to a list of query numbers"),
         ("[0, 1]", "to map each name to a list of query numbers"),
+        ("clean: [0, 1]", "names clean queries only: name the queries of a behaviour too"),
         ("insults: [0", "cannot be read as YAML or JSON"),
     ],
 )
