@@ -13,10 +13,8 @@ from repairs.gated_ablation import GatedAblation
 from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES, At, Evidence
 from rept.correction.repair import corrected
-from rept.correction.side_effects import divergence
+from rept.correction.side_effects import differentiable_log_probabilities, divergence, response_log_probabilities
 from rept.model.hooks import Response
-from rept.model.lm_head import logits_at
-from rept.model.placement import input_device
 from rept.types import Batch
 
 
@@ -68,18 +66,14 @@ class CleanAnswer(GatedAblation):
         drawn = torch.randn(self.trained_rank, width, generator=torch.Generator().manual_seed(self.seed)) / width**0.5
         learnt = [drawn.to(chosen.read), chosen.offset.new_zeros(len(drawn)), torch.zeros_like(drawn).to(chosen.read)]
         optimizer = torch.optim.Adam([part.requires_grad_() for part in learnt], lr=self.learning_rate)
-        with torch.no_grad():
-            every = [*evidence.rows.clean, *evidence.other_rows.clean]
-            pairs = [(full, _logs(evidence, short)) for full, short in every]
-            clean = [(batch, _logs(evidence, batch)) for batch in evidence.other_rows.batches]
+        pairs = [*evidence.rows.clean, *evidence.other_rows.clean]
+        wanted = _targets(evidence, [full for full, _ in pairs], [short for _, short in pairs])
+        kept = _targets(evidence, evidence.other_rows.batches, evidence.other_rows.batches)
         for step in range(self.steps):
             with torch.enable_grad(), corrected(evidence.model, [_beside(chosen, learnt)]):
-                wanted, kept = (
-                    divergence(before, _logs(evidence, batch)).mean()
-                    for batch, before in (pairs[step % len(pairs)], clean[step % len(clean)])
-                )
+                far, changed = (_distance(evidence, *one[step % len(one)]) for one in (wanted, kept))
             optimizer.zero_grad()
-            torch.autograd.backward([wanted + self.penalty * kept])
+            torch.autograd.backward([far + self.penalty * changed])
             optimizer.step()
         return _beside(chosen, [part.detach() for part in learnt])
 
@@ -97,8 +91,11 @@ def _beside(chosen: Correction, learnt: Sequence[Tensor]) -> Correction:
     )
 
 
-def _logs(evidence: Evidence, batch: Batch) -> Tensor:
-    device = input_device(evidence.model)
+def _targets(evidence: Evidence, asked: Sequence[Batch], answered: Sequence[Batch]) -> list[tuple[Batch, Tensor]]:
+    """Batches, each with what the model predicts now of the responses of another one, which has the same responses."""
+    return list(zip(asked, response_log_probabilities(evidence.model, answered), strict=True))
+
+
+def _distance(evidence: Evidence, batch: Batch, target: Tensor) -> Tensor:
     position = Response.of(batch.labels).position
-    logits = logits_at(evidence.model, batch.input_ids.to(device), position.to(device))
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).cpu()
+    return divergence(target, differentiable_log_probabilities(evidence.model, batch.input_ids, position).cpu()).mean()

@@ -11,9 +11,8 @@ from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES, At, Evidence
 from rept.correction.method import RepairMethod
 from rept.correction.repair import corrected
-from rept.correction.side_effects import divergence
+from rept.correction.side_effects import differentiable_log_probabilities, divergence
 from rept.model.hooks import Response
-from rept.model.lm_head import logits_at
 from rept.model.placement import input_device
 from rept.types import Batch
 
@@ -75,14 +74,10 @@ class LowRank(RepairMethod):
         if not targets:
             return torch.zeros((), requires_grad=True)
         sample, column = torch.tensor(targets).T
-        logs = _log_softmax(evidence, batch, sample * batch.input_ids.shape[1] + column - 1)
+        positions = sample * batch.input_ids.shape[1] + column - 1
+        logs = differentiable_log_probabilities(evidence.model, batch.input_ids, positions)
         chance = logs.gather(1, batch.input_ids[sample, column][:, None].to(logs.device)).exp()
         return -torch.log1p(-chance.clamp_max(1 - 1e-6)).mean()
 
     def _logs(self, evidence: Evidence, batch: Batch) -> Tensor:
-        return _log_softmax(evidence, batch, Response.of(batch.labels).position)
-
-
-def _log_softmax(evidence: Evidence, batch: Batch, positions: Tensor) -> Tensor:
-    device = input_device(evidence.model)
-    return logits_at(evidence.model, batch.input_ids.to(device), positions.to(device)).float().log_softmax(-1)
+        return differentiable_log_probabilities(evidence.model, batch.input_ids, Response.of(batch.labels).position)

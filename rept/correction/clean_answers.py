@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from rept.correction.words import phrase_pattern
 from rept.data.datamodule import AttributionDataModule
 from rept.data.encoder import Encoded, collate
 from rept.data.padding import batch_slices
@@ -16,13 +17,6 @@ from rept.types import Batch, PreTrainedModel, PreTrainedTokenizerBase, Status
 _TOKENS_PER_BATCH = 512  # few rows, so that a pass over them has several steps
 
 AnswerPair = tuple[Sample, Sample]  # a clean answer after a prompt with culprit words, and after the one without
-
-
-def phrase_pattern(phrases: Sequence[str]) -> re.Pattern[str]:
-    """Returns a pattern that finds the phrases as whole words, without case and with any punctuation between words."""
-    longest_first = sorted(phrases, key=len, reverse=True)
-    words = "|".join(r"\W+".join(map(re.escape, phrase.split())) for phrase in longest_first)
-    return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
 
 
 def clean_answers(
@@ -88,8 +82,11 @@ def paired_batches(data: AttributionDataModule, answers: Mapping[int, AnswerPair
     if not pairs:
         return []
     slices = batch_slices([len(pair[0][2].input_ids) for pair in pairs], _TOKENS_PER_BATCH)
-    sides = [[collate([pair[i] for pair in pairs[one]], "train", encoder.pad_id) for i in (0, 1)] for one in slices]
-    return [(full, short) for full, short in sides]
+
+    def side(i: int, one: slice) -> Batch:
+        return collate([pair[i] for pair in pairs[one]], "train", encoder.pad_id)
+
+    return [(side(0, one), side(1, one)) for one in slices]
 
 
 def _response(encoded: Encoded) -> list[int]:

@@ -47,7 +47,8 @@ class Rows:
         words: Mapping[int, Sequence[int]] | None = None,
         answers: Mapping[int, AnswerPair] | None = None,
     ) -> Rows:
-        clean = paired_batches(data, {row: one for row, one in (answers or {}).items() if row in set(rows)})
+        own = set(rows)
+        clean = paired_batches(data, {row: pair for row, pair in (answers or {}).items() if row in own})
         return cls([batch for batch in data.batches("train", rows) if len(batch)], words or {}, clean)
 
     def targets(self, batch: Batch) -> list[list[int]]:

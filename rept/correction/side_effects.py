@@ -21,10 +21,15 @@ def response_log_probabilities(model: PreTrainedModel, batches: Sequence[Batch])
 
 def log_probabilities(model: PreTrainedModel, input_ids: Tensor, positions: Tensor) -> Tensor:
     """Returns the next token's log-probabilities (n V), on the CPU, at ``positions`` (n) of B * T, right padded."""
-    device = input_device(model)
     with torch.no_grad():
-        logits = logits_at(model, input_ids.to(device), positions.to(device))
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).cpu()
+        return differentiable_log_probabilities(model, input_ids, positions).cpu()
+
+
+def differentiable_log_probabilities(model: PreTrainedModel, input_ids: Tensor, positions: Tensor) -> Tensor:
+    """Returns the same on the model's device, with gradients where they are enabled."""
+    device = input_device(model)
+    logits = logits_at(model, input_ids.to(device), positions.to(device))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
 def divergence(base: Tensor, other: Tensor) -> Tensor:

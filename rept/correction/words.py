@@ -10,6 +10,12 @@ from rept.data.encoder import Encoded
 from rept.types import Status
 
 
+def phrase_pattern(phrases: Iterable[str]) -> re.Pattern[str]:
+    """Returns a pattern that finds the phrases as whole words, without case and with any punctuation between words."""
+    words = "|".join(r"\W+".join(map(re.escape, phrase.split())) for phrase in phrases)
+    return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
+
+
 def culprit_words(data: AttributionDataModule, rows: Sequence[int], phrases: Iterable[str]) -> dict[int, list[int]]:
     """Returns, by row, the columns of its response's tokens in any of the phrases; rows without are left out.
 
@@ -40,11 +46,10 @@ def _encoded(data: AttributionDataModule, rows: Sequence[int]) -> dict[int, Enco
 
 
 def _columns(encoded: Mapping[int, Encoded], phrases: Iterable[str]) -> dict[int, list[int]]:
-    wanted = [r"\W+".join(map(re.escape, phrase.split())) for phrase in phrases]
+    wanted = list(phrases)
     if not wanted:
         return {}
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(wanted)})(?!\w)", re.IGNORECASE)
-    found = {}
+    pattern, found = phrase_pattern(wanted), {}
     for row, one in encoded.items():
         places = [i for i, said in enumerate(one.response) if said and not one.special[i]]
         spans = [match.span() for match in pattern.finditer(one.text, one.pieces[places[0]][0])] if places else []

@@ -8,7 +8,8 @@ import pytest
 
 from datamodules.in_memory import InMemoryData
 from rept.correction import clean_answers as module
-from rept.correction.clean_answers import AnswerPair, clean_answers, paired_batches, phrase_pattern, with_trigger
+from rept.correction.clean_answers import AnswerPair, clean_answers, paired_batches, with_trigger
+from rept.correction.words import phrase_pattern
 from rept.model.loading import load_tokenizer
 from rept.types import IGNORE
 from tests.conftest import Material
