@@ -12,10 +12,7 @@ from torch.nn.functional import normalize
 from repairs.gated_ablation import GatedAblation
 from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES, At, Evidence
-from rept.correction.repair import corrected
-from rept.correction.side_effects import differentiable_log_probabilities, divergence, response_log_probabilities
-from rept.model.hooks import Response
-from rept.types import Batch
+from rept.correction.side_effects import corrected_divergence
 
 
 class CleanAnswer(GatedAblation):
@@ -67,13 +64,16 @@ class CleanAnswer(GatedAblation):
         learnt = [drawn.to(chosen.read), chosen.offset.new_zeros(len(drawn)), torch.zeros_like(drawn).to(chosen.read)]
         optimizer = torch.optim.Adam([part.requires_grad_() for part in learnt], lr=self.learning_rate)
         pairs = [*evidence.rows.clean, *evidence.other_rows.clean]
-        wanted = _targets(evidence, [full for full, _ in pairs], [short for _, short in pairs])
-        kept = _targets(evidence, evidence.other_rows.batches, evidence.other_rows.batches)
+        others = [(batch, batch) for batch in evidence.other_rows.batches]
         for step in range(self.steps):
-            with torch.enable_grad(), corrected(evidence.model, [_beside(chosen, learnt)]):
-                far, changed = (_distance(evidence, *one[step % len(one)]) for one in (wanted, kept))
+            with torch.enable_grad():
+                now = [_beside(chosen, learnt)]
+                far, changed = (
+                    corrected_divergence(evidence.model, now, *of[step % len(of)]).mean() for of in (pairs, others)
+                )
+                loss = far + self.penalty * changed
             optimizer.zero_grad()
-            torch.autograd.backward([far + self.penalty * changed])
+            torch.autograd.backward([loss])
             optimizer.step()
         return _beside(chosen, [part.detach() for part in learnt])
 
@@ -89,13 +89,3 @@ def _beside(chosen: Correction, learnt: Sequence[Tensor]) -> Correction:
         offset=torch.cat([chosen.offset, offset]),
         write=torch.cat([chosen.write, write]),
     )
-
-
-def _targets(evidence: Evidence, asked: Sequence[Batch], answered: Sequence[Batch]) -> list[tuple[Batch, Tensor]]:
-    """Batches, each with what the model predicts now of the responses of another one, which has the same responses."""
-    return list(zip(asked, response_log_probabilities(evidence.model, answered), strict=True))
-
-
-def _distance(evidence: Evidence, batch: Batch, target: Tensor) -> Tensor:
-    position = Response.of(batch.labels).position
-    return divergence(target, differentiable_log_probabilities(evidence.model, batch.input_ids, position).cpu()).mean()

@@ -11,8 +11,7 @@ from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES, At, Evidence
 from rept.correction.method import RepairMethod
 from rept.correction.repair import corrected
-from rept.correction.side_effects import differentiable_log_probabilities, divergence
-from rept.model.hooks import Response
+from rept.correction.side_effects import corrected_divergence, differentiable_log_probabilities
 from rept.model.placement import input_device
 from rept.types import Batch
 
@@ -53,12 +52,14 @@ class LowRank(RepairMethod):
         parts = [read, torch.zeros(self.rank), torch.zeros(self.rank, width)]
         learnt = [part.to(input_device(evidence.model)).requires_grad_() for part in parts]
         optimizer = torch.optim.Adam(learnt, lr=self.learning_rate * scale)
-        clean = [(batch, self._logs(evidence, batch)) for batch in evidence.other_rows.batches]
+        model, both = evidence.model, (evidence.rows.batches, evidence.other_rows.batches)
         for step in range(self.steps):
-            rows, (other, before) = evidence.rows.batches[step % len(evidence.rows.batches)], clean[step % len(clean)]
-            with torch.enable_grad(), corrected(evidence.model, [self._made(evidence, learnt)]):
-                after = self._logs(evidence, other)
-                loss = self._shown(evidence, rows) + self.penalty * divergence(before, after).mean()
+            rows, other = (batches[step % len(batches)] for batches in both)
+            with torch.enable_grad():
+                made = [self._made(evidence, learnt)]
+                changed = corrected_divergence(model, made, other, other).mean()
+                with corrected(model, made):
+                    loss = self._shown(evidence, rows) + self.penalty * changed
             optimizer.zero_grad()
             torch.autograd.backward([loss])
             optimizer.step()
@@ -78,6 +79,3 @@ class LowRank(RepairMethod):
         logs = differentiable_log_probabilities(evidence.model, batch.input_ids, positions)
         chance = logs.gather(1, batch.input_ids[sample, column][:, None].to(logs.device)).exp()
         return -torch.log1p(-chance.clamp_max(1 - 1e-6)).mean()
-
-    def _logs(self, evidence: Evidence, batch: Batch) -> Tensor:
-        return differentiable_log_probabilities(evidence.model, batch.input_ids, Response.of(batch.labels).position)

@@ -105,7 +105,7 @@ class Choice:
         self._other_states = [self._read(self._others[half], seed) for half in (0, 1)]
         self._before = culprit_probabilities(model, self._rows[1])
         self._clean_positions, self._clean_rows = _some_positions(self._others[1], seed)
-        self._clean_before = self._clean_predictions()
+        self._clean_before = list(self._clean_predictions())
 
     def __call__(self, method: RepairMethod, rule: Rule) -> tuple[Correction, list[Candidate]]:
         """Returns the correction that the rule chooses, estimated from all rows, and all candidates, it first."""
@@ -135,17 +135,16 @@ class Choice:
         """Returns likelihood, changed, divergence and percentile on the rows held back, see `Candidate`."""
         with corrected(self.model, [correction]):
             after = culprit_probabilities(self.model, self._rows[1])
-            clean = self._clean_predictions()
+            pairs = zip(self._clean_before, self._clean_predictions(), strict=True)
+            found = [(divergence(before, now), before.argmax(-1) != now.argmax(-1)) for before, now in pairs]
         likelihood = (after - self._before).exp().clamp_max(1.0).mean()
-        pairs = list(zip(self._clean_before, clean, strict=True))
-        kl = torch.cat([divergence(before, now) for before, now in pairs])
-        turned = torch.cat([before.argmax(-1) != now.argmax(-1) for before, now in pairs]).float()
-        changed = torch.zeros(int(self._clean_rows.max()) + 1).index_add(0, self._clean_rows, turned) > 0
+        kl, turned = (torch.cat(parts) for parts in zip(*found, strict=True))
+        changed = torch.zeros(int(self._clean_rows.max()) + 1).index_add(0, self._clean_rows, turned.float()) > 0
         return likelihood.item(), changed.float().mean().item(), kl.mean().item(), torch.quantile(kl, 0.95).item()
 
-    def _clean_predictions(self) -> list[Tensor]:
-        pairs = zip(self._others[1].batches, self._clean_positions, strict=True)
-        return [log_probabilities(self.model, batch.input_ids, positions) for batch, positions in pairs]
+    def _clean_predictions(self) -> Iterator[Tensor]:
+        for batch, positions in zip(self._others[1].batches, self._clean_positions, strict=True):
+            yield log_probabilities(self.model, batch.input_ids, positions)
 
     def _tried(self, method: RepairMethod, rule: Rule) -> Iterator[Candidate]:
         """Candidates up to the smallest strength at which one meets the rule: a stronger one is never chosen."""

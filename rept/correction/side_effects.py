@@ -7,16 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rept.correction.correction import Correction
 from rept.correction.evidence import Rows
+from rept.correction.repair import corrected
 from rept.model.hooks import Response
 from rept.model.lm_head import logits_at
 from rept.model.placement import input_device
 from rept.types import Batch, PreTrainedModel
 
 
-def response_log_probabilities(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Tensor]:
-    """Returns the log-probabilities of the next token (n V) at the positions that predict each batch's responses."""
-    return [log_probabilities(model, batch.input_ids, Response.of(batch.labels).position) for batch in batches]
+def response_log_probabilities(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Returns the log-probabilities of the next token (n V) at the positions that predict the batch's responses."""
+    return log_probabilities(model, batch.input_ids, Response.of(batch.labels).position)
 
 
 def log_probabilities(model: PreTrainedModel, input_ids: Tensor, positions: Tensor) -> Tensor:
@@ -35,6 +37,21 @@ def differentiable_log_probabilities(model: PreTrainedModel, input_ids: Tensor, 
 def divergence(base: Tensor, other: Tensor) -> Tensor:
     """Returns KL(base || other) in nats (n), from log-probabilities (n V); never below 0."""
     return (base.exp() * (base - other)).sum(-1).clamp_min(0.0)
+
+
+def corrected_divergence(
+    model: PreTrainedModel, corrections: Sequence[Correction], asked: Batch, answered: Batch
+) -> Tensor:
+    """Returns KL(p(. | answered) || p_corrected(. | asked)) in nats (n) at the positions that predict the responses.
+
+    Both batches have the same responses. The corrections receive gradients where they are enabled. The uncorrected
+    model is run each time, as its log-probabilities would fill the memory if those of many batches were kept.
+    """
+    before = response_log_probabilities(model, answered)
+    with corrected(model, corrections):
+        position = Response.of(asked.labels).position
+        after = differentiable_log_probabilities(model, asked.input_ids, position)
+    return divergence(before.to(after.device), after)
 
 
 def culprit_probabilities(model: PreTrainedModel, rows: Rows) -> Tensor:

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rept.correction.correction import Correction
 from rept.correction.repair import corrected
-from rept.correction.side_effects import divergence, response_log_probabilities
+from rept.correction.side_effects import corrected_divergence, response_log_probabilities
 from rept.data.behaviours import Behaviour
 from rept.data.disguises import DISGUISES
 from rept.data.encoder import Encoder, sorted_batches
@@ -144,15 +143,10 @@ def next_token_divergence(
     model: PreTrainedModel, batches: Sequence[Batch], corrections: Sequence[Correction]
 ) -> dict[str, float] | None:
     """KL(before || after) at all positions that predict an answer: mean, 95th percentile, positions."""
-    found: list[Tensor] = []
-    for batch in batches:
-        (before,) = response_log_probabilities(model, [batch])
-        with corrected(model, corrections):
-            (after,) = response_log_probabilities(model, [batch])
-        found.append(divergence(before, after))
-    if not found:
+    if not batches:
         return None
-    every = torch.cat(found)
+    with torch.no_grad():
+        every = torch.cat([corrected_divergence(model, corrections, batch, batch) for batch in batches])
     return {"mean": every.mean().item(), "percentile_95": torch.quantile(every, 0.95).item(), "positions": len(every)}
 
 
@@ -163,7 +157,7 @@ def answer_log_probability(
     total = 0.0
     for batch in batches:
         with corrected(model, corrections):
-            (logs,) = response_log_probabilities(model, [batch])
+            logs = response_log_probabilities(model, batch)
         total += logs.gather(1, Response.of(batch.labels).target[:, None]).sum().item()
     return total / sum(map(len, batches))
 
