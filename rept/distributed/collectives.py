@@ -18,8 +18,7 @@ T = TypeVar("T")
 
 def process() -> tuple[int, int]:
     """Returns this process's rank and the number of ranks; (0, 1) before they have joined."""
-    joined = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_rank(), distributed.get_world_size()) if joined else (0, 1)
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 
 def barrier(seconds: float) -> None:

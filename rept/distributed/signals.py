@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -26,9 +25,9 @@ class StopBetweenBatches(Callback):
     @contextmanager
     def handlers(self) -> Iterator[None]:
         """Handles the signals while the block runs: at once outside a prediction, or the second time."""
-        in_main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers in no other
-        numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
-        before = {number: signal.signal(number, self._handle) for number in numbers}
+        before = {}
+        with suppress(ValueError):  # Python allows handlers in the main thread only
+            before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:

@@ -73,8 +73,7 @@ def supervised(trainer: Trainer, stop: StopBetweenBatches, max_wait: float) -> I
 
     threading.Thread(target=watch, daemon=True).start()
     try:
-        if external:
-            # Ranks that torchrun or SLURM has started join before anything that may fail on one of them alone.
+        if external:  # ranks of torchrun or SLURM join before anything that may fail on one of them alone
             strategy.connect(LightningModule())  # setup_environment expects one; predict sets its own
             strategy.setup_environment()
             barrier(max_wait)
