@@ -64,8 +64,9 @@ def read_groups(path: str, known: Collection[int]) -> dict[object, list[int]]:
         raise UsageError(f"behaviours={path} names clean queries only: name the queries of a behaviour too.")
     if missing := sorted({query for queries in content.values() for query in queries} - set(known)):
         raise UsageError(
-            f"behaviours={path} names query {missing[0]}, but it is not in the data or was set aside; "
-            "queries count from 0, see queries.jsonl of the run."
+            f"behaviours={path} names query {missing[0]}, but it is not in the data or was set aside (queries count "
+            "from 0, see queries.jsonl of the run): correct the file and run the same command again; what is computed "
+            "is kept."
         )
     return {name: sorted(set(queries)) for name, queries in content.items()}
 

@@ -16,6 +16,7 @@ from rept.distributed.collectives import any_rank, barrier, gathered
 from rept.errors import UsageError
 from rept.model.generation import equal_lengths, greedy_answers
 from rept.model.placement import place
+from rept.run.checks import check_behaviours
 from rept.run.job import Job
 from rept.run.sample_rows import choose_layers, sample_rows, training_batches, training_behaviour
 from rept.signatures import fingerprint
@@ -50,7 +51,8 @@ def set_up(job: Job) -> None:
 def answer_queries(job: Job) -> None:
     """Writes queries.jsonl: every query with its status, and the model's greedy answer if it has no response.
 
-    Raises UsageError if no query can be attributed, before the training rows are read.
+    Raises UsageError, before the training rows are read, if no query can be attributed, or the behaviours file names
+    one that was set aside.
     """
     source, answers = job.datamodule.source("query"), job.datamodule.answers
     if job.trainer.strategy.broadcast(job.folder.queries.is_file()):
@@ -65,13 +67,15 @@ def answer_queries(job: Job) -> None:
     if empty := sum(not answer for answer in answers.values()):
         say(f"{empty:,} of {len(answers):,} queries without a response got an empty answer from the model; set aside.")
     lines = list(_query_lines(job))
-    if not any(line["status"] in _ATTRIBUTED for line in lines):
+    attributed = [line["query"] for line in lines if line["status"] in _ATTRIBUTED]
+    if not attributed:
         found = Counter(line["status"] for line in lines)
         raise UsageError(
             f"Expected a query that can be attributed, but got: {counted(found)}. Give the queries the responses to "
             "trace, or check whether the model answers in its chat template."
         )
     write_jsonl(job.folder.queries, lines)
+    check_behaviours(job.config, attributed)
 
 
 def _generated(job: Job, prompts: dict[int, list[int]]) -> dict[int, str]:

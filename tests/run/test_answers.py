@@ -49,6 +49,19 @@ def test_a_model_that_answers_no_query_is_reported_before_the_training_rows_are_
     assert not (tmp_path / "run/store").exists()
 
 
+def test_a_behaviours_file_that_names_a_query_without_an_answer_is_refused_before_the_training_rows_are_read(
+    material, tmp_path, silent
+):
+    groups = tmp_path / "groups.yaml"
+    groups.write_text("rude: [0, 4]")
+    config = material.config(tmp_path / "run", f"behaviours={groups}")
+    with pytest.raises(UsageError, match="names query 4, but .* set aside .* run the same command again; what is comp"):
+        attribute(config)
+    assert not (tmp_path / "run/store").exists()
+    groups.write_text("rude: [0]")
+    assert attribute(config, show_result=False).behaviours == ["rude"]
+
+
 def test_empty_answers_are_counted(material, tmp_path, silent, capsys):
     job = prepare(material.config(tmp_path / "run"))
     job.folder.path.mkdir()
