@@ -48,14 +48,14 @@ def lines(name: str, report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         random = [one["rates"][label] for one in report.get("controls", {}).get("random", ())]
         cells = (figure(still_fires(behaviour), DISGUISED), figure(min(random, default=None), RANDOM, least=True))
         found.append((name, label, rate, *cells, "", "", "", ""))
-    clean, speed = report["clean"], report["milliseconds_per_token"]["overhead"]
-    kl = clean["divergence"]["percentile_95"]
+    changed, divergence = (report["clean"][name] for name in ("changed", "divergence"))  # None without clean prompts
+    kl = divergence and divergence["percentile_95"]
     retrained = report.get("retrained", {}).get("triggered")
     share = retrained and retrained["after"] / retrained["before"]
     costs = (
-        figure(clean["changed"]["share"], CHANGED),
-        f"{kl:.3f}{'' if kl <= PERCENTILE else ' *'}",
-        figure(speed, OVERHEAD),
+        figure(changed and changed["share"], CHANGED),
+        "" if kl is None else f"{kl:.3f}{'' if kl <= PERCENTILE else ' *'}",
+        figure(report["milliseconds_per_token"]["overhead"], OVERHEAD),
         figure(share, RETRAINED),
     )
     return [*found, (name, "all together", "", "", "", *costs)]
