@@ -47,9 +47,10 @@ def estimate(config: AttributeConfig) -> dict[str, float]:
 
     Seconds per token, padding included, come from a timed pass over evenly spaced rows on the trainer's device; the
     number of tokens comes from the lengths of evenly spaced rows, batched as the plan does it. The number of ranks
-    divides the time. An extractor that learns is fitted here too, and its seconds count as extraction. Not included:
-    answers that the model generates, loading the libraries and the model, and training the model of the embedded data,
-    which is used untrained if it does not exist yet. What a run would refuse is refused here too.
+    divides the time. An extractor that learns is fitted here too, and its seconds count as extraction. Not included,
+    answers that the model generates, the ranking, and loading the libraries and the model; nor
+    training the model of the embedded data, which is used untrained if it does not exist yet. What a run would refuse
+    is refused here too.
     """
     job = prepare(config, missing_model="untrained")
     if job.in_step:
@@ -84,7 +85,10 @@ def estimate(config: AttributeConfig) -> dict[str, float]:
         lines = [(name, _readable(name, value)) for name, value in figures.items()]
         show_table("Estimate (nothing was run or written)", ("", ""), lines, show_header=False)
         device = job.trainer.strategy.root_device.type
-        say(f"Layers {', '.join(map(str, layers))}, on {job.trainer.world_size} x {device}.")
+        say(
+            f"Layers {', '.join(map(str, layers))}, on {job.trainer.world_size} x {device}. Not included: answers that "
+            "the model generates, loading it, and the ranking (docs/scale.md has its cost)."
+        )
         if row := rendered_row(job.datamodule):
             show_rendered_row(row)
     return figures
