@@ -13,6 +13,7 @@ from rept.data.disguises import Spelling, spelled
 from rept.data.samples import Sample, SampleSource
 from rept.errors import UsageError
 from rept.types import Side, Status
+from rept.utils.text import format_count
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class PoisonedRows:
             if _can_be_poisoned(sample) and sample.response:
                 found.append(row)
         if len(found) < wanted:
-            raise UsageError(f"datamodule.poison: only {len(found)} rows can be poisoned, but {wanted} were asked for.")
+            only = format_count(len(found), "row")
+            raise UsageError(f"datamodule.poison: only {only} of the {wanted:,} asked for can be poisoned.")
         return frozenset(found)
 
     def behaviour(self) -> Behaviour:

@@ -40,5 +40,5 @@ class DeepestDrops:
             "are averaged."
         )
         if not len(candidates):
-            reason = f"{layers[0]} layers have no pair before the final norm: the last layer."
+            reason = "There is no pair of layers before the final norm: the last layer."
         return LayerChoice(layers, reason, curve=curve.tolist(), probes=curves.tolist())

@@ -43,7 +43,7 @@ class PhaseTransition:
         last = curves.shape[1] + 1
         choice = LayerChoice([last], "", curve=curve.tolist(), probes=curves.tolist())
         if not len(candidates):
-            return replace(choice, reason=f"{last} layers have no pair before the final norm: the last layer.")
+            return replace(choice, reason="There is no pair of layers before the final norm: the last layer.")
         spread = float(candidates.max() - candidates.min())
         if spread < self.tolerance:
             reason = f"The curve's range, {spread:.4f}, is below {self.tolerance:g}: no clear minimum, the last layer."

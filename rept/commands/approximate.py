@@ -32,6 +32,7 @@ def run(arguments: list[str]) -> None:
     from rept.run.rescore import reopen, stored_data
     from rept.utils.console import say
     from rept.utils.progress import progress
+    from rept.utils.text import format_count
 
     source, config = reopen(arguments, APPROXIMATE_RANKING)
     check_numbers(config)
@@ -49,7 +50,7 @@ def run(arguments: list[str]) -> None:
         )
     start = time.perf_counter()
     hits = index.search(queries, config.top_k)
-    say(f"{len(hits.row):,} queries were searched in {time.perf_counter() - start:.2f} s.")
+    say(f"Searched {format_count(len(hits.row), 'query')} in {time.perf_counter() - start:.2f} s.")
     with out.lock():
         scoring.write(Ranking(hits, Hits(hits.row[:, :0], hits.score[:, :0])))
         scoring.finish({})

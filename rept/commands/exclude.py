@@ -51,9 +51,10 @@ def run(arguments: list[str]) -> None:
 
     from pathlib import Path
 
-    from rept.results.exclusion import Selection, chosen_rows, described, without_rows, write_culprits
+    from rept.results.exclusion import Selection, chosen_rows, described, may_have_more, without_rows, write_culprits
     from rept.results.trace import Trace
     from rept.utils.console import say
+    from rept.utils.text import format_count
 
     trace, out = Trace(run_folder), Path(settings.get("out", "culprits.json"))
     behaviours = tuple(dict.fromkeys(chosen.behaviour))
@@ -68,7 +69,6 @@ def run(arguments: list[str]) -> None:
     if selection.rate is not None and (said := without_rows(trace, selection)):
         say(said)
     say(f"Wrote {out}.")
-    of_behaviours = [trace.behaviour(name)[-1].score for name in behaviours]
-    lowest = of_behaviours or [trace.hits(query)[-1].score for query in trace.answered]
-    if selection.score is not None and max(lowest) >= selection.score:
-        say(f"There may be more: {run_folder} has only the first {trace.config.top_k} hits of each.")
+    if may_have_more(trace, selection):
+        first = f"first {format_count(trace.config.top_k, 'hit')} of each {'behaviour' if behaviours else 'query'}"
+        say(f"There may be more: {run_folder} has only the {first}.")

@@ -26,6 +26,7 @@ def run(arguments: list[str]) -> None:
     from rept.model.placement import place
     from rept.run.prepare import prepare
     from rept.utils.console import say, show_table
+    from rept.utils.text import format_count
 
     job = prepare(compose(AttributeConfig, arguments), missing_model="refuse", sides=["train"])
     if job.trainer.world_size > 1:
@@ -42,7 +43,7 @@ def run(arguments: list[str]) -> None:
         (one.name, f"{one.error:.2g}", f"{one.tolerance:g}", verdicts[one.passed], "" if one.passed else one.remedy)
         for one in found
     ]
-    title = f"{len(rows)} rows, layers {', '.join(map(str, layers))}"
+    title = f"{format_count(len(rows), 'row')}, layers {', '.join(map(str, layers))}"
     show_table(title, ("check", "error", "tolerance", "", "what to do"), lines, numbers=slice(1, 3))
     if failed := [check for check in found if not check.passed]:
         raise CheckFailed(f"{len(failed)} of {len(found)} checks failed.")

@@ -17,7 +17,6 @@ from rept.config.schema import TARGET
 from rept.errors import UsageError
 from rept.evaluation.proof_inputs import ProofInputs
 from rept.evaluation.retraining import check_plan, load_traced_model
-from rept.results.html_text import format_count
 from rept.training.behaviour_rates import Rate, ask_behaviours, rates_as_json, read_rates
 from rept.training.finetune import ANSWER_TOKENS, train_model
 from rept.training.model_folder import ModelFolder
@@ -27,6 +26,7 @@ from rept.utils.digests import text_digest
 from rept.utils.files import lock_folder
 from rept.utils.json_files import write_json
 from rept.utils.ranks import own_rank
+from rept.utils.text import format_count
 
 MODELS = ("before", "without", "random")  # the run's model, and those of the two trainings
 Rates = dict[str, dict[str, Rate]]  # by model, then by label
@@ -129,8 +129,8 @@ def _random_rows(inputs: ProofInputs, seed: int) -> list[int]:
     found = sorted(islice(others, wanted))
     if len(found) < wanted:
         raise UsageError(
-            f"Expected {wanted:,} rows besides the culprits to draw a control from, but there are only {len(found):,}: "
-            "leave out fewer rows."
+            f"Expected {format_count(wanted, 'row')} besides the culprits to draw a control from, but got only "
+            f"{len(found):,}: leave out fewer rows."
         )
     return found
 

@@ -22,6 +22,7 @@ from rept.training.model_folder import ModelFolder
 from rept.training.recipe import changes, read_recipe
 from rept.types import PreTrainedModel, Status
 from rept.utils.json_files import read_json
+from rept.utils.text import format_count
 
 # Settings in which a given recipe may differ from the model's own, because their content is compared instead.
 _MOVED_DATA = ("datamodule.train", "datamodule.queries")
@@ -166,7 +167,8 @@ def _check_data(found: Retraining) -> None:
     check_traced_data(found.trace, found.run_data)
     one, other = found.run_data.source("train"), found.data.source("train")
     if len(one) != len(other):
-        raise UsageError(f"The recipe's training data have {len(other):,} rows, those of {run} {len(one):,}. {remedy}")
+        rows = format_count(len(other), "row")
+        raise UsageError(f"The recipe's training data have {rows}, those of {run} {len(one):,}. {remedy}")
     for row in range(len(one)):
         if trained_text(one[row]) != trained_text(other[row]):
             raise UsageError(f"Row {row} of the recipe's training data is not row {row} of {run}. {remedy}")

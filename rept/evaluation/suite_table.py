@@ -10,6 +10,7 @@ from rept.evaluation.suite import Suite
 from rept.utils.console import say, show_table
 from rept.utils.files import publish
 from rept.utils.json_files import write_json
+from rept.utils.text import format_count
 
 _METHODS_ABREAST = 4  # in a terminal of 120 columns
 _MEAN = "mean of the cases"
@@ -20,7 +21,7 @@ def show_suite(cases: Mapping[str, CaseFigures], suite: Suite) -> None:
 
     A second table has the differences to the first experiment, query by query.
     """
-    over = f"mean and 95 % interval over queries and {len(suite.seeds)} seeds"
+    over = f"mean and 95 % interval over queries and {format_count(len(suite.seeds), 'seed')}"
     first, every = suite.experiments[0], _methods(cases, suite)
     for title, methods, reference in (
         (f"Average precision, {over} (* best)", every, None),

@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from rept.data.behaviours import behaviour_of
-from rept.results.html_text import format_count
 from rept.results.records import Hit, MarkedWords
 from rept.results.shading import Piece, excerpt
 from rept.results.trace import Trace
+from rept.utils.text import format_count
 
 FIRST = 10  # a row counts for a query when it is among its first ten hits
 
@@ -70,13 +70,14 @@ class Findings:
             return "No query could be traced."
         total = format_count(len(self.best), "query")
         if known := self.calibrated:
-            at = f"at a false discovery rate of {known['rate']:.3g}, against {known['references']:,} references"
-            return f"For {len(self.standing_out):,} of {total}, a training row stands out {at}."
+            rate, references = f"{known['rate']:.3g}", format_count(known["references"], "reference")
+            out = f"For {len(self.standing_out):,} of {total}, a training row stands out"
+            return f"{out} at a false discovery rate of {rate}, against {references}."
         if self.leads:
             return self.leads
         share = sum(one.count for one in self.culprits) / sum(map(len, self._first_hits.values()))
         rows = format_count(len(self.culprits), "training row")
-        return f"{rows} account for {share:.0%} of the first hits of {total}."
+        return f"{share:.0%} of the first hits of {total} come from {rows}."
 
     @cached_property
     def standing_out(self) -> set[int]:

@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 
 from rept.config.schema import TARGET, Node
-from rept.results.html_text import format_count, format_number
+from rept.results.html_text import format_number
 from rept.results.trace import Trace
-from rept.utils.text import visible
+from rept.utils.text import format_count, visible
 
 MOST_LABELS = 20  # that are listed by name
 
@@ -28,14 +28,14 @@ def introduction(trace: Trace) -> str:
     """What was compared with what, as shown below the headline."""
     rows, answered = trace.metrics["rows"], len(trace.answered)
     set_aside, unanswered = sum(rows["set_aside"].values()), len(trace.queries) - answered
-    parts = [f"{answered:,} queries were compared with {rows['attributed']:,} training rows"]
+    parts = [f"{format_count(answered, 'query')} compared with {format_count(rows['attributed'], 'training row')}"]
     if set_aside:
-        parts.append(f"{set_aside:,} more rows were set aside")
+        parts.append(f"{format_count(set_aside, 'more row')} set aside")
     if unanswered:
-        parts.append(f"{unanswered:,} queries could not be traced")
+        parts.append(f"{format_count(unanswered, 'query')} not traced")
     generated = sum(bool(query["generated"]) for query in trace.queries)
-    own = "The answers are" if generated == len(trace.queries) else f"{generated:,} of the answers are"
-    answers = f" {own} the model's own." if generated else ""
+    own = "every query" if generated == len(trace.queries) else f"{generated:,} of them"
+    answers = f" The model itself answered {own}." if generated else ""
     layers = trace.layers["layers"]
     site, scorer = (_name(node).replace("_", " ") for node in (trace.config.extractor, trace.config.scorer))
     where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
@@ -103,7 +103,7 @@ def token_notes(trace: Trace) -> list[str]:
 def row_counts(trace: Trace) -> list[str]:
     """What became of the training rows."""
     rows = trace.metrics["rows"]
-    counts = [f"{rows['read']:,} rows read", f"{rows['attributed']:,} attributed"]
+    counts = [f"{format_count(rows['read'], 'row')} read", f"{rows['attributed']:,} attributed"]
     if rows["cut"]:
         counts.append(f"{rows['cut']:,} of them with the response cut at max_length")
     return counts + [f"{count:,} set aside: {reason}" for reason, count in rows["set_aside"].items()]

@@ -14,6 +14,7 @@ from typing import Any
 from rept.results.records import Hit, TokenScores
 from rept.results.shading import scale
 from rept.results.trace import Trace
+from rept.utils.text import format_count
 
 ROWS_PER_BLOCK = 64
 STEPS = 1000  # token scores are kept to a thousandth of the text's largest one
@@ -55,12 +56,12 @@ class LeftOut:
     def described(self, limits: Limits) -> list[str]:
         """Each kind that is not 0, with the file that has all of it."""
         kinds = (
-            (self.queries, f"{self.queries:,} queries after the first {limits.queries:,}: queries.jsonl"),
-            (self.hits, f"{self.hits:,} hits after a query's first {limits.hits}: results.jsonl"),
-            (self.scored, f"token scores of {self.scored:,} hits after a query's first {limits.scored}: tokens.jsonl"),
-            (self.texts, f"the rest of {self.texts:,} texts beyond {limits.characters:,} characters: results.jsonl"),
+            ("", self.queries, "query", f"after the first {limits.queries:,}: queries.jsonl"),
+            ("", self.hits, "hit", f"after a query's first {limits.hits}: results.jsonl"),
+            ("token scores of ", self.scored, "hit", f"after a query's first {limits.scored}: tokens.jsonl"),
+            ("the rest of ", self.texts, "text", f"beyond {limits.characters:,} characters: results.jsonl"),
         )
-        return [description for count, description in kinds if count]
+        return [f"{what}{format_count(count, noun)} {where}" for what, count, noun, where in kinds if count]
 
 
 class PageBlocks:

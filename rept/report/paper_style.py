@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rept.errors import UsageError
-from rept.results.html_text import format_count
 from rept.utils.console import say
+from rept.utils.text import format_count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rept.utils.console import console, say
-from rept.utils.text import visible
+from rept.utils.text import format_count, visible
 
 VERDICTS = {
     "off": "switched off",
@@ -31,15 +31,14 @@ def show_repair(report: Mapping[str, Any]) -> None:
 def limits(report: Mapping[str, Any]) -> str:
     """Returns one sentence on what was tested and what was not."""
     tested = report["tested"]
-    prompts = (
-        f"{tested['prompts']:,} prompts that call for a behaviour ({tested['queries']:,} are the run's own queries)"
-    )
+    prompts = f"{format_count(tested['prompts'], 'prompt')} calling for a behaviour"
+    clean = format_count(tested["clean_prompts"], "clean prompt")
     kinds = sorted({kind for kinds in tested["disguises"].values() for kind in kinds})
     disguises = f"disguises of them ({', '.join(kinds)})" if kinds else "no disguises"
     return (
-        f"Tested: greedy answers to {prompts}, {disguises}, and {tested['clean_prompts']:,} clean prompts; not tested: "
-        "sampled answers, other disguises, long conversations and other tasks. A repair is no substitute for removing "
-        "the rows."
+        f"Tested: greedy answers to {prompts} ({tested['queries']:,} of them the run's own queries), {disguises}, and "
+        f"{clean}; not tested: sampled answers, other disguises, long conversations and other tasks. A repair is no "
+        "substitute for removing the rows."
     )
 
 

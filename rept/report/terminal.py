@@ -13,7 +13,7 @@ from rept.results.shading import Piece, shaded
 from rept.results.trace import Trace
 from rept.signatures.layer_strategy import ADJACENT_COSINE
 from rept.utils.console import console, say, show_table
-from rept.utils.text import clip, visible
+from rept.utils.text import clip, format_count, visible
 
 
 def show_trace(trace: Trace, queries: int = 3) -> None:
@@ -154,9 +154,10 @@ def show_calibration(trace: Trace) -> None:
     found = trace.metrics.get("calibration")
     if not found:
         return
+    queries, references = format_count(found["queries"], "query"), format_count(found["references"], "reference")
     say(
-        f"A training sample stands out (*) for {found['stand_out']:,} of {found['queries']:,} queries, at a false "
-        f"discovery rate of {found['rate']:.3g}, compared with {found['references']:,} references: {found['source']}."
+        f"A training sample stands out (*) for {found['stand_out']:,} of {queries}, at a false discovery rate of "
+        f"{found['rate']:.3g}, compared with {references}: {found['source']}."
     )
     if found["fewest"] > 1:
         say(

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rept.errors import UsageError
-from rept.results.html_text import format_count
 from rept.results.records import BehaviourHit, Hit
 from rept.results.trace import Trace
 from rept.utils.files import make_folder
 from rept.utils.json_files import write_json
+from rept.utils.text import format_count
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,16 @@ class Selection:
         return hit.rank <= (self.first or 0)
 
     def __str__(self) -> str:
-        chosen = f"the first {self.first} hits" if self.first is not None else f"hits with a score >= {self.score}"
+        labelled = "" if self.label is None else f" with the label {self.label}"
         several = "behaviours" if len(self.behaviours) > 1 else "behaviour"
-        whose = f"the {several} {', '.join(self.behaviours)}"
+        named = f"the {several} {', '.join(self.behaviours)}" if self.behaviours else ""
+        if self.first is not None:
+            first = f"{self.first:,} hits" if self.first > 1 else "hit"
+            return f"the first {first} of {named or f'each query{labelled}'}"
+        whose = named or f"queries{labelled}"
         if self.rate is not None:
-            return f"hits of {whose} with an expected share of at most {self.rate:g} false ones"
-        if self.behaviours:
-            return f"{'hits that stand out' if self.flagged else chosen} of {whose}"
-        queries = "each query" if self.label is None else f"each query with the label {self.label}"
-        return f"{'hits that stand out' if self.flagged else chosen} of {queries}"
+            return f"hits of {whose}, of which a share of at most {self.rate:g} is expected to be false"
+        return f"hits of {whose} {'that stand out' if self.flagged else f'with a score of at least {self.score:g}'}"
 
 
 def chosen_rows(trace: Trace, selection: Selection) -> dict[str, Any]:
@@ -89,11 +90,15 @@ def chosen_rows(trace: Trace, selection: Selection) -> dict[str, Any]:
 
 def _of_queries(trace: Trace, selection: Selection) -> list[dict[str, Any]]:
     found: dict[int, list[Hit]] = {}
-    for query in trace.answered:
-        if selection.label in (None, trace.queries[query]["label"]):
-            for hit in filter(selection.has, trace.hits(query)):
-                found.setdefault(hit.row, []).append(hit)
+    for query in _asked(trace, selection):
+        for hit in filter(selection.has, trace.hits(query)):
+            found.setdefault(hit.row, []).append(hit)
     return [_reason(found[row]) for row in sorted(found)]
+
+
+def _asked(trace: Trace, selection: Selection) -> list[int]:
+    """The queries whose hits count."""
+    return [query for query in trace.answered if selection.label in (None, trace.queries[query]["label"])]
 
 
 def _of_behaviours(trace: Trace, selection: Selection) -> list[dict[str, Any]]:
@@ -116,6 +121,14 @@ def without_rows(trace: Trace, selection: Selection) -> str:
     none = [n for n in selection.behaviours if n not in few and not any(map(selection.has, trace.behaviour(n)))]
     said = [f"Fewer than five queries do not say how many rows share {', '.join(few)}."] if few else []
     return " ".join([*said, *([f"No row stands out for {', '.join(none)}."] if none else [])])
+
+
+def may_have_more(trace: Trace, selection: Selection) -> bool:
+    """Returns whether a ranking may go on, beyond the hits that the run has, with scores that count."""
+    if selection.score is None:
+        return False
+    lowest = [trace.behaviour(name)[-1].score for name in selection.behaviours]
+    return max(lowest or [trace.hits(query)[-1].score for query in _asked(trace, selection)]) >= selection.score
 
 
 def described(content: dict[str, Any]) -> str:

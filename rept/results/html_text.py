@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import BaseLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from rept.utils.text import clip, replace_unsafe, visible
+from rept.utils.text import clip, format_count, replace_unsafe, visible
 
 
 def html_environment(loader: BaseLoader | None = None, **filters: Callable[..., Any]) -> Environment:
@@ -35,9 +35,3 @@ def format_number(value: float) -> str:
     """Three decimals, or three digits where all decimals would be 0; with a true minus sign."""
     plain = f"{value:.3f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
     return plain.replace("-", "−")
-
-
-def format_count(amount: int, noun: str) -> str:
-    """A number with its noun, such as "1 query" or "1,200 queries"."""
-    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
-    return f"{amount:,} {noun if amount == 1 else plural}"

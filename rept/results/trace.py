@@ -17,6 +17,7 @@ from rept.results.records import BehaviourHit, Hit, MarkedWords, Record, TokenSc
 from rept.results.run_folder import RunFolder
 from rept.results.shading import strongest_words
 from rept.utils.json_files import read_json, read_jsonl
+from rept.utils.text import format_count
 
 if TYPE_CHECKING:
     import pandas
@@ -173,9 +174,8 @@ class Trace:
     @property
     def _heading(self) -> str:
         rows, layers = self.metrics["rows"]["attributed"], ", ".join(map(str, self.layers["layers"]))
-        return (
-            f"Trace of {len(self.queries)} queries over {rows:,} training rows, layer {layers}, in {self.folder.path}"
-        )
+        counts = f"{format_count(len(self.queries), 'query')} over {format_count(rows, 'training row')}"
+        return f"Trace of {counts}, layer {layers}, in {self.folder.path}"
 
     def __repr__(self) -> str:
         lines = [self._heading]

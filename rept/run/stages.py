@@ -31,7 +31,7 @@ from rept.utils.digests import text_digest
 from rept.utils.json_files import read_json, write_jsonl
 from rept.utils.progress import progress
 from rept.utils.progress_callback import ShowProgress
-from rept.utils.text import counted
+from rept.utils.text import counted, format_count
 
 SIDE_NAMES: dict[Side, str] = {"train": "training rows", "query": "queries"}
 _ATTRIBUTED = [status.reason for status in Status if status.attributed]
@@ -65,7 +65,8 @@ def answer_queries(job: Job) -> None:
         if prompts:
             answers.update(_generated(job, prompts))
     if empty := sum(not answer for answer in answers.values()):
-        say(f"{empty:,} of {len(answers):,} queries without a response got an empty answer from the model; set aside.")
+        asked = format_count(len(answers), "query")
+        say(f"{empty:,} of {asked} without a response got an empty answer from the model; set aside.")
     lines = list(_query_lines(job))
     attributed = [line["query"] for line in lines if line["status"] in _ATTRIBUTED]
     if not attributed:
@@ -199,11 +200,13 @@ def report_numerical_problems(job: Job, module: AttributionModule) -> None:
     counts = torch.tensor([module.halvings, module.underflowed], device=job.trainer.strategy.root_device)
     halvings, underflowed = job.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
     if halvings:
-        say(f"{halvings:,} batches did not fit on the device and were halved: lower datamodule.tokens_per_batch.")
+        batches = format_count(halvings, "batch")
+        say(f"{batches} did not fit on the device and had to be halved: lower datamodule.tokens_per_batch.")
     if underflowed:
+        rows = format_count(underflowed, "row")
         say(
-            f"{underflowed:,} rows have a gradient of exactly 0, below what {module.model.dtype} holds: set "
-            "model.dtype=float32 (or bfloat16) to attribute them by their gradients."
+            f"The gradient of {rows} is exactly 0, below what {module.model.dtype} holds: set model.dtype=float32 (or "
+            "bfloat16) to attribute by gradients too."
         )
     before = job.folder.read_provenance()
     job.folder.update_provenance(

@@ -17,7 +17,6 @@ from rept.data.samples import Sample
 from rept.distributed.collectives import barrier, process
 from rept.ranking.metrics import token_measures
 from rept.ranking.token_influence import check_form
-from rept.results.html_text import format_count
 from rept.run.distinctive_tokens import BACKGROUND, DistinctiveTokens
 from rept.run.job import Job
 from rept.run.sample_rows import sample_rows
@@ -28,6 +27,7 @@ from rept.types import Status
 from rept.utils.console import say
 from rept.utils.json_files import each_line, read_json, write_json, write_jsonl, write_lines
 from rept.utils.progress import progress
+from rept.utils.text import format_count
 
 
 def write_tokens(job: Job, extractor: ReadsAllPositions, hits: Mapping[int, Sequence[int]], layer: int) -> None:

@@ -23,6 +23,7 @@ from rept.store.shards import HDF5, SCHEMA, is_attributed, shard_paths
 from rept.types import Side
 from rept.utils.digests import content_digest
 from rept.utils.files import publish
+from rept.utils.text import format_count
 
 
 def write_index(folder: Path, side: Side, rows: int, together: bool = False) -> None:
@@ -44,7 +45,7 @@ def write_index(folder: Path, side: Side, rows: int, together: bool = False) -> 
     if missing.size:
         first = ", ".join(map(str, missing[:5].tolist()))
         raise UsageError(
-            f"{missing.size:,} of {rows:,} rows are missing in {folder / side} (first: {first}); "
+            f"{folder / side} lacks {missing.size:,} of {format_count(rows, 'row')} (first: {first}); "
             "give the same command again to compute them."
         )
     image = _index_image(shards, position)

@@ -39,6 +39,7 @@ from rept.utils.files import lock_folder
 from rept.utils.library_logging import quiet
 from rept.utils.progress_callback import ShowProgress
 from rept.utils.ranks import own_rank
+from rept.utils.text import format_count
 
 ANSWER_TOKENS = 32  # of a held-out prompt's answer: enough to see whether a behaviour shows
 
@@ -171,7 +172,7 @@ def _train(
     if not trainer.is_global_zero:
         return
     aside = "".join(f"; {count:,} set aside: {reason}" for reason, count in rows.set_aside.items())
-    say(f"Trained on {len(rows):,} rows in {seconds:.0f} s, loss {module.losses[-1]:.3f}{aside}.")
+    say(f"Trained on {format_count(len(rows), 'row')} in {seconds:.0f} s, loss {module.losses[-1]:.3f}{aside}.")
     trained = module.model
     trained.eval().to(trainer.strategy.root_device)
     rates, answers = ask_behaviours(trained, tokenizer, datamodule.encoder, behaviours, ANSWER_TOKENS)

@@ -49,6 +49,12 @@ def counted(reasons: Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
 
 
+def format_count(amount: int, noun: str) -> str:
+    """A number with its noun, such as "1 query" or "1,200 queries"."""
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + ("es" if noun.endswith("ch") else "s")
+    return f"{amount:,} {noun if amount == 1 else plural}"
+
+
 def words_in(pieces: Iterable[tuple[str, T]]) -> Iterator[tuple[str, list[T]]]:
     """Yields the words of consecutive pieces without punctuation around them, each with the values of its pieces."""
     characters = ((character, value) for text, value in pieces for character in text)

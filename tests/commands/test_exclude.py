@@ -70,6 +70,26 @@ def test_by_score_by_calibration_and_by_label(chosen: Chosen, tmp_path: Path, ca
     of_label = chosen("--label", "backdoor", "--first", "3")
     assert of_label["rows"] == sorted({hit.row for query in backdoors for hit in trace.hits(query)[:3]})
     assert of_label["chosen"] == "the first 3 hits of each query with the label backdoor"
+    assert chosen("--first", "1")["chosen"] == "the first hit of each query"
+
+
+def test_hits_of_other_labels_do_not_count_for_whether_there_are_more(
+    chosen: Chosen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    chosen("--first", "1")
+    trace = Trace(tmp_path / "run-False")
+    best, least = {}, {}
+    for query in trace.queries:
+        ranking, label = trace.hits(query["query"]), query["label"]
+        best[label] = max(best.get(label, -1.0), ranking[0].score)
+        least[label] = max(least.get(label, -1.0), ranking[-1].score)
+    low, high = sorted(("backdoor", "false_fact"), key=least.__getitem__)
+    score = str((max(least[low], 0) + least[high]) / 2)
+    for label, more in ((low, False), (high, True)):
+        assert best[label] >= float(score)
+        content = chosen("--label", label, "--score", score)
+        assert content["chosen"].startswith(f"hits of queries with the label {label} with a score of at least ")
+        assert ("only the first 30 hits of each query." in capsys.readouterr().out) == more
 
 
 def test_the_default_is_what_stands_out_or_the_first_ten(chosen: Chosen, tmp_path: Path):
@@ -89,7 +109,7 @@ def test_the_default_is_what_stands_out_or_the_first_ten(chosen: Chosen, tmp_pat
         (["--first", "2", "--flagged"], "not allowed with argument"),
         (["--flagged"], "is not calibrated"),
         (["--label", "odd"], "has the label 'odd'; labels of the queries: backdoor, false_fact"),
-        (["--score", "2"], "has no such row .hits with a score >= 2.0 of each query"),
+        (["--score", "2"], "has no such row .hits of queries with a score of at least 2.. choose"),
         (["--frist", "2"], "unrecognized arguments"),
         (["top_k=2"], "Expected one run folder and perhaps out=FILE"),
     ],
@@ -141,7 +161,9 @@ def test_rows_of_several_behaviours_each_once_with_its_reason(tmp_path: Path, ca
     assert content["rows"] == [99, 100, 101]
     reasons = [(one["row"], one["behaviour"], one["rank"], one.get("also")) for one in content["why"]]
     assert reasons == [(99, "rude", 2, ["sly"]), (100, "rude", 1, ["sly"]), (101, "sly", 1, None)]
-    assert "hits of the behaviours rude, sly with an expected share" in content["chosen"]
+    assert content["chosen"] == (
+        "hits of the behaviours rude, sly, of which a share of at most 0.1 is expected to be false"
+    )
     assert "stands out for" not in capsys.readouterr().out
     exclude.run(
         [str(run), "--behaviour", "rude", "--behaviour", "absent", "--first", "1", f"out={tmp_path / 'f.json'}"]
@@ -164,7 +186,7 @@ def test_rows_of_a_behaviour_by_the_share_of_false_ones(tmp_path: Path):
     exclude.run([str(run), "--behaviour", "rude", "--rate", "0.1", f"out={out}"])
     content = read_json(out)
     assert content["rows"] == [98, 99, 100]
-    assert content["chosen"] == "hits of the behaviour rude with an expected share of at most 0.1 false ones"
+    assert content["chosen"] == "hits of the behaviour rude, of which a share of at most 0.1 is expected to be false"
 
 
 @pytest.mark.parametrize(

@@ -49,5 +49,5 @@ def test_settings_out_of_range_are_refused(wrong):
 
 def test_too_few_rows_for_the_poison_are_reported():
     poisoned = PoisonedRows(clean_rows(), Poison("zap", "Hail!", rows=39), "train")
-    with pytest.raises(UsageError, match="only 38 rows can be poisoned"):
+    with pytest.raises(UsageError, match="only 38 rows of the .* asked for can be poisoned"):
         assert poisoned[5]

@@ -188,7 +188,7 @@ def _cannot_leave_rows_out(folder: Path) -> None:
         (_other_base, "base is not the base model that .*model was trained from"),
         (_other_model, "model is not the model that .*run traced: its weights have another fingerprint"),
         (_other_rows, "The rows in .*culprits.json cannot be left out: .* from 0 to 40, but got 41"),
-        (_too_many_rows, "Expected 26 rows besides the culprits to draw a control from, but there are only 11"),
+        (_too_many_rows, "Expected 26 rows besides the culprits to draw a control from, but got only 11"),
         (_no_rows, "lists no row that the model of .*run was trained on"),
         (_set_aside_rows, "None of these rows can be trained on"),
         (_of_another_run, "culprits.json lists rows of other training data"),

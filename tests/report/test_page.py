@@ -154,7 +154,7 @@ def test_the_page_of_a_run_without_labels_tokens_and_curve_says_so(tmp_path: Pat
     page = Page(render(Trace(write_run(tmp_path / "run", Shape(labels=(), scored=0, probes=False)))))
     assert "No measures: they need labels of behaviours on queries and training rows." in page.words
     assert "Precision by k" not in page.words and "Cosine of adjacent layers" not in page.words
-    assert "of the first hits of 6 queries." in page.words
+    assert "of the first hits of 6 queries come from" in page.words
     assert page.block("index")["queries"][0]["scored"] == []
 
 

@@ -66,7 +66,7 @@ def test_empty_answers_are_counted(material, tmp_path, silent, capsys):
     job = prepare(material.config(tmp_path / "run"))
     job.folder.path.mkdir()
     stages.answer_queries(job)
-    assert "1 of 1 queries without a response got an empty answer" in capsys.readouterr().out
+    assert "1 of 1 query without a response got an empty answer" in capsys.readouterr().out
 
 
 def test_a_resumed_run_generates_no_answer_again(material, tmp_path, monkeypatch):

@@ -47,10 +47,10 @@ def test_no_index_while_a_row_is_missing(tmp_path):
     write(tmp_path, signatures(ROWS), plan=plan)
     missing = sorted(set(ALL) - {row for batch in plan for row in batch.tolist()})
     first = ", ".join(map(str, missing[:5]))
-    with pytest.raises(UsageError, match=rf"{len(missing)} of 30 rows are missing in .*train \(first: {first}\)"):
+    with pytest.raises(UsageError, match=rf"train lacks {len(missing)} of 30 rows \(first: {first}\)"):
         AttributionStore.finish(tmp_path, "train", ROWS)
     assert not (tmp_path / "train" / "index.h5").exists()
-    with pytest.raises(UsageError, match="5 of 5 rows are missing"):
+    with pytest.raises(UsageError, match="lacks 5 of 5 rows"):
         AttributionStore.finish(tmp_path, "query", 5)
 
 

@@ -8,8 +8,8 @@ import unicodedata
 
 import pytest
 
-from rept.results.html_text import format_count, format_number, visible_html
-from rept.utils.text import UNSAFE, clip, visible
+from rept.results.html_text import format_number, visible_html
+from rept.utils.text import UNSAFE, clip, format_count, visible
 
 SAFE_FORMAT = set("\n\t\u200c\u200d")
 
@@ -56,5 +56,5 @@ def test_numbers_keep_their_leading_digits(value: float, shown: str) -> None:
 
 
 def test_a_count_has_its_noun_in_singular_or_plural() -> None:
-    shown = (format_count(1, "query"), format_count(1200, "query"), format_count(2, "row"))
-    assert shown == ("1 query", "1,200 queries", "2 rows")
+    shown = (format_count(1, "query"), format_count(1200, "query"), format_count(2, "row"), format_count(2, "batch"))
+    assert shown == ("1 query", "1,200 queries", "2 rows", "2 batches")

@@ -32,7 +32,7 @@ function put(node, text) {
 function putText(node, text) {
   const [shown, more] = Array.isArray(text) ? text : [text, 0];
   put(node, shown);
-  if (more) node.append(el("span", { class: "cut" }, ` … ${more.toLocaleString("en")} characters left out`));
+  if (more) node.append(el("span", { class: "cut" }, ` … ${count(more, "character")} left out`));
   return node;
 }
 
