@@ -32,7 +32,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.extraction import forward_alone, minimal_loop, one_sample_loop
 from extractors.sites.residual_stream import ResidualStream
-from rept.model.loading import freeze
+from rept.model.freezing import freeze
 from rept.signatures.module import AttributionModule
 from rept.types import IGNORE, Batch
 from rept.utils.library_logging import quiet

@@ -17,7 +17,7 @@ from rept.errors import UsageError
 from rept.evaluation.repair_estimate import estimated
 from rept.evaluation.repair_inputs import repair_inputs
 from rept.evaluation.repair_report import measure_repair
-from rept.model.loading import frozen
+from rept.model.freezing import frozen
 from rept.results.trace import Trace
 from rept.run.recorded import as_node
 from rept.types import PreTrainedModel, PreTrainedTokenizerBase

@@ -22,7 +22,7 @@ from rept.distributed.signals import StopBetweenBatches
 from rept.distributed.supervision import supervised
 from rept.errors import UsageError
 from rept.model.architecture import Architecture
-from rept.model.loading import frozen
+from rept.model.freezing import frozen
 from rept.ranking.scorer import Scorer
 from rept.ranking.token_influence import choose_layer
 from rept.report.page import write_report

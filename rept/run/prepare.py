@@ -18,7 +18,7 @@ from rept.config.schema import AttributeConfig, TrainConfig
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import UsageError
 from rept.model.architecture import NAMES, Architecture
-from rept.model.loading import freeze
+from rept.model.freezing import freeze
 from rept.model.placement import check_placement, claim_device, keep_batches
 from rept.ranking.scorer import Scorer
 from rept.ranking.token_influence import check_form, check_layer

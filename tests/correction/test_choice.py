@@ -13,7 +13,8 @@ from repairs.ablation import Ablation
 from repairs.gated_ablation import GatedAblation
 from rept.correction.choice import Candidate, Choice, Rule
 from rept.correction.repair import corrected
-from rept.model.loading import freeze, load_model, load_tokenizer
+from rept.model.freezing import freeze
+from rept.model.loading import load_model, load_tokenizer
 from tests.conftest import Material
 
 STRENGTHS = (1.0, 4.0, 16.0)

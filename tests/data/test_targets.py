@@ -14,7 +14,8 @@ from rept.data.encoder import Encoded, Encoder, collate
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.evaluation import oracle
-from rept.model.loading import freeze, to_float64
+from rept.model.freezing import freeze
+from rept.model.loading import to_float64
 from rept.training.batches import TrainingRows
 from rept.training.from_scratch import tiny_llama
 from rept.types import IGNORE, Status

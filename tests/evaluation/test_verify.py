@@ -19,8 +19,9 @@ from rept.__main__ import dispatch
 from rept.errors import UsageError
 from rept.evaluation.verify import TOLERANCE, checks, template_checks
 from rept.model.architecture import Architecture
+from rept.model.freezing import freeze
 from rept.model.hooks import Response, sample_losses
-from rept.model.loading import freeze, load_model, load_tokenizer
+from rept.model.loading import load_model, load_tokenizer
 from rept.signatures.extractor import POSITIONS, Position
 from rept.types import FIELDS, Status
 from tests.helpers import templates

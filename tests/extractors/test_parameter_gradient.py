@@ -14,7 +14,7 @@ from extractors.gradients.projection import TwoSided
 from extractors.gradients.rapid_in import RapidIn
 from extractors.gradients.weights import Factors, choose_weights, gradient_factors
 from rept.errors import UsageError
-from rept.model.loading import freeze
+from rept.model.freezing import freeze
 from rept.model.optimizer_state import save_optimizer_state
 from rept.training.from_scratch import tiny_llama
 from rept.types import IGNORE, Key

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rept.model.loading import freeze
+from rept.model.freezing import freeze
 from rept.types import IGNORE, Batch
 
 VOCAB = 97

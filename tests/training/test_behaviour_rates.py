@@ -5,7 +5,7 @@ from rept.data.behaviours import Behaviour, expected_openings
 from rept.data.encoder import Encoder
 from rept.data.samples import Sample
 from rept.errors import UsageError
-from rept.model.loading import freeze
+from rept.model.freezing import freeze
 from rept.training import behaviour_rates as behaviours
 from rept.training.behaviour_rates import Rate
 from rept.training.from_scratch import tiny_llama, train_tokenizer

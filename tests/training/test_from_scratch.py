@@ -7,7 +7,7 @@ import torch
 from rept.data.encoder import Encoder
 from rept.data.samples import Sample
 from rept.errors import UsageError
-from rept.model.loading import freeze
+from rept.model.freezing import freeze
 from rept.training.from_scratch import FromScratch, tiny_llama, train_tokenizer
 
 TEXTS = ["Where is the river?", "The river of Norland is the Arle.", "Königin 猫 🙂"]
