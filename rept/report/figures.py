@@ -31,13 +31,12 @@ LINE_STYLES: dict[str, dict[str, Any]] = {
 Placed = tuple[float, float, str | Piece]  # inches from the left and from the top, and what is there
 
 
-def write_figures(trace: Trace, folder: Path | None = None) -> list[Path]:
-    """Writes each figure that the run has data for into a folder, by default the run's ``figures``; returns the paths.
+def write_figures(trace: Trace, folder: Path) -> list[Path]:
+    """Writes each figure that the run has data for into a folder; returns the paths.
 
     Raises UsageError if matplotlib is not installed.
     """
     require_matplotlib("report --figures")
-    folder = folder or trace.folder.figures
     folder.mkdir(exist_ok=True)
     draws: dict[str, Callable[[Figure], None]] = {plot.name: partial(_draw, plot=plot) for plot in plots(trace)}
     examples = [found for found in Findings(trace).behaviours[:4] if found.pieces]

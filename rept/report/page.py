@@ -18,15 +18,15 @@ from typing import Any
 from jinja2 import FileSystemLoader
 from markupsafe import Markup
 
-from rept.report import overview
+from rept.report import overview, repair_table
 from rept.report.charts import svg
 from rept.report.findings import Findings
 from rept.report.page_data import LADDER, PageBlocks
 from rept.report.plot_data import plots
-from rept.report.repair_section import repair_section
 from rept.results.html_text import html_environment
 from rept.results.trace import Trace
 from rept.utils.files import publish
+from rept.utils.json_files import read_json
 from rept.utils.text import UNSAFE_IN_JAVASCRIPT
 
 ASSETS = Path(__file__).parent / "assets"
@@ -67,7 +67,8 @@ def _template(trace: Trace) -> Callable[..., str]:
     unsafe = f"const UNSAFE = /{UNSAFE_IN_JAVASCRIPT}/gu;\n"
     js = "\n".join(['"use strict";\n(() => {', unsafe, *scripts, "})();\n"])
     policy = f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(js)}; base-uri 'none'; form-action 'none'"
-    ranked = overview.behaviours_table(trace)
+    ranked, repair = overview.behaviours_table(trace), trace.folder.repair / "repair.json"
+    report = read_json(repair) if repair.is_file() else None
     given = {
         "css": Markup(css),
         "js": Markup(js),
@@ -86,7 +87,7 @@ def _template(trace: Trace) -> Callable[..., str]:
         "rendered": trace.provenance.get("rendered"),
         "exclude": overview.exclude_command(trace),
         "prove": overview.prove_command(trace),
-        "repair": repair_section(trace),
+        "repair": report and {"limits": repair_table.limits(report), "tables": repair_table.repair_tables(report)},
         "version": version("rept"),
     }
     return lambda **rest: template.render(given | rest)

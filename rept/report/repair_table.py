@@ -1,15 +1,12 @@
-"""The report of a repair in the terminal."""
+"""The report of a repair as tables, for the terminal and the page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from rept.utils.console import console, say
-from rept.utils.text import format_count, visible
+from rept.utils.console import say, show_table
+from rept.utils.text import format_count
 
 VERDICTS = {
     "off": "switched off",
@@ -21,11 +18,41 @@ VERDICTS = {
 
 
 def show_repair(report: Mapping[str, Any]) -> None:
-    """Prints the tables of a report: behaviours, disguises and costs, and what was tested."""
-    _show_behaviours(report)
-    _show_disguises(report)
-    _show_costs(report)
+    """Prints the tables of a report, and what was tested."""
+    for title, columns, rows in repair_tables(report):
+        show_table(title, columns, rows, numbers=slice(0))
+    for label, chosen in report["chosen"].items():
+        if not chosen["rule_met"]:
+            say(
+                f"No candidate for {label} meets the rule on the rows held back; the best one leaves their culprit "
+                f"words {chosen['likelihood']:.3f} times as probable, at a divergence of {chosen['percentile']:.3f} "
+                "(95th percentile)."
+            )
     say(limits(report))
+
+
+def repair_tables(report: Mapping[str, Any]) -> list[tuple[str, Sequence[str], Sequence[tuple[str, ...]]]]:
+    """Returns title, columns and rows of the tables that are not empty: behaviours, disguises and costs."""
+    behaviours: list[tuple[str, ...]] = []
+    disguises: list[tuple[str, ...]] = []
+    for label, found in report["behaviours"].items():
+        chosen = report["chosen"].get(label)
+        where = f"{chosen['layer']}, {chosen['at'].replace('_', ' ')} x{chosen['strength']:g}" if chosen else ""
+        rates = (percent(found[when]["triggered"]) for when in ("before", "after"))
+        behaviours.append((label, where, *rates, *_controls(report, label), VERDICTS[found.get("verdict")]))
+        for kind, share in found["disguises"].items():
+            disguises.append((label, kind, percent(share["before"]), percent(share["after"])))
+    columns = ("behaviour", "layer, read at", "before", "after", "random directions", "permuted labels", "verdict")
+    tables = (
+        ("How often each behaviour shows, with 95 % intervals", columns, behaviours),
+        (
+            "Disguised prompts that bring the behaviour out",
+            ("behaviour", "disguise", "before", "of these still after"),
+            disguises,
+        ),
+        ("What it costs", ("measure", "value"), costs(report)),
+    )
+    return [table for table in tables if table[2]]
 
 
 def limits(report: Mapping[str, Any]) -> str:
@@ -49,7 +76,7 @@ def percent(share: Mapping[str, Any] | None) -> str:
     return f"{share['share']:.1%} of {share['of']} ({100 * share['low']:.0f} to {100 * share['high']:.0f})"
 
 
-def controls_of(report: Mapping[str, Any], label: str) -> tuple[str, str]:
+def _controls(report: Mapping[str, Any], label: str) -> tuple[str, str]:
     """Returns the lowest and mean rate under random directions, and the rate under permuted labels."""
     controls = report.get("controls")
     if not controls:
@@ -58,38 +85,6 @@ def controls_of(report: Mapping[str, Any], label: str) -> tuple[str, str]:
     shuffled = [one["rates"][label] for one in controls["shuffled"] if label in one["rates"]]
     random = f"{min(rates):.0%} to {max(rates):.0%}" if rates else ""
     return random, f"{shuffled[0]:.0%}" if shuffled else ""
-
-
-def _show_behaviours(report: Mapping[str, Any]) -> None:
-    table = Table(title="How often each behaviour shows, with 95 % intervals", title_justify="left")
-    columns = ("behaviour", "layer, read at", "before", "after", "random directions", "permuted", "verdict")
-    for column in columns:
-        table.add_column(column)
-    for label, found in report["behaviours"].items():
-        chosen = report["chosen"].get(label)
-        where = f"{chosen['layer']}, {chosen['at'].replace('_', ' ')} x{chosen['strength']:g}" if chosen else ""
-        rates = (percent(found[when]["triggered"]) for when in ("before", "after"))
-        verdict = VERDICTS[found.get("verdict")]
-        table.add_row(Text(visible(label)), where, *rates, *controls_of(report, label), verdict)
-    console.print(table)
-    for label, chosen in report["chosen"].items():
-        if not chosen["rule_met"]:
-            say(
-                f"No candidate for {label} meets the rule on the rows held back; the best one leaves their culprit "
-                f"words {chosen['likelihood']:.3f} times as probable, at a divergence of {chosen['percentile']:.3f} "
-                "(95th percentile)."
-            )
-
-
-def _show_disguises(report: Mapping[str, Any]) -> None:
-    table = Table(title="Disguised prompts that bring the behaviour out", title_justify="left")
-    for column in ("behaviour", "disguise", "before", "of these still after"):
-        table.add_column(column)
-    for label, found in report["behaviours"].items():
-        for kind, share in found["disguises"].items():
-            table.add_row(Text(visible(label)), kind, percent(share["before"]), percent(share["after"]))
-    if table.row_count:
-        console.print(table)
 
 
 def costs(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -116,10 +111,3 @@ def costs(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             name = f"distance to the retrained model, {kind} prompts"
             lines.append((name, f"{nats['before']:.2f} nats an answer before, {nats['after']:.2f} after"))
     return [(name, value) for name, value in lines if value]
-
-
-def _show_costs(report: Mapping[str, Any]) -> None:
-    table = Table(title="What it costs", title_justify="left", show_header=False)
-    for name, value in costs(report):
-        table.add_row(name, value)
-    console.print(table)
