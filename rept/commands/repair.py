@@ -20,15 +20,20 @@ rows. Remove the rows and train again (python -m rept exclude, prove) wherever y
 
   python -m rept repair runs/demo --behaviour backdoor
 """
+OPTION = "--behaviour"
 
 
 def run(arguments: list[str]) -> None:
-    folders, names, settings = _parsed(arguments)
+    settings = [argument for argument in arguments if "=" in argument]
+    words = [argument for argument in arguments if "=" not in argument]
+    first = words.index(OPTION) if OPTION in words else len(words)
+    folders, names = words[:first], [word for word in words[first:] if word != OPTION]
+    if unknown := [argument for argument in arguments if argument.startswith("-") and argument != OPTION]:
+        raise UsageError(f"There is no option {unknown[0]}; see --help.")
     if len(folders) != 1:
         raise UsageError(f"Expected one run folder, but got {' '.join(folders) or 'none'}; see --help.")
-
-    if "--behaviour" in arguments and not names:
-        raise UsageError("Expected a name after --behaviour, but got none; see --help.")
+    if OPTION in words and not names:
+        raise UsageError(f"Expected a name after {OPTION}, but got none; see --help.")
 
     from rept.config.compose import compose
     from rept.config.schema import RepairConfig
@@ -45,21 +50,3 @@ def run(arguments: list[str]) -> None:
     if config.out is None and trace.config.report:
         write_report(trace)
     say(f"The repair and repair.json are in {out}.")
-
-
-def _parsed(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Folders, names after --behaviour, and key=value."""
-    folders: list[str] = []
-    names: list[str] = []
-    settings: list[str] = []
-    into = folders
-    for argument in arguments:
-        if argument == "--behaviour":
-            into = names
-        elif argument.startswith("-"):
-            raise UsageError(f"There is no option {argument}; see --help.")
-        elif "=" in argument:
-            settings.append(argument)
-        else:
-            into.append(argument)
-    return folders, names, settings

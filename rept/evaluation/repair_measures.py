@@ -29,20 +29,6 @@ _DISGUISED = " disguised: "
 _TIMED_TOKENS, _TIMES = 24, 9
 
 
-@dataclass(frozen=True)
-class Share:
-    """A share of prompts, with its 95 % interval; as JSON by ``vars``."""
-
-    share: float
-    of: int
-    low: float
-    high: float
-
-    @classmethod
-    def of_count(cls, count: int, of: int) -> Share | None:
-        return cls(count / of, of, *wilson_interval(count / of, of)) if of else None
-
-
 @dataclass
 class Prompts:
     """The prompts that every model is asked, and the texts that divergences are measured on.
@@ -212,5 +198,8 @@ def milliseconds(model: PreTrainedModel, prompt: Sequence[int], corrections: Seq
 
 
 def _share(count: int, of: int) -> dict[str, Any] | None:
-    found = Share.of_count(count, of)
-    return vars(found) if found else None
+    """A share of prompts with its 95 % interval, as JSON; None of no prompts."""
+    if not of:
+        return None
+    low, high = wilson_interval(count / of, of)
+    return {"share": count / of, "of": of, "low": low, "high": high}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ class BehaviourScoring:
             position = {query: i for i, query in enumerate(self.known.queries)}
             for i, (name, group) in enumerate(self.groups.behaviours.items()):
                 same = {row for query in group for row in self.known.same.get(position[query], ())}
-                read = partial(_of_one, read_scores(paths, i))
+                read = [read_scores(paths, i)].__getitem__  # of the only one that is measured
                 measured = measures(read, [name], self.known.labels[0], {0: sorted(same)})
                 found[name] |= {key: value for key, value in measured["overall"].items() if key in MEASURES}
         return found
@@ -153,8 +153,3 @@ def found_row(position: int, row: int, score: float, sample: Sample) -> dict[str
         "prompt": sample.prompt,
         "response": sample.response,
     }
-
-
-def _of_one(scores: tuple[np.ndarray, np.ndarray], behaviour: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and scores of the only behaviour that is measured."""
-    return scores

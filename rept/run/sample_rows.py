@@ -20,8 +20,7 @@ from rept.utils.text import counted
 def choose_layers(job: Job) -> tuple[LayerChoice, list[int]]:
     """Returns the layer strategy's choice and the training rows of its probe."""
     strategy = job.strategy
-    labelled = isinstance(strategy, LabelledLayerStrategy)
-    rows = sample_rows(job, strategy.probe_rows, balanced=labelled)
+    rows = sample_rows(job, strategy.probe_rows, balanced=isinstance(strategy, LabelledLayerStrategy))
     batches = list(training_batches(job, rows))
     if isinstance(strategy, LabelledLayerStrategy):
         return strategy(job.model, batches, {row: training_behaviour(job, row) for row in rows}), rows
