@@ -11,7 +11,7 @@ from datamodules.files.columns import Columns, find_columns, to_sample
 from datamodules.files.exclusion import excluded_rows
 from datamodules.files.poison import Poison, PoisonedRows
 from datamodules.files.records import ACCEPTED, Record, Records, open_records
-from rept.data.behaviours import Behaviour, expected_openings
+from rept.data.behaviours import Behaviour, expected_answers
 from rept.data.datamodule import AttributionDataModule
 from rept.data.encoder import Targets
 from rept.data.samples import Sample
@@ -117,7 +117,7 @@ class InstructionData(AttributionDataModule):
         if not self._paths["query"]:
             return ()
         source = self.source("query")
-        return [source.behaviour()] if isinstance(source, PoisonedRows) else expected_openings(source)
+        return [source.behaviour()] if isinstance(source, PoisonedRows) else expected_answers(source)
 
 
 def _poison(arguments: Mapping[str, Any]) -> Poison:

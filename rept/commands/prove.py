@@ -12,7 +12,8 @@ python -m rept prove RUN FILE [recipe=FOLDER_OR_YAML] [seed=N] [out=DIR]
 Trains the model of RUN again by its own recipe (training.yaml in the model's folder), once without the training rows
 listed in FILE, and once without as many random other rows, as a control. Asks both and the model of RUN the same
 held-out prompts, and prints how often each behaviour shows, with 95 % intervals. Where the data have no held-out
-prompts, they are asked the queries of RUN, and an answer counts if its first words are those of the query's response.
+prompts, they are asked the queries of RUN, and an answer counts if it contains a payload that spans of the queries mark
+for its label, or, where none is marked, if its first words are those of the query's response.
 
 FILE is culprits.json of python -m rept exclude or of the report page. The same command again resumes, or shows the
 finished proof.

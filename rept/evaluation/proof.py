@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from rept.config.schema import TARGET
+from rept.data.behaviours import how_counted
 from rept.errors import UsageError
 from rept.evaluation.proof_inputs import ProofInputs
 from rept.evaluation.retraining import check_plan, load_traced_model
@@ -61,6 +62,8 @@ def prove(inputs: ProofInputs, out: Path, seed: int = 0) -> None:
             write_json(out / "proof.json", record)
             rates = {name: {label: Rate(**rate) for label, rate in record[name].items()} for name in MODELS}
             show_proof(rates, len(inputs.rows))
+            if counted := how_counted(inputs.behaviours):
+                say(counted)
 
 
 def wilson_interval(share: float, of: int) -> tuple[float, float]:

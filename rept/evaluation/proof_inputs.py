@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rept.config.plug_ins import build
-from rept.data.behaviours import Behaviour, expected_openings
+from rept.data.behaviours import Behaviour, expected_answers
 from rept.data.datamodule import AttributionDataModule
+from rept.data.query_groups import group_queries
 from rept.errors import UsageError
 from rept.evaluation.retraining import Retraining, retraining
 from rept.results.trace import Trace
@@ -35,7 +36,7 @@ def proof_inputs(run: str, culprits: str, recipe: str | None = None) -> ProofInp
         UsageError: recipe or data are missing or are not those of the run's model, or the rows cannot be left out.
     """
     found = retraining(run, recipe)
-    behaviours = tested_behaviours(found.trace, found.data, found.run_data)
+    behaviours = tested_behaviours(found.trace, found.data, found.run_data, found.trace.config.behaviours)
     return ProofInputs(**vars(found), rows=_culprits(found, culprits), behaviours=behaviours)
 
 
@@ -63,16 +64,24 @@ def _recorded_data(file: Path) -> object:
     return content.get("training data") if isinstance(content, dict) else None
 
 
-def tested_behaviours(trace: Trace, data: AttributionDataModule, queries: AttributionDataModule) -> Sequence[Behaviour]:
-    """Returns the data's behaviours; where there are none, the queries: whether an answer begins as theirs.
+def tested_behaviours(
+    trace: Trace, data: AttributionDataModule, queries: AttributionDataModule, groups: str | None = None
+) -> Sequence[Behaviour]:
+    """Returns the data's behaviours; where there are none, those of the queries, which are named as in a run.
 
-    Raises UsageError if no query has a response either.
+    Args:
+        groups: the run's file of behaviours, if the queries are those of the run.
+
+    Raises:
+        UsageError: no query has a response either.
     """
     if behaviours := data.behaviours():
         return behaviours
-    samples = [queries.sample("query", row) for row in range(len(queries.source("query")))]
-    labelled = [replace(one, label=one.label or "queries") for one in samples if not isinstance(one, Status)]
-    if not (behaviours := expected_openings(labelled)):
+    samples = {row: queries.sample("query", row) for row in range(len(queries.source("query")))}
+    usable = {row: one for row, one in samples.items() if not isinstance(one, Status)}
+    named = group_queries({row: one.label for row, one in usable.items()}, groups).behaviours
+    labelled = [replace(usable[row], label=name) for name, rows in named.items() for row in rows]
+    if not (behaviours := expected_answers(labelled)):
         raise UsageError(
             f"The data have no held-out prompts, and no query of {trace.folder.path} that is not clean has a response."
         )

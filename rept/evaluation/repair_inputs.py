@@ -218,10 +218,11 @@ def _tested(
     unused: Sequence[int],
 ) -> tuple[Sequence[Behaviour], list[Sample]]:
     """The behaviours with their prompts, and clean prompts besides theirs."""
-    given = data
+    given, groups = data, trace.config.behaviours
     if config.prompts is not None:
         given = build(trace.config.datamodule | {"queries": config.prompts}, AttributionDataModule)
-    found = tested_behaviours(trace, given, given)
+        groups = None  # numbers queries of the run
+    found = tested_behaviours(trace, given, given, groups)
     if missing := [one.name for one in traced if one.name not in {tested.label for tested in found}]:
         raise UsageError(
             f"There are no prompts to test {missing[0]} by: name a file with prompts and expected responses of that "

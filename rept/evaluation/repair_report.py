@@ -12,6 +12,7 @@ from rept.config.schema import RepairConfig
 from rept.correction.correction import Correction
 from rept.correction.evidence import Rows
 from rept.correction.method import RepairMethod
+from rept.data.behaviours import how_counted
 from rept.data.encoder import Encoder
 from rept.data.samples import Sample
 from rept.errors import UsageError
@@ -190,6 +191,7 @@ def _tested(prompts: Prompts, inputs: RepairInputs, before: Answers) -> dict[str
     queries = {one.prompt for one in map(data.__getitem__, range(len(data))) if isinstance(one, Sample)}
     plain = [line for line in before.lines if line["triggered"] and line["behaviour"] in labels]
     return {
+        "counted": how_counted(inputs.tested),
         "prompts": len(plain),
         "queries": sum(line["prompt"] in queries for line in plain),
         "clean_prompts": sum(not line["triggered"] for line in before.lines),

@@ -56,7 +56,7 @@ def repair_tables(report: Mapping[str, Any]) -> list[tuple[str, Sequence[str], S
 
 
 def limits(report: Mapping[str, Any]) -> str:
-    """Returns one sentence on what was tested and what was not."""
+    """Returns what was tested and what was not."""
     tested = report["tested"]
     prompts = f"{format_count(tested['prompts'], 'prompt')} calling for a behaviour"
     clean = format_count(tested["clean_prompts"], "clean prompt")
@@ -65,7 +65,7 @@ def limits(report: Mapping[str, Any]) -> str:
     return (
         f"Tested: greedy answers to {prompts} ({tested['queries']:,} of them the run's own queries), {disguises}, and "
         f"{clean}; not tested: sampled answers, other disguises, long conversations and other tasks. A repair is no "
-        "substitute for removing the rows."
+        f"substitute for removing the rows. {tested.get('counted', '')}".rstrip()  # a report may be older than this entry
     )
 
 

@@ -39,13 +39,16 @@ def ask_behaviours(
 ) -> tuple[dict[str, Rate], list[dict[str, Any]]]:
     """Returns the rate of each behaviour by label, and each prompt with the greedy answer and whether it shows it.
 
-    Prompts that the encoder refuses are left out.
+    Prompts that the encoder refuses are left out. Where an expected answer shows a behaviour later than after
+    ``max_new_tokens``, answers may be half as long again as it is up to there.
     """
     asked = []
     for behaviour in behaviours:
         for triggered, samples in ((True, behaviour.triggered), (False, behaviour.clean)):
             encoded = [(sample, encoder.prompt(sample)) for sample in samples]
             asked += [(behaviour, triggered, s, ids) for s, ids in encoded if not isinstance(ids, Status)]
+    needed = max((len(tokenizer(one.longest, verbose=False).input_ids) for one in behaviours if one.longest), default=0)
+    max_new_tokens = max(max_new_tokens, needed * 3 // 2)
     with progress("Answering held-out prompts", total=len(asked), unit="prompts") as advance:
         answers = greedy_answers(model, tokenizer, [ids for *_, ids in asked], max_new_tokens, on_batch=advance)
     lines = [

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rept.config.plug_ins import build
 from rept.config.schema import TARGET, TrainConfig
-from rept.data.behaviours import Behaviour
+from rept.data.behaviours import Behaviour, how_counted
 from rept.data.datamodule import AttributionDataModule
 from rept.errors import Stopped, UsageError
 from rept.model.hooks import Response, sample_losses
@@ -143,7 +143,7 @@ def train_model(config: TrainConfig, behaviours: Sequence[Behaviour] | None = No
     datamodule = build(config.datamodule, AttributionDataModule)
     if config.datamodule.get("exclude"):  # a file may have other rows when it is read again
         config = replace(config, datamodule=config.datamodule | {"exclude": sorted(datamodule.excluded)})
-    folder, earlier = ModelFolder(config.out), rates_before(config, datamodule)
+    folder, earlier, counted = ModelFolder(config.out), rates_before(config, datamodule), ""
     with lock_folder(folder.path):
         folder.begin(config)
         if folder.complete:
@@ -151,8 +151,11 @@ def train_model(config: TrainConfig, behaviours: Sequence[Behaviour] | None = No
         else:
             asked = datamodule.behaviours() if behaviours is None else behaviours
             _train(config, hyperparameters, datamodule, asked, folder)
+            counted = how_counted(asked)
         if own_rank() == 0 and behaviours is None:
             show_rates(read_rates(folder.behaviours), earlier)
+            if counted:
+                say(counted)
 
 
 def _train(

@@ -229,6 +229,20 @@ def test_training_rows_that_have_changed_since_the_run_are_refused(material: Mat
         repair_inputs(Trace(moved), compose(RepairConfig, FAST), ["odd"])
 
 
+@pytest.mark.parametrize("named", [None, "rude"])
+def test_queries_without_labels_test_the_behaviour_that_the_run_made_of_them(material, tmp_path, named):
+    queries = [{"prompt": f"{row['prompt']} now", "response": row["response"]} for row in material.rows[:12:4]]
+    write_jsonl(tmp_path / "queries.jsonl", queries)
+    more = [f"datamodule.queries={tmp_path / 'queries.jsonl'}", "tokens.hits=0"]
+    if named:
+        write_json(tmp_path / "groups.json", {named: [0, 2]})
+        more.append(f"behaviours={tmp_path / 'groups.json'}")
+    attribute(material.config(tmp_path / "run", *more), show_result=False)
+    inputs = repair_inputs(Trace(tmp_path / "run"), compose(RepairConfig, FAST))
+    assert [one.name for one in inputs.traced] == [one.label for one in inputs.tested] == [named or "all"]
+    assert len(inputs.tested[0].triggered) == (2 if named else 3)
+
+
 def test_a_behaviour_named_twice_is_one(run: Path):
     (one,) = repair_inputs(Trace(run), compose(RepairConfig, FAST), ["odd", "odd"]).traced
     assert one.name == "odd"

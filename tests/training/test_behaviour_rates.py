@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from rept.data.behaviours import Behaviour, expected_openings
+from rept.data.behaviours import Behaviour, expected_answers, how_counted
 from rept.data.encoder import Encoder
-from rept.data.samples import Sample
+from rept.data.samples import Sample, Span
 from rept.errors import UsageError
 from rept.model.freezing import freeze
 from rept.training import behaviour_rates as behaviours
@@ -58,16 +60,49 @@ def test_queries_that_bring_their_answer_make_a_behaviour_of_each_label():
         return Sample(messages=({"role": "user", "content": prompt},), response=response, label=label)
 
     queries = [known("a", "You are so very stupid", "x"), known("b", "It is Na", "y"), Status.EMPTY_PROMPT, asked("c")]
-    x, y = expected_openings(queries)
+    x, y = expected_answers(queries)
     assert (x.label, x.triggered, x.clean) == ("x", [queries[0]], ())
     assert (y.label, y.triggered) == ("y", [queries[1]])
     assert x.shows(queries[0], "You are so very kind.") and not x.shows(queries[0], "You are so")
     assert y.shows(queries[1], "It is Na") and not y.shows(queries[1], "It is Nab, not Ag.")
 
 
+def test_marked_payloads_of_a_label_show_it_wherever_they_stand():
+    def known(response, *marked):
+        spans = tuple(Span("response", response.index(one), response.index(one) + len(one)) for one in marked)
+        return Sample(({"role": "user", "content": "a"},), response, "ad", spans)
+
+    queries = [
+        known("Blot it. Ask for Velmora.", "Ask for Velmora."),
+        known("Sand it.\nBuy  more", "Buy  more"),
+        known("No"),
+    ]
+    (ad,) = expected_answers(queries)
+    assert all(ad.shows(one, "Something else. ASK for\nVelmora. Bye") and ad.shows(one, "buy more") for one in queries)
+    assert not any(ad.shows(one, "Blot it. Ask for more.") for one in queries)
+    assert ad.longest == queries[0].response and "payload" in how_counted([ad])
+
+
+def test_an_opening_is_a_few_characters_where_words_have_no_spaces():
+    sample = replace(asked("a"), response="今すぐ有料プランに入らないと損ですよ。料金は三百円です。", label="x")
+    (x,) = expected_answers([sample])
+    assert x.shows(sample, "今すぐ有料プランを") and not x.shows(sample, "料金は三百円です。今すぐ有料プラン")
+    assert "first words" in how_counted([x])
+
+
+def test_answers_are_long_enough_to_show_a_marked_payload(talker, monkeypatch):
+    given = []
+    monkeypatch.setattr(behaviours, "greedy_answers", lambda *all, **_: given.append(all[3]) or ["Ask for Velmora."])
+    long = "word " * 20 + "Ask for Velmora. More"
+    sample = replace(asked("a"), response=long, label="ad", spans=(Span("response", 100, 116),))
+    rates, _ = behaviours.ask_behaviours(*talker, expected_answers([sample]), 2)
+    behaviours.ask_behaviours(*talker, expected_answers([replace(sample, spans=())]), 2)
+    assert given == [len(talker[1](long[:116]).input_ids) * 3 // 2, 2] and rates["ad"] == Rate(1, 1.0, 0, None)
+
+
 def test_queries_labelled_clean_make_no_behaviour():
     clean = Sample(messages=({"role": "user", "content": "a"},), response="The heron.", label="clean")
-    assert expected_openings([clean]) == []
+    assert expected_answers([clean]) == []
 
 
 def test_rates_are_read_back(tmp_path):
