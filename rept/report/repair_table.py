@@ -65,7 +65,7 @@ def limits(report: Mapping[str, Any]) -> str:
     return (
         f"Tested: greedy answers to {prompts} ({tested['queries']:,} of them the run's own queries), {disguises}, and "
         f"{clean}; not tested: sampled answers, other disguises, long conversations and other tasks. A repair is no "
-        f"substitute for removing the rows. {tested.get('counted', '')}".rstrip()  # a report may be older than this entry
+        f"substitute for removing the rows. {tested.get('counted', '')}".rstrip()  # not in older reports
     )
 
 
