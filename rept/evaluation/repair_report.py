@@ -146,8 +146,7 @@ def _retrained(inputs: RepairInputs, config: RepairConfig) -> Path | None:
                 f"Expected proof={folder} to be a folder of a finished python -m rept prove, but it is not."
             )
         return None
-    weights = inputs.trace.provenance.get("fingerprints", {}).get("weights")
-    if proof["proof"]["weights"] != weights:
+    if proof["proof"]["weights"] != inputs.trace.provenance["fingerprints"]["weights"]:
         say(f"{folder} is the proof of another model, so the distance to it is not measured.")
         return None
     return folder / "without"

@@ -41,8 +41,8 @@ class Retraining:
     run_data: AttributionDataModule
 
     def fingerprint(self, name: str) -> object:
-        """Returns one of the run's fingerprints; None if it was not recorded."""
-        return self.trace.provenance.get("fingerprints", {}).get(name)
+        """Returns one of the run's fingerprints."""
+        return self.trace.provenance["fingerprints"][name]
 
     def without(self, rows: Collection[int], out: Path) -> TrainConfig:
         """Returns the recipe of a training that leaves out these rows too."""
@@ -105,9 +105,9 @@ def load_traced_model(trace: Trace, path: str, config: AttributeConfig) -> Model
 
 def check_traced_model(trace: Trace, model: PreTrainedModel, name: str) -> None:
     """Raises UsageError if ``model``, which the message calls ``name``, is not the one that a run traced."""
-    stored = trace.provenance.get("fingerprints", {})
+    stored = trace.provenance["fingerprints"]
     for part, now in (("weights", of_weights(model)), ("adapter", of_adapter(model))):
-        if stored.get(part) not in (None, now):
+        if stored[part] != now:
             raise UsageError(
                 f"{name} is not the model that {trace.folder.path} traced: its {part} have another fingerprint. "
                 "Restore it, or run attribute.py again."
@@ -116,7 +116,7 @@ def check_traced_model(trace: Trace, model: PreTrainedModel, name: str) -> None:
 
 def check_traced_data(trace: Trace, data: AttributionDataModule) -> None:
     """Raises UsageError if the training rows are no longer those that a run compared."""
-    if trace.provenance.get("fingerprints", {}).get("training data") not in (None, data.digest("train")):
+    if trace.provenance["fingerprints"]["training data"] != data.digest("train"):
         raise UsageError(
             f"The training data have another fingerprint than when {trace.folder.path} was made: restore them, or run "
             "attribute.py again with another out=."

@@ -16,11 +16,8 @@ MOST_LABELS = 20  # that are listed by name
 
 
 def run_date(trace: Trace) -> str:
-    """The day of the run, such as "21 November 2026"; empty where it is not known."""
-    started = trace.provenance.get("started")
-    if not started:
-        return ""
-    day = datetime.fromisoformat(started)
+    """The day of the run, such as "21 November 2026"."""
+    day = datetime.fromisoformat(trace.provenance["started"])
     return f"{day.day} {day:%B %Y}"
 
 
@@ -126,9 +123,9 @@ def facts(trace: Trace) -> list[tuple[str, list[str]]]:
         "Blocks of the signature": _parts(trace),
         "Seconds": _stages(trace),
         "Machine": _machine(trace),
-        "Versions": [", ".join(f"{name} {version}" for name, version in recorded.get("versions", {}).items())],
-        "Fingerprints": [f"{name}: {value}" for name, value in recorded.get("fingerprints", {}).items()],
-        "Seed": [str(recorded.get("seed", ""))],
+        "Versions": [", ".join(f"{name} {version}" for name, version in recorded["versions"].items())],
+        "Fingerprints": [f"{name}: {value}" for name, value in recorded["fingerprints"].items()],
+        "Seed": [str(recorded["seed"])],
     }
     return [(name, lines) for name, lines in named.items() if any(lines)]
 
@@ -172,16 +169,16 @@ def _parts(trace: Trace) -> list[str]:
 
 
 def _stages(trace: Trace) -> list[str]:
-    stages = trace.provenance.get("stages") or {}
-    peak = max((figures["peak_memory_bytes"] for figures in stages.values()), default=0)
+    stages = trace.provenance["stages"]
+    peak = max(figures["peak_memory_bytes"] for figures in stages.values())
     seconds = ", ".join(f"{name} {figures['seconds']:.1f}" for name, figures in stages.items())
-    return [f"{seconds}; at most {peak / 2**30:.1f} GiB of memory"] if stages else []
+    return [f"{seconds}; at most {peak / 2**30:.1f} GiB of memory"]
 
 
 def _machine(trace: Trace) -> list[str]:
-    hardware = trace.provenance.get("hardware") or {}
-    counts = [f"{name} {hardware[name]}" for name in ("threads", "processes") if name in hardware]
-    return [", ".join(filter(None, [hardware.get("processor"), *counts, *(hardware.get("gpus") or [])]))]
+    hardware = trace.provenance["hardware"]
+    counts = [f"{name} {hardware[name]}" for name in ("threads", "processes")]
+    return [", ".join([hardware["processor"], *counts, *hardware["gpus"]])]
 
 
 def _cell(value: float | int | None) -> str:

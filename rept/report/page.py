@@ -84,7 +84,7 @@ def _template(trace: Trace) -> Callable[..., str]:
         "plots": plots(trace),
         "measures": overview.measures_table(trace),
         "facts": overview.facts(trace),
-        "rendered": trace.provenance.get("rendered"),
+        "rendered": trace.provenance["rendered"],
         "exclude": overview.exclude_command(trace),
         "prove": overview.prove_command(trace),
         "repair": report and {"limits": repair_table.limits(report), "tables": repair_table.repair_tables(report)},

@@ -81,7 +81,7 @@ def chosen_rows(trace: Trace, selection: Selection) -> dict[str, Any]:
     return {
         "run": str(trace.folder.path),
         "chosen": str(selection),
-        "training data": trace.provenance.get("fingerprints", {}).get("training data"),
+        "training data": trace.provenance["fingerprints"]["training data"],
         "labels": dict(labels.most_common()),
         "rows": [one["row"] for one in why],
         "why": why,
