@@ -15,10 +15,9 @@ from extractors.gradients.rapid_in import RapidIn
 from extractors.gradients.weights import Factors, choose_weights, gradient_factors
 from rept.errors import UsageError
 from rept.model.freezing import freeze
-from rept.model.optimizer_state import save_optimizer_state
 from rept.training.from_scratch import tiny_llama
 from rept.types import IGNORE, Key
-from tests.helpers.tiny import tiny_batch, tiny_model
+from tests.helpers.tiny import tiny_batch, tiny_model, trained_by_adam
 
 CASES = [
     ("llama", False, "all"),
@@ -166,15 +165,7 @@ def test_rapid_in_is_layer_normed_and_shared_by_both_sides():
 @pytest.fixture
 def trained(tmp_path):
     """A model that Adam has trained for three steps, and the optimizer, whose state lies in the folder."""
-    model, batch = tiny_model(), tiny_batch(seed=5)
-    weights = [p.requires_grad_() for name, p in model.named_parameters() if "layers.1" in name]
-    optimizer = torch.optim.AdamW(weights, lr=1e-3, betas=(0.8, 0.9), weight_decay=0.0)
-    for _ in range(3):
-        optimizer.zero_grad()
-        model(input_ids=batch.input_ids, labels=batch.labels).loss.backward()
-        optimizer.step()
-    save_optimizer_state(tmp_path, optimizer, model)
-    return model.requires_grad_(False), optimizer, tmp_path
+    return *trained_by_adam(tmp_path, "layers.1", weight_decay=0.0), tmp_path
 
 
 def test_less_takes_the_step_of_adam_for_training_rows_alone(trained):

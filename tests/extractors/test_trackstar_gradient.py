@@ -15,14 +15,14 @@ from rept.config.schema import AttributeConfig, TrainConfig
 from rept.errors import UsageError
 from rept.evaluation import oracle
 from rept.model.loading import load_model, load_tokenizer
-from rept.model.optimizer_state import load_optimizer_state, save_optimizer_state
+from rept.model.optimizer_state import load_optimizer_state
 from rept.run.pipeline import attribute
 from rept.run.rescore import stored_data
 from rept.training.finetune import train_model
 from scorers.whitened import Whitened
 from tests.conftest import Material
 from tests.evaluation.test_proof import recipe
-from tests.helpers.tiny import tiny_batch, tiny_model
+from tests.helpers.tiny import tiny_batch, trained_by_adam
 
 
 def slow(model, batch, state) -> torch.Tensor:
@@ -45,15 +45,7 @@ def slow(model, batch, state) -> torch.Tensor:
 @pytest.fixture
 def trained(tmp_path: Path):
     """A model after three steps of Adam, and the folder with the optimizer's state."""
-    model, batch = tiny_model(), tiny_batch(seed=5)
-    weights = [p.requires_grad_() for p in model.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=1e-3, betas=(0.8, 0.9))
-    for _ in range(3):
-        optimizer.zero_grad()
-        model(input_ids=batch.input_ids, labels=batch.labels).loss.backward()
-        optimizer.step()
-    save_optimizer_state(tmp_path, optimizer, model)
-    return model.requires_grad_(False), tmp_path
+    return trained_by_adam(tmp_path)[0], tmp_path
 
 
 @pytest.mark.parametrize("side", ["train", "query"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rept.model.freezing import freeze
+from rept.model.optimizer_state import save_optimizer_state
 from rept.types import IGNORE, Batch
 
 VOCAB = 97
@@ -113,3 +115,19 @@ def tiny_batch(
         side="train",
         text=tuple(("", "") for _ in lengths),
     )
+
+
+def trained_by_adam(folder: Path, wanted: str = "", **settings: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model after three steps of Adam on the weights whose names contain ``wanted``, and the optimizer.
+
+    The optimizer's state is written into the folder.
+    """
+    model, batch = tiny_model(), tiny_batch(seed=5)
+    weights = [p.requires_grad_() for name, p in model.named_parameters() if wanted in name]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3, betas=(0.8, 0.9), **settings)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(input_ids=batch.input_ids, labels=batch.labels).loss.backward()
+        optimizer.step()
+    save_optimizer_state(folder, optimizer, model)
+    return model.requires_grad_(False), optimizer

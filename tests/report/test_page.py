@@ -146,7 +146,7 @@ def test_a_rendered_row_is_shown_with_its_response_highlighted(trace: Trace) -> 
     html = render(trace)
     assert "Training row 0 as the model reads it, the response highlighted:" in html
     assert f"{escape(prompt)}<mark>{escape(response)}</mark></p>" in html
-    del trace.provenance["rendered"]  # as of a run before there was one
+    trace.provenance["rendered"] = None  # no row that can be attributed was found
     assert "as the model reads it" not in render(trace)
 
 

@@ -157,13 +157,17 @@ def rebuilt(material):
     return load_model(str(material.model)), module
 
 
-@pytest.mark.parametrize("change", ["datamodule.tokens_per_batch=64", "datamodule.window=41", "store.shard_rows=3"])
-def test_batches_windows_and_shards_do_not_move_the_scores(done, material, tmp_path, change):
-    other = attribute(material.config(tmp_path / "run", change), show_result=False)
-    first, second = scores_of(done), scores_of(other)
+def assert_equal_scores(first: dict, second: dict) -> None:
+    """At the end of a ranking, rounding may exchange hits."""
     common = first.keys() & second.keys()
     assert len(common) >= 0.9 * len(first)
     assert all(first[pair] == pytest.approx(second[pair], abs=1e-5) for pair in common)
+
+
+@pytest.mark.parametrize("change", ["datamodule.tokens_per_batch=64", "datamodule.window=41", "store.shard_rows=3"])
+def test_batches_windows_and_shards_do_not_move_the_scores(done, material, tmp_path, change):
+    other = attribute(material.config(tmp_path / "run", change), show_result=False)
+    assert_equal_scores(scores_of(done), scores_of(other))
 
 
 def test_row_order_does_not_move_the_scores(done, material, tmp_path):
@@ -171,11 +175,8 @@ def test_row_order_does_not_move_the_scores(done, material, tmp_path):
     shuffled = tmp_path / "train.jsonl"
     shuffled.write_text("".join(json.dumps(material.rows[i]) + "\n" for i in order))
     other = attribute(material.config(tmp_path / "run", f"datamodule.train={shuffled}"), show_result=False)
-    first = scores_of(done)
     second = {(query, order[row]): value for (query, row), value in scores_of(other).items()}
-    common = first.keys() & second.keys()
-    assert len(common) >= 0.9 * len(first)
-    assert all(first[pair] == pytest.approx(second[pair], abs=1e-5) for pair in common)
+    assert_equal_scores(scores_of(done), second)
 
 
 def test_the_same_command_again_reuses_everything(done, material, capsys):

@@ -19,6 +19,7 @@ from rept.training.from_scratch import tiny_llama, train_tokenizer
 from rept.training.model_folder import ModelFolder
 from rept.utils.files import lock_folder
 from rept.utils.json_files import read_json, read_jsonl
+from tests.test_trust import Trap
 
 TINY = [
     "datamodule.rows=60",
@@ -141,18 +142,10 @@ def test_resume_from_a_named_checkpoint(trained, tmp_path, interrupt):
 def test_a_checkpoint_is_not_unpickled(tmp_path):
     """Which would run what somebody planted in it."""
     planted = tmp_path / "planted.ckpt"
-    torch.save({"state_dict": {}, "planted": Planted(tmp_path / "sprung")}, planted)
+    torch.save({"state_dict": {}, "planted": Trap(tmp_path / "sprung")}, planted)
     with pytest.raises(UsageError, match="it is damaged or holds more than tensors and numbers"):
         train(tmp_path / "model", f"resume={planted}")
     assert not (tmp_path / "sprung").exists()
-
-
-class Planted:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_a_finished_training_is_reused_and_another_refused(trained, capsys):
