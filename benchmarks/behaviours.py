@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.stores import Without
 from rept.calibration.neighbours import estimate_members
 from rept.calibration.two_groups import FEWEST
+from rept.data.samples import Sample
 from rept.ranking.behaviour_scorer import BehaviourScorer
 from rept.ranking.behaviours import fit_behaviours
 from rept.ranking.metrics import average_precision
@@ -32,7 +33,7 @@ from rept.results.run_folder import RunFolder
 from rept.run.query_labels import QueryLabels
 from rept.run.rescore import stored_data
 from rept.store.reader import AttributionStore, Block
-from rept.types import TEXT, Key, Side
+from rept.types import TEXT, Key, Side, Status
 from scorers.adaptive import Adaptive
 from scorers.centroid import Centroid
 from scorers.fisher import Fisher
@@ -73,7 +74,7 @@ def tried(
     culprits: np.ndarray,
     keys: Sequence[Key],
     scorers: Sequence[BehaviourScorer],
-    text: Callable[[Side, int], str],
+    sample: Callable[[Side, int], Sample | Status],
 ) -> Try:
     precision, share, correct = [], np.ones(0), np.zeros(0, dtype=bool)
     for scorer in scorers:
@@ -85,7 +86,7 @@ def tried(
         precision.append(average_precision(1 + np.flatnonzero(np.isin(row, culprits))))
         if len(asked) >= FEWEST and not len(share):
             held_out = rule.held_out["b"].numpy()
-            share = estimate_members(row, score, held_out, train, query, asked, rule, text).false_share
+            share = estimate_members(row, score, held_out, train, query, asked, rule, sample).false_share
             correct = np.isin(row, culprits)
     cuts = [share <= rate for rate in RATES]
     false = [float((~correct[cut]).mean()) if cut.any() else 0.0 for cut in cuts]
@@ -116,8 +117,8 @@ def tries(path: str, chosen: argparse.Namespace) -> Iterator[tuple[str, Try]]:
             for _ in range(chosen.draws if size < len(asked) else 1):
                 some = np.sort(rng.choice(asked, size, replace=False)).tolist()
                 if len(culprits):
-                    yield name, tried(whole, queries, some, culprits, keys, scorers, data.text)
-                yield name, tried(removed, queries, some, culprits, keys, scorers[:1], data.text)
+                    yield name, tried(whole, queries, some, culprits, keys, scorers, data.sample)
+                yield name, tried(removed, queries, some, culprits, keys, scorers[:1], data.sample)
 
 
 def show(name: str, found: Sequence[Try]) -> None:

@@ -13,6 +13,12 @@ behaviour's queries, for which m = 1,
 second round on also by what it says of m: by the difference between its shares of the rows that share the behaviour and
 of those that do not. So what an answer and its subject are decides, and not the sentence around them.
 
+Where the rows that taught a behaviour are missing, rows of its subject or form may still form a group near its queries.
+Two conditions exclude such groups:
+
+1. The rows must find the queries: m of the queries, predicted from the rows alone, must be at least `LEAST` on average.
+2. The rows must show what the answers show (`by_answer_word`).
+
 The expected share of false rows among those with the highest m is the mean of 1 - m. A row with m below `LEAST` is not
 named because others are certain enough to allow for it.
 """
@@ -28,15 +34,17 @@ import torch
 from torch import Tensor
 
 from rept.calibration.two_groups import Estimate, two_groups
+from rept.data.samples import Sample
 from rept.data.word_overlap import words
 from rept.ranking.behaviour_rule import FOLDS, BehaviourRule
 from rept.store.reader import AttributionStore
-from rept.types import Side
+from rept.types import Side, Status
 from rept.utils.tensors import unit
 
 RIDGE = 0.1
 ROUNDS = 3
 LEAST = 0.1
+CHARACTERISTIC = 0.5  # by which a word's share of a behaviour's answers exceeds its share of others
 FEWEST_ROWS = 2.5  # expected ones, below which no row counts
 FIRST = 400  # rows that are compared, or four times as many as share the behaviour by their scores,
 MOST = 2048  # but at most these: where more than half as many share it, the scores alone decide
@@ -53,7 +61,7 @@ def estimate_members(
     query: AttributionStore,
     asked: Sequence[int],
     rule: BehaviourRule,
-    text: Callable[[Side, int], str],
+    sample: Callable[[Side, int], Sample | Status],
 ) -> Estimate:
     """The estimate for a ranking, best first: from its scores (`two_groups`), then from what its first rows share.
 
@@ -62,7 +70,7 @@ def estimate_members(
         held_out: scores (k) of held-out queries.
         asked: the behaviour's queries.
         rule: that the rows were scored by.
-        text: prompt and response of a row.
+        sample: of a row.
     """
     by_score = two_groups(score, held_out)
     expected = float(by_score.member.sum())
@@ -73,14 +81,18 @@ def estimate_members(
         first = row[: min(MOST, max(FIRST, round(4 * expected)))]
         some = np.asarray(asked)[:: -(-len(asked) // QUERIES)]
         signatures = torch.cat([_scaled(train, first, rule), _scaled(query, some, rule)])
-        texts = [text("train", one) for one in first.tolist()] + [text("query", one) for one in some.tolist()]
-        likely, common = by_score.member[: len(first)], CommonWords(texts, len(first))
-        member[: len(first)] = by_neighbours(likely, squared_distances(signatures), common)
+        samples = [sample("train", one) for one in first.tolist()] + [sample("query", one) for one in some.tolist()]
+        common = CommonWords(["" if isinstance(one, Status) else one.text for one in samples], len(first))
+        likely = by_neighbours(by_score.member[: len(first)], squared_distances(signatures), common)
+        answers = ["" if isinstance(one, Status) else one.response or "" for one in samples]
+        member[: len(first)] = by_answer_word(likely, CommonWords(answers, len(answers)))
     return Estimate(by_score.p_value, expected_false(member), member)
 
 
 def by_neighbours(member: np.ndarray, signatures: Tensor, common: CommonWords) -> np.ndarray:
     """Probabilities (n) that rows share a behaviour, from those (n) by their scores, after all rounds.
+
+    All 0 where the rows do not find the queries in turn.
 
     Args:
         signatures: squared distances (n+k n+k) between the rows and, behind them, k queries.
@@ -103,7 +115,34 @@ def by_neighbours(member: np.ndarray, signatures: Tensor, common: CommonWords) -
         likely, unlikely = found.clamp(0, 1) ** 3, (1 - found.clamp(0, 1)) ** 3
         known[:count] = likely / (likely + unlikely)
         weight = common.rarity * common.difference(known)
-    return known[:count].numpy()
+    from_rows = kernel[count:, :count] @ torch.linalg.solve(ridged[:count, :count], known[:count])
+    return known[:count].numpy() if float(from_rows.mean()) >= LEAST else np.zeros(count)
+
+
+def by_answer_word(member: np.ndarray, common: CommonWords) -> np.ndarray:
+    """Probabilities (n) that agree with what the answers show, from those (n) by neighbours.
+
+    With q, p and o the shares of the queries', the named and the other rows' answers that have a word: if the named
+    rows are a mixture of rows that share the behaviour and others, ``p = t q + (1 - t) o`` gives the share t of the
+    former (adjusted count: Forman, Data Mining and Knowledge Discovery 2008). So at most ``t q / p`` of the rows with
+    the word and ``t (1 - q) / (1 - p)`` of those without it share the behaviour. The word is the one with the largest
+    ``q - o``, which must exceed `CHARACTERISTIC`: answers without a common word say nothing.
+
+    Args:
+        common: words of the rows' answers and, behind them, the queries'.
+    """
+    named = torch.zeros(common.texts, dtype=torch.float64)
+    named[: len(member)] = torch.from_numpy(member)
+    asked = (torch.arange(common.texts) >= len(member)).double()
+    q, p, o = (common.shares(one) for one in (asked, named, 1 - asked - named))
+    apart = (q - o).round(decimals=9)  # so that rounding does not choose among words that say the same
+    if not len(apart) or float(apart.max()) <= CHARACTERISTIC:
+        return member
+    word = int(apart.argmax())
+    q, p, o = q[word], p[word], o[word]
+    true = ((p - o) / (q - o)).clamp(min=0)
+    most = torch.where(common.having(word)[: len(member)], true * q / p, true * (1 - q) / (1 - p))
+    return torch.minimum(torch.from_numpy(member), most).numpy()
 
 
 def _over_median(distances: Tensor, count: int) -> list[Tensor]:
@@ -122,6 +161,7 @@ class CommonWords:
     """The words of some texts that at least two of their first ``rows`` have.
 
     Attributes:
+        texts: their number.
         rarity: ``log(rows / rows with it)`` of each word (W).
     """
 
@@ -130,16 +170,16 @@ class CommonWords:
         count = Counter(word for one in found[:rows] for word in one)
         column = {word: i for i, word in enumerate(word for word, n in sorted(count.items()) if n > 1)}
         entries = [(i, column[word]) for i, one in enumerate(found) for word in one & column.keys()]
-        self._texts = len(texts)
+        self.texts = len(texts)
         self._text, self._word = torch.tensor(entries, dtype=torch.int64).reshape(-1, 2).T
         self.rarity = torch.tensor([math.log(rows / count[word]) for word in column], dtype=torch.float64)
 
     def distances(self, weight: Tensor) -> Tensor:
         """Squared distances of the texts (n n) by their weighted words: ``2 - 2 cos``; texts without any are alike."""
-        product = torch.zeros(self._texts, self._texts, dtype=torch.float64)
+        product = torch.zeros(self.texts, self.texts, dtype=torch.float64)
         for start in range(0, len(weight), _WORDS):
             here = (self._word >= start) & (self._word < start + _WORDS)
-            part = torch.zeros(self._texts, _WORDS, dtype=torch.float64)
+            part = torch.zeros(self.texts, _WORDS, dtype=torch.float64)
             part[self._text[here], self._word[here] - start] = weight[self._word[here]]
             product += part @ part.T
         norm = product.diagonal().sqrt()
@@ -147,15 +187,22 @@ class CommonWords:
         return (2 - 2 * cosine).clamp(min=0)
 
     def difference(self, member: Tensor) -> Tensor:
-        """``|P(word | behaviour) - P(word | none)|`` of each word (W), given each text's probability (n) to share it.
+        """``|P(word | behaviour) - P(word | none)|`` of each word (W), given each text's probability (n)."""
+        return (self.shares(member) - self.shares(1 - member)).abs()
 
-        Half a text with the word and half a text without it are added to either side.
+    def shares(self, weight: Tensor) -> Tensor:
+        """Shares of the texts that have each word (W), texts weighted (n).
+
+        Half a text with the word and half a text without it are added.
         """
-        shares = []
-        for one in (member, 1 - member):
-            having = torch.zeros_like(self.rarity).index_add_(0, self._word, one[self._text])
-            shares.append((having + 0.5) / (one.sum() + 1))
-        return (shares[0] - shares[1]).abs()
+        having = torch.zeros_like(self.rarity).index_add_(0, self._word, weight[self._text])
+        return (having + 0.5) / (weight.sum() + 1)
+
+    def having(self, word: int) -> Tensor:
+        """Which texts (n) have a word."""
+        found = torch.zeros(self.texts, dtype=torch.bool)
+        found[self._text[self._word == word]] = True
+        return found
 
 
 def expected_false(member: np.ndarray) -> np.ndarray:

@@ -125,8 +125,8 @@ class BehaviourScoring:
                 order = np.lexsort((row, -score))
                 row, score = row[order], score[order]
                 known = held_out[name].numpy()
-                text = self.known.datamodule.text
-                estimate = estimate_members(row, score, known, self.train, self.query, asked, rule, text)
+                sample = self.known.datamodule.sample
+                estimate = estimate_members(row, score, known, self.train, self.query, asked, rule, sample)
                 measured[name]["rows"] = {str(rate): int((estimate.false_share <= rate).sum()) for rate in RATES}
                 listed = np.flatnonzero(
                     (estimate.false_share <= MOST_FALSE) | (np.arange(len(row)) < self.config.top_k)
