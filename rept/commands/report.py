@@ -27,28 +27,19 @@ def run(arguments: list[str]) -> None:
     from rept.report.page import write_report
     from rept.results.trace import Trace
     from rept.utils.console import say
+    from rept.utils.files import make_folder
 
     trace = Trace(run_folder)
     if "out" not in options and not os.access(trace.folder.path, os.W_OK):
         raise UsageError(f"{trace.folder.path} cannot be written: name a folder or a file .html for the page by out=.")
     page = trace.folder.report
     if "out" in options:
-        page = _page(Path(options["out"]).expanduser(), page.name)
+        out = Path(options["out"]).expanduser()
+        page = out if out.suffix == ".html" else out / page.name
+        make_folder(page.parent)
     say(f"Wrote {write_report(trace, page)}.")
     if "--figures" in options:
         from rept.report.figures import write_figures
 
         for path in write_figures(trace, page.parent / trace.folder.figures.name):
             say(f"Wrote {path}.")
-
-
-def _page(out: Path, name: str) -> Path:
-    """The file of the page that ``out`` asks for; its folder is made."""
-    page = out if out.suffix == ".html" else out / name
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"The folder {page.parent} cannot be written ({error.strerror}); name another by out=."
-        ) from None
-    return page

@@ -148,10 +148,7 @@ def write_culprits(path: Path, content: dict[str, Any]) -> None:
         raise UsageError(f"{path} is a folder: name a file by out=, such as {path / 'culprits.json'}.")
     if path.exists() and not _same(path, content):
         raise UsageError(f"{path} exists and contains other rows: name another file by out=, or delete this one.")
-    try:
-        make_folder(path.parent)
-    except OSError as error:
-        raise UsageError(f"The folder {path.parent} cannot be written ({error.strerror}).") from None
+    make_folder(path.parent)
     write_json(path, content)
 
 

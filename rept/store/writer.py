@@ -15,7 +15,7 @@ from rept.store.open_shard import OpenShard
 from rept.store.shards import Shard, ShardName, check_shards, is_attributed, paths_of, read_shard
 from rept.types import Extraction, Side, Signature
 from rept.utils.digests import content_digest
-from rept.utils.files import make_folder, publish
+from rept.utils.files import folder_errors, make_folder, publish
 from rept.utils.tensors import unit_rows
 
 SHARD_BYTES = 64 * 2**20  # of a shard, where store.shard_rows is not set
@@ -157,14 +157,10 @@ class ShardWriter:
         return missing if self._short is None else min(missing, self._short[0])
 
     def _make_folder(self) -> None:
-        try:
-            make_folder(self._folder)
+        make_folder(self._folder)
+        with folder_errors(self._folder):
             for leftover in self._folder.glob(f".r{self._rank:03d}-*.partial"):  # of a run that was killed
                 leftover.unlink()
-        except OSError as error:
-            raise UsageError(
-                f"The store folder {self._folder} cannot be written ({error.strerror}); name another by out=."
-            ) from error
 
     def _numbers(self) -> dict[int, Path]:
         """The rank's shards by number. A run killed while it replaced a short one leaves both; the longer is kept."""

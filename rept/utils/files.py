@@ -75,12 +75,22 @@ def write_errors(path: Path, what: str = "") -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def folder_errors(folder: Path) -> Iterator[None]:
+    """Raises UsageError where a folder cannot be made or written."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"The folder {folder} cannot be written ({error.strerror}); name another by out=.") from None
+
+
 def make_folder(folder: Path) -> None:
-    """Creates a folder and its parents so that they survive a power loss; raises OSError as `Path.mkdir` does."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for one in reversed(missing):
-        sync_folder(one.parent)
+    """Creates a folder and its parents so that they survive a power loss; raises as `folder_errors` does."""
+    with folder_errors(folder):
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in reversed(missing):
+            sync_folder(one.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -107,13 +117,12 @@ def lock_folder(folder: Path, leftovers: Sequence[str] = ()) -> Iterator[None]:
         yield
         return
     lock = FileLock(folder / ".lock", blocking=False)
-    try:
-        make_folder(folder)
-        lock.acquire()
-    except Timeout:
-        raise UsageError(f"{folder} is in use by another run; wait for it, or name another folder by out=.") from None
-    except OSError as error:
-        raise UsageError(f"The folder {folder} cannot be written ({error.strerror}); name another by out=.") from None
+    make_folder(folder)
+    with folder_errors(folder):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UsageError(f"{folder} is in use by another run; wait for it, or name another by out=.") from None
     with lock:
         for pattern in leftovers:
             for path in folder.glob(pattern):

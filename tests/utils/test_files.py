@@ -40,6 +40,12 @@ def test_new_folders_outlast_a_power_loss(tmp_path, to_disk):
     assert to_disk == [str(tmp_path), str(tmp_path / "a")]
 
 
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"file/sub cannot be written \(Not a directory\); name another by out="):
+        make_folder(tmp_path / "file" / "sub")
+
+
 def test_a_folder_that_is_not_there_is_reported(tmp_path):
     with pytest.raises(UsageError, match="No such file or directory"):
         publish(tmp_path / "nowhere" / "file", b"content")
