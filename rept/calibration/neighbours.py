@@ -62,6 +62,7 @@ def estimate_members(
     asked: Sequence[int],
     rule: BehaviourRule,
     sample: Callable[[Side, int], Sample | Status],
+    clean: np.ndarray | None = None,
 ) -> Estimate:
     """The estimate for a ranking, best first: from its scores (`two_groups`), then from what its first rows share.
 
@@ -71,8 +72,9 @@ def estimate_members(
         asked: the behaviour's queries.
         rule: that the rows were scored by.
         sample: of a row.
+        clean: scores of clean queries, as of held-out ones.
     """
-    by_score = two_groups(score, held_out)
+    by_score = two_groups(score, held_out, clean)
     expected = float(by_score.member.sum())
     if expected > MOST / 2:
         return by_score

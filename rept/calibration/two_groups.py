@@ -8,6 +8,9 @@ expected share of ordinary rows among those with a score of at least s is ``n_0 
 Every direction has a highest row, and the tail of ordinary rows can have a bump of its own. So no row counts unless the
 ranking reaches the held-out queries: its fifth best score must be at least ``REACH`` times their median. Where the rows
 that taught a behaviour are missing, its queries resemble one another more than any row resembles them.
+
+Where clean queries are known, no row counts either unless the median of the held-out queries is above `CLEAN` of
+theirs: otherwise, what the direction finds is what both kinds of queries have in common, such as language or length.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import numpy as np
 
 START = 2.0  # in deviations of the lower half of the rows
 REACH = 0.9  # chosen on embedded data with seeds 0 and 1, factual and backdoor; see docs/findings.md
-FEWEST = 5  # queries from which on held-out ones say enough
+CLEAN = 0.9  # share of the clean queries
+FEWEST = 5  # queries, of either kind, from which on held-out ones say enough
 _BEST = 5
 _ROUNDS = 200
 
@@ -38,11 +42,11 @@ class Estimate:
     member: np.ndarray
 
 
-def two_groups(scores: np.ndarray, held_out: np.ndarray) -> Estimate:
-    """The estimate for scores (N), descending, given the scores (k) of held-out queries.
+def two_groups(scores: np.ndarray, held_out: np.ndarray, clean: np.ndarray | None = None) -> Estimate:
+    """The estimate for scores (N), descending, given the scores of held-out queries (k) and of clean ones.
 
     ``false_share`` is the smallest expected share of ordinary rows among the first rows with which a row is included; 1
-    for all rows where the ranking does not reach the held-out queries.
+    for all rows where the ranking does not reach the held-out queries, or these do not stand out from the clean ones.
     """
     tail = scores[scores > START].astype(np.float64)
     p_value, share, member = np.ones(len(scores)), np.ones(len(scores)), np.zeros(len(scores))
@@ -52,11 +56,16 @@ def two_groups(scores: np.ndarray, held_out: np.ndarray) -> Estimate:
     ordinary = len(tail) - likely.sum()
     beyond = np.exp(-rate * (tail - START)) * ordinary
     p_value[: len(tail)] = np.minimum(1, (beyond + 1) / (len(scores) - len(tail) + ordinary + 1))
-    if len(held_out) >= FEWEST and scores[_BEST - 1] >= REACH * np.median(held_out):
+    if len(held_out) >= FEWEST and scores[_BEST - 1] >= REACH * np.median(held_out) and above_clean(held_out, clean):
         above = np.searchsorted(-scores, -tail, side="right")  # rows with at least this score
         share[: len(tail)] = np.minimum.accumulate(np.minimum(1, beyond / above)[::-1])[::-1]
         member[: len(tail)] = np.maximum.accumulate(likely[::-1])[::-1]  # far out, the normal density falls below
     return Estimate(p_value, share, member)
+
+
+def above_clean(held_out: np.ndarray, clean: np.ndarray | None) -> bool:
+    """Whether held-out queries score higher than clean ones; True where there are too few of these to say."""
+    return clean is None or len(clean) < FEWEST or bool(np.median(held_out) > np.quantile(clean, CLEAN))
 
 
 def _mixture(tail: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, float]:

@@ -51,12 +51,15 @@ class BehaviourRule:
             are; all 0 where the fields are joined without weights.
         held_out: the scores (k) of each behaviour's queries, each by the direction of those outside its fold. Only
             behaviours with at least two queries have some.
+        clean: for each behaviour, the scores of the clean queries, each by a direction that is contrasted with those
+            outside its fold only; empty where there are fewer than `FOLDS`.
     """
 
     scorer: BehaviourScorer
     fields: Mapping[Key, FieldRule]
     weight: Tensor
     held_out: Mapping[str, Tensor] = field(default_factory=dict)
+    clean: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:

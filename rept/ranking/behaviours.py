@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rept.data.behaviours import CLEAN
 from rept.distributed.collectives import gathered, process
 from rept.ranking.behaviour_rule import (
     ALIKE,
+    FOLDS,
     BehaviourRule,
     FieldRule,
     field_scores,
@@ -77,19 +79,27 @@ def fit_behaviours(
         parts = gathered({key: one.to("cpu") for key, one in own.items()})
         own = {key: one.to(device) for part in parts for key, one in part.items()}
     several = {name: queries for name, queries in behaviours.items() if len(queries) > 1}
-    groups = [*behaviours.values(), *without_folds(several), clean]
+    with_folds = [*behaviours.values(), *without_folds(several)]
+    others = without_folds({CLEAN: clean}) if len(clean) >= FOLDS else []
     fields = {}
     for key in keys:
-        *means, ordinary = query_means(query, key, groups, device)
+        means = query_means(query, key, [*with_folds, clean, *others], device)
+        means, (ordinary, *some_clean) = means[: len(with_folds)], means[len(with_folds) :]
         examples = [contrast(one, ordinary, own[key]) for one in means]
+        examples += [contrast(one, other, own[key]) for one in means[: len(behaviours)] for other in some_clean]
         some = [examples[start : start + EXAMPLES] for start in range(0, len(examples), EXAMPLES)]
         fields[key] = _joined([_field_rule(scorer, train, key, own[key], part, device, together) for part in some])
-    held_out = {name: z.to(device) for name, z in held_out_fields(query, fields, several, len(behaviours)).items()}
+    held_out = held_out_fields(query, fields, several, len(behaviours))
+    unlike = held_out_fields(query, fields, dict.fromkeys(behaviours, clean), len(with_folds)) if others else {}
     fields = {key: rule.part(0, len(behaviours)) for key, rule in fields.items()}
+    held_out, unlike = ({name: z.to(device) for name, z in found.items()} for found in (held_out, unlike))
     weight = _weights(scorer, train, fields, [held_out.get(name) for name in behaviours], together)
     column = {name: weight[:, i, None] for i, name in enumerate(behaviours)}
-    scores = {name: scorer.join(z[:, :, None], column[name])[:, 0].float().cpu() for name, z in held_out.items()}
-    return BehaviourRule(scorer, fields, weight, scores)
+    scores = (
+        {name: scorer.join(z[:, :, None], column[name])[:, 0].float().cpu() for name, z in found.items()}
+        for found in (held_out, unlike)
+    )
+    return BehaviourRule(scorer, fields, weight, *scores)
 
 
 def query_means(

@@ -194,7 +194,8 @@ def _none_at_rate(trace: Trace, selection: Selection) -> UsageError:
     reason = (
         f"the smallest share of false rows is {least:.2g}"
         if least < 1
-        else "its queries resemble one another more than any row resembles them, or too few rows resemble them"
+        else "its queries resemble one another more than any row resembles them, too few rows resemble them, or clean "
+        "queries resemble them as much"
     )
     return UsageError(
         f"No training row stands out for the behaviour {' or '.join(selection.behaviours)} at the rate "

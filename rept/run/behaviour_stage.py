@@ -126,7 +126,8 @@ class BehaviourScoring:
                 row, score = row[order], score[order]
                 known = held_out[name].numpy()
                 sample = self.known.datamodule.sample
-                estimate = estimate_members(row, score, known, self.train, self.query, asked, rule, sample)
+                clean = rule.clean[name].numpy() if name in rule.clean else None
+                estimate = estimate_members(row, score, known, self.train, self.query, asked, rule, sample, clean)
                 measured[name]["rows"] = {str(rate): int((estimate.false_share <= rate).sum()) for rate in RATES}
                 listed = np.flatnonzero(
                     (estimate.false_share <= MOST_FALSE) | (np.arange(len(row)) < self.config.top_k)

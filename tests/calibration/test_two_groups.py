@@ -46,6 +46,17 @@ def test_the_share_never_falls_along_the_ranking_and_p_values_never_do():
     assert 0 < estimate.p_value[0] < 0.01 and estimate.false_share[-1] == 1 == estimate.p_value[-1]
 
 
+def test_nothing_is_chosen_where_clean_queries_score_as_high_as_those_of_the_behaviour():
+    scores, _, held_out = drawn(0, 60)
+    other = np.random.default_rng(1).normal(0, 1.5, 20)
+    without = two_groups(scores, held_out).false_share
+    assert (without <= 0.1).any()
+    for few_or_low in (other, held_out[: FEWEST - 1] + 9, np.concatenate([other, held_out[:2]])):
+        assert (two_groups(scores, held_out, few_or_low).false_share == without).all()
+    for high in (held_out, np.concatenate([other, held_out[:5] + 3])):
+        assert (two_groups(scores, held_out, high).false_share == 1).all()
+
+
 def test_few_queries_few_rows_and_equal_scores_choose_nothing():
     scores, _, held_out = drawn(0, 60)
     assert (two_groups(scores, held_out[: FEWEST - 1]).false_share == 1).all()

@@ -219,6 +219,20 @@ def test_held_out_queries_are_scored_by_the_directions_of_the_others(tmp_path, s
         np.testing.assert_allclose(scores, expected, rtol=2e-5, atol=2e-5)
 
 
+def test_clean_queries_are_scored_by_directions_that_are_contrasted_with_the_others(tmp_path):
+    train, query = stores(tmp_path)
+    clean = list(range(7, 14))
+    rule = fit_behaviours(Adaptive(), train, query, GROUPS, clean, [H])
+    assert {name: len(scores) for name, scores in rule.clean.items()} == dict.fromkeys(GROUPS, 7)
+    q = torch.nn.functional.normalize(query.read(clean, [H])[H].double(), dim=1)
+    for fold in range(FOLDS):
+        others = sorted(set(clean) - set(clean[fold::FOLDS]))
+        (one,) = fit_behaviours(Adaptive(), train, query, {"many": GROUPS["many"]}, others, [H]).fields.values()
+        expected = rule.scorer.join(one(q)[None], rule.weight[:, :1])[fold::FOLDS, 0]
+        np.testing.assert_allclose(rule.clean["many"][fold::FOLDS], expected, rtol=1e-5)
+    assert not fit_behaviours(Adaptive(), train, query, GROUPS, clean[: FOLDS - 1], [H]).clean
+
+
 def test_means_of_queries_do_not_depend_on_blocks(tmp_path):
     _, query = stores(tmp_path, world=2)
     rows = torch.nn.functional.normalize(query.read([1, 5, 9], [H])[H].double(), dim=1)
