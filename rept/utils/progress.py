@@ -63,11 +63,11 @@ class _Lines:
 
     def __init__(self, title: str, total: int | None, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.done, self.note = 0, ""
+        self.done, self.steps, self.note = 0, 0, ""
         self.start = self.last = time.monotonic()
 
     def advance(self, number: int = 1, note: str | None = None) -> None:
-        self.done += number
+        self.done, self.steps = self.done + number, self.steps + 1
         self.note = self.note if note is None else note
         now = time.monotonic()
         if now - self.last >= _SECONDS_BETWEEN_LINES:
@@ -84,7 +84,7 @@ class _Lines:
         rate = self.done / seconds
         of_total = f" of {total:,}" if total else ""
         parts = [f"{self.done:,}{of_total} {self.unit}", f"{seconds:.0f} s", f"{_rounded(rate)} a second"]
-        if total and self.done:
+        if total and self.done and self.steps > 1:  # the first step may have waited for what all steps need
             parts.append(f"about {(total - self.done) / rate:.0f} s to go")
         say(f"{self.title}: {', '.join([*parts, *filter(None, [self.note])])}")
 

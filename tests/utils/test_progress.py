@@ -36,6 +36,18 @@ def test_lines_every_15_seconds_without_a_terminal(clock, capsys):
     ]
 
 
+def test_the_first_step_alone_does_not_say_how_long_the_others_take(clock, capsys):
+    with progress("Scoring", total=600, unit="texts") as advance:
+        for seconds in (300, 0, 15):
+            clock.now += seconds
+            advance()
+        clock.now = 0.5
+    assert capsys.readouterr().out.splitlines() == [
+        "Scoring: 1 of 600 texts, 300 s, 0.0 a second",
+        "Scoring: 3 of 600 texts, 315 s, 0.0 a second, about 62685 s to go",
+    ]
+
+
 def test_an_unknown_total(clock, capsys):
     with progress("Reading", unit="texts") as advance:
         clock.now += 16
