@@ -12,7 +12,7 @@ from typing import Literal
 from lightning import Trainer, seed_everything
 
 from rept.calibration.references import check_calibration
-from rept.config.compose import compose
+from rept.config.compose import compose, read_yaml
 from rept.config.plug_ins import build
 from rept.config.schema import AttributeConfig, TrainConfig
 from rept.data.datamodule import AttributionDataModule
@@ -87,6 +87,8 @@ def prepare(
     if config.tokens.hits and isinstance(extractor, ReadsAllPositions):
         check_layer(config.tokens.layer, len(Architecture.of(model)))
     datamodule.attach(tokenizer)
+    if different := _other_targets(config):
+        say(different)
     if not tokenizer.chat_template:
         say(
             "The tokenizer has no chat template, so samples are rendered as plain text, each turn as its role, a colon "
@@ -94,6 +96,20 @@ def prepare(
         )
     extractor.attach(model, tokenizer)
     return Job(config, RunFolder(config.out), model, tokenizer, datamodule, extractor, scorer, strategy, trainer)
+
+
+def _other_targets(config: AttributeConfig) -> str:
+    """A sentence, if train.py trained the model on other turns of conversations than the run reads; else empty."""
+    path = config.model.adapter or config.model.path
+    file = ModelFolder(path).config if path else None
+    known = read_yaml(file)["datamodule"].get("targets") if file and file.is_file() else None
+    now = config.datamodule.get("targets", known)
+    if known in (None, now):
+        return ""
+    return (
+        f"The model was trained with datamodule.targets={known}, but this run has {now}: if conversations have several "
+        f"assistant turns, give datamodule.targets={known}."
+    )
 
 
 def _loaded(config: AttributeConfig, datamodule: AttributionDataModule, missing: MissingModel) -> ModelAndTokenizer:

@@ -85,6 +85,15 @@ def test_a_tokenizer_without_a_chat_template_is_reported_with_the_format_that_is
     )
 
 
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_a_model_that_was_trained_on_other_turns_is_reported(material, tmp_path, capsys, targets):
+    model = shutil.copytree(material.model, tmp_path / "model")
+    for recipe, said in (("datamodule: {}", False), ("datamodule: {targets: all}", targets == "last")):
+        (model / "training.yaml").write_text(recipe)
+        prepare(material.config(tmp_path / "run", f"model.path={model}", f"datamodule.targets={targets}"))
+        assert ("trained with datamodule.targets=all, but this run has last" in capsys.readouterr().out) == said
+
+
 def test_code_that_is_trusted_is_that_of_the_tokenizer_too(material, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     model = with_own_tokenizer(material.model, tmp_path / "model")
