@@ -25,14 +25,15 @@ def introduction(trace: Trace) -> str:
     """What was compared with what, as shown below the headline."""
     rows, answered = trace.metrics["rows"], len(trace.answered)
     set_aside, unanswered = sum(rows["set_aside"].values()), len(trace.queries) - answered
-    parts = [f"{format_count(answered, 'query')} compared with {format_count(rows['attributed'], 'training row')}"]
+    compared = "was compared with" if answered == 1 else "were compared with"
+    parts = [f"{format_count(answered, 'query')} {compared} {format_count(rows['attributed'], 'training row')}"]
     if set_aside:
         parts.append(f"{format_count(set_aside, 'more row')} set aside")
     if unanswered:
         parts.append(f"{format_count(unanswered, 'query')} not traced")
-    generated = sum(bool(query["generated"]) for query in trace.queries)
-    own = "every query" if generated == len(trace.queries) else f"{generated:,} of them"
-    answers = f" The model itself answered {own}." if generated else ""
+    generated, every = sum(bool(query["generated"]) for query in trace.queries), len(trace.queries)
+    some = f" The model itself gave {generated:,} of {format_count(every, 'answer')}." if generated else ""
+    answers = " The answers are the model's own." if generated == every > 1 else some
     layers = trace.layers["layers"]
     site, scorer = (_name(node).replace("_", " ") for node in (trace.config.extractor, trace.config.scorer))
     where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"

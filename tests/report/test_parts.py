@@ -254,3 +254,15 @@ def test_token_scores_of_single_queries_are_said_to_be_weaker(tmp_path: Path) ->
 def test_distinctive_scores_have_a_fixed_scale() -> None:
     weak = replace(_scored(("a", 0.1), ("b", 0.2)), form="distinctive")
     assert scale(weak) == 1.0 and [piece.level for piece in shaded(weak)] == [1, 2]
+
+
+def test_one_query_and_one_row_are_counted_in_the_singular(tmp_path: Path) -> None:
+    trace = Trace(write_run(tmp_path / "run", Shape(queries=1, hits=1, rows=1)))
+    said = overview.introduction(trace)
+    assert said.startswith(
+        "1 query was compared with 1 training row; 4 more rows set aside. The model itself gave 1 of 1 "
+    )
+    trace.metrics["rows"] |= {"read": 1, "set_aside": {}}
+    assert overview.row_counts(trace)[0] == "1 row read"
+    assert "1 query over 1 training row" in repr(trace)
+    assert Findings(trace).rows_found == 1 and "1 different row in all" in render(trace)
