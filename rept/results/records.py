@@ -67,7 +67,7 @@ class MarkedWords:
     words: str
     rows: int  # best rows that have them
     of_rows: int
-    others: int  # drawn rows that have them, of those that are no hit of any query
+    others: int  # drawn rows that have them, of those that are no hit or hits of the fewest queries
     of_others: int
 
     def __str__(self) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from rept.results.shading import level, scale
 from rept.run.job import Job
 from rept.utils.json_files import each_line, write_jsonl
 
-OTHERS = 400  # training rows that are no hit of any query, drawn with the run's seed
+OTHERS = 400  # training rows that are no hit, or else hits of the fewest queries, drawn with the run's seed
 MARKED = 3  # the lowest of the eight shades that counts
 
 Row = list[tuple[str, bool]]  # words, and whether each is marked
@@ -30,27 +31,32 @@ def write_words(job: Job) -> None:
         sample = job.datamodule.sample("query", scored.query)
         if scored.side == "train" and isinstance(sample, Sample):
             best.setdefault(sample.label, {}).setdefault(scored.row, scored)
-    others = [_parts(text, [False] * len(text.pieces)) for text in _other_rows(job)]
+    others = {row: _parts(text, [False] * len(text.pieces)) for row, text in _other_rows(job)}
     write_jsonl(job.folder.words, _lines(job, best, others))
 
 
 def _lines(
-    job: Job, best: dict[str | None, dict[int, TokenScores]], others: list[dict[str, Row]]
+    job: Job, best: dict[str | None, dict[int, TokenScores]], others: dict[int, dict[str, Row]]
 ) -> Iterator[dict[str, Any]]:
     for label, rows in best.items():
         texts = [(job.datamodule.encoded("train", row), scored) for row, scored in rows.items()]
         own = [_parts(text, _marks(scored)) for text, scored in texts if isinstance(text, Encoded)]
+        unlike = [one for row, one in others.items() if row not in rows]
         for part in ("prompt", "response"):
-            elsewhere = [[word for word, _ in other[part]] for other in others]
+            elsewhere = [[word for word, _ in other[part]] for other in unlike]
             for words, count, other in marked_phrases([row[part] for row in own], elsewhere):
-                yield asdict(MarkedWords(label, part, words, count, len(own), other, len(others)))
+                yield asdict(MarkedWords(label, part, words, count, len(own), other, len(unlike)))
 
 
-def _other_rows(job: Job) -> Iterator[Encoded]:
-    hits = {line["row"] for line in each_line(job.folder.results)}
-    order = np.random.default_rng(job.config.seed).permutation(len(job.datamodule.source("train")))
-    texts = (job.datamodule.encoded("train", row) for row in order.tolist() if row not in hits)
-    return islice((text for text in texts if isinstance(text, Encoded)), OTHERS)
+def _other_rows(job: Job) -> Iterator[tuple[int, Encoded]]:
+    hits = Counter(line["row"] for line in each_line(job.folder.results))
+    found = {line["row"] for line in each_line(job.folder.behaviours)} if job.folder.behaviours.is_file() else set()
+    order = np.random.default_rng(job.config.seed).permutation(len(job.datamodule.source("train"))).tolist()
+    without = (row for row in order if row not in hits)
+    # Many queries have most of a small data set among their hits: behaviours' rows count last.
+    least = sorted((row for row in order if row in hits), key=lambda row: (row in found, hits[row]))
+    texts = ((row, job.datamodule.encoded("train", row)) for row in chain(without, least))
+    return islice(((row, text) for row, text in texts if isinstance(text, Encoded)), OTHERS)
 
 
 def _marks(scored: TokenScores) -> list[bool]:
