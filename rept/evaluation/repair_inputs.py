@@ -19,7 +19,7 @@ from rept.data.query_groups import group_queries
 from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.evaluation.proof_inputs import tested_behaviours
-from rept.evaluation.retraining import check_traced_data, check_traced_model, load_traced_model
+from rept.evaluation.retraining import check_traced_data, check_traced_model, load_traced_model, model_path
 from rept.results.trace import Trace
 from rept.run.rescore import stored_data
 from rept.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -124,12 +124,7 @@ def _run_model(trace: Trace, data: AttributionDataModule) -> tuple[PreTrainedMod
     Raises:
         UsageError: it is not on disk, or has changed.
     """
-    path = trace.config.model.path or data.default_model
-    if path is None:
-        raise UsageError(
-            f"The model of {trace.folder.path} was given in Python and is not on disk: use rept.repair(trace, model, "
-            "tokenizer)."
-        )
+    path = model_path(trace, data, "use rept.repair(trace, model, tokenizer)")
     model, tokenizer = load_traced_model(trace, path, trace.config)
     settings = trace.config.model
     placed = settings.device_map is not None or settings.load_in_4bit or settings.load_in_8bit

@@ -81,12 +81,7 @@ def retraining(run: str | Path, recipe: str | None = None) -> Retraining:
     """
     trace = Trace(run)
     run_data = stored_data(trace.folder, trace.config)
-    path = trace.config.model.path or run_data.default_model
-    if path is None:
-        raise UsageError(
-            f"The model of {run} was given in Python and is not on disk: save it, and trace it by attribute.py with "
-            "model.path=."
-        )
+    path = model_path(trace, run_data, "save it, and trace it by attribute.py with model.path=")
     model = ModelFolder(trace.config.model.adapter or path)
     config = _recipe(model, recipe)
     if not config.datamodule:
@@ -94,6 +89,13 @@ def retraining(run: str | Path, recipe: str | None = None) -> Retraining:
     found = Retraining(trace, path, model, config, build(config.datamodule, AttributionDataModule), run_data)
     _check_data(found)
     return found
+
+
+def model_path(trace: Trace, data: AttributionDataModule, advice: str) -> str:
+    """Returns where the model of a run is; raises UsageError, with ``advice``, if it was given in Python."""
+    if path := trace.config.model.path or data.default_model:
+        return path
+    raise UsageError(f"The model of {trace.folder.path} was given in Python and is not on disk: {advice}.")
 
 
 def load_traced_model(trace: Trace, path: str, config: AttributeConfig) -> ModelAndTokenizer:
