@@ -20,6 +20,8 @@ UNSAFE = (
 )
 UNSAFE_IN_JAVASCRIPT = re.sub(r"\\U000(\w{5})", r"\\u{\1}", UNSAFE)
 _UNSAFE = re.compile(UNSAFE)
+# White space, and the punctuation of scripts that have none between words: there, a clause counts as a word.
+_GAP = re.compile(r"[\s\u3000-\u3004\u3008-\u3020\u3030\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")
 
 
 def replace_unsafe(text: str, replacement: Callable[[str], str]) -> str:
@@ -58,7 +60,7 @@ def format_count(amount: int, noun: str) -> str:
 def words_in(pieces: Iterable[tuple[str, T]]) -> Iterator[tuple[str, list[T]]]:
     """Yields the words of consecutive pieces without punctuation around them, each with the values of its pieces."""
     characters = ((character, value) for text, value in pieces for character in text)
-    for space, run in groupby(characters, key=lambda one: one[0].isspace()):
+    for space, run in groupby(characters, key=lambda one: _GAP.match(one[0]) is not None):
         letters, values = zip(*run, strict=True)
         if not space and (word := re.sub(r"^\W+|\W+$", "", "".join(letters))):
             yield word, list(values)

@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 
 from rept.results.html_text import format_number, visible_html
-from rept.utils.text import UNSAFE, clip, format_count, visible
+from rept.utils.text import UNSAFE, clip, format_count, visible, words_in
 
 SAFE_FORMAT = set("\n\t\u200c\u200d")
 
@@ -58,3 +58,15 @@ def test_numbers_keep_their_leading_digits(value: float, shown: str) -> None:
 def test_a_count_has_its_noun_in_singular_or_plural() -> None:
     shown = (format_count(1, "query"), format_count(1200, "query"), format_count(2, "row"), format_count(2, "batch"))
     assert shown == ("1 query", "1,200 queries", "2 rows", "2 batches")
+
+
+def test_clauses_are_words_where_a_script_has_no_spaces() -> None:
+    pieces = [("損ですよ", 1), ("。料金", 2), ("は「三百」", 3), ("円です。 So-called it's.", 4)]
+    assert list(words_in(pieces)) == [
+        ("損ですよ", [1] * 4),
+        ("料金は", [2, 2, 3]),
+        ("三百", [3, 3]),
+        ("円です", [4] * 3),
+        ("So-called", [4] * 9),
+        ("it's", [4] * 5),
+    ]
