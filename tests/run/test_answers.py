@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from extractors.sites.residual_stream import ResidualStream
 from rept.errors import UsageError
 from rept.run import stages
 from rept.run.pipeline import attribute
-from rept.run.prepare import prepare
+from rept.run.prepare import Given, prepare
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,29 @@ def test_a_behaviours_file_that_names_a_query_without_an_answer_is_refused_befor
     assert not (tmp_path / "run/store").exists()
     groups.write_text("rude: [0]")
     assert attribute(config, show_result=False).behaviours == ["rude"]
+
+
+class NoSignature(ResidualStream):
+    """Gives query 0 no finite signature."""
+
+    def __call__(self, model, batch, layers):
+        found = super().__call__(model, batch, layers)
+        for block in found.values():
+            block[(batch.row == 0) & (batch.side == "query")] = torch.nan
+        return found
+
+
+def test_a_behaviours_file_that_names_a_query_without_a_signature_is_refused_and_the_run_resumes(
+    material, tmp_path, capsys
+):
+    groups = tmp_path / "groups.yaml"
+    groups.write_text("rude: [0, 1]")
+    config, given = material.config(tmp_path / "run", f"behaviours={groups}"), Given(extractor=NoSignature())
+    with pytest.raises(UsageError, match="names query 0, but .* run the same command again; what is computed is kept"):
+        attribute(config, given)
+    groups.write_text("rude: [1]")
+    assert attribute(config, given, show_result=False).behaviours == ["rude"]
+    assert "Signatures of 41 of 41 training rows: stored before, reused." in capsys.readouterr().out
 
 
 def test_empty_answers_are_counted(material, tmp_path, silent, capsys):
