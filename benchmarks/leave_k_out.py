@@ -20,7 +20,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from rept.evaluation.bank import SubsetSums, log_likelihoods
 from rept.evaluation.compare import compare
-from rept.evaluation.datamodeling import linear_datamodeling_scores
+from rept.evaluation.datamodeling import rank_correlations
 from rept.evaluation.retraining import Retraining, retraining
 from rept.evaluation.stored_scores import stored_scores
 from rept.results.trace import Trace
@@ -55,7 +55,7 @@ def leave_k_out_agreements(sums: np.ndarray, outputs: np.ndarray, whole: np.ndar
         outputs: (M Q) f of the models trained without them.
         whole: (Q) f of the model of all rows.
     """
-    return linear_datamodeling_scores(sums, whole - outputs)
+    return rank_correlations(sums, whole - outputs)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rept.data.behaviours import behaviour_of
 from rept.errors import UsageError
-from rept.evaluation.datamodeling import jackknife, jackknife_error, linear_datamodeling_scores
+from rept.evaluation.datamodeling import jackknife, jackknife_error, rank_correlations
 from rept.evaluation.retraining import Retraining, check_plan
 from rept.evaluation.stored_scores import stored_scores
 from rept.model.hooks import Response, sample_losses
@@ -123,7 +123,7 @@ def agreement(experiment: str, trace: Trace, bank: Bank) -> Agreement:
     if not read.any():
         raise UsageError(f"No query of {trace.folder.path} can be read by all models of the bank.")
     sums, outputs, queries = sums[:, read], outputs[:, read], queries[read]
-    scores = linear_datamodeling_scores(sums, outputs)
+    scores = rank_correlations(sums, outputs)
     by_label: dict[str, list[float]] = {}
     for query, score in zip(queries, scores.tolist(), strict=True):
         if label := behaviour_of(trace.queries[query]["label"]):
@@ -132,7 +132,7 @@ def agreement(experiment: str, trace: Trace, bank: Bank) -> Agreement:
     return Agreement(
         experiment,
         float(scores.mean()),
-        jackknife(lambda kept: linear_datamodeling_scores(sums[kept], outputs[kept]).mean(), len(sums)).tolist(),
+        jackknife(lambda kept: rank_correlations(sums[kept], outputs[kept]).mean(), len(sums)).tolist(),
         {label: float(np.mean(found)) for label, found in sorted(by_label.items())},
         [known.get(query) for query in range(len(trace.queries))],
     )

@@ -2,7 +2,9 @@
 
 f(S) is the output, for a query, of a model that was trained on the rows S alone, such as its log-likelihood of the
 query's response. An attribution tau predicts that f(S) grows with ``sum_{i in S} tau_i`` (the effects of rows add up).
-The functions take these sums, so that scores of many rows need not be in memory together. Subsets should have the same
+The linear datamodeling score of a query is Spearman's rank correlation over subsets S of this sum and f(S) (Park,
+Georgiev, Ilyas, Leclerc and Madry, "TRAK", ICML 2023, arXiv 2303.14186; Ilyas et al., "Datamodels", ICML 2022, arXiv
+2202.00622). Only sums are needed, so scores of many rows need not be in memory together. Subsets should have the same
 size: otherwise the sum of scores that are all positive grows with the number of rows alone.
 """
 
@@ -11,26 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-
-
-def linear_datamodeling_scores(sums: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation over subsets S of ``sum_{i in S} tau_i`` and ``f(S)``, for each query.
-
-    Park, Georgiev, Ilyas, Leclerc and Madry, "TRAK", ICML 2023, arXiv 2303.14186; Ilyas et al., "Datamodels", ICML
-    2022, arXiv 2202.00622.
-
-    Args:
-        sums: (M Q), a row for each of M subsets.
-        outputs: (M Q) f of the model of each subset.
-
-    Returns:
-        (Q), 0 where sums or outputs are all equal.
-    """
-    if sums.shape != outputs.shape or sums.ndim != 2 or len(sums) < 2:
-        raise ValueError(
-            f"Expected sums and outputs (M Q) of at least two subsets, but got shapes {sums.shape} and {outputs.shape}."
-        )
-    return rank_correlations(sums, outputs)
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], samples: int) -> np.ndarray:
@@ -49,7 +31,9 @@ def jackknife_error(without: np.ndarray) -> float:
 
 
 def rank_correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation (Q) of the columns of two matrices (M Q); 0 where a column is constant."""
+    """Spearman's rank correlation (Q) of the columns of two matrices (M Q), M >= 2; 0 where a column is constant."""
+    if one.shape != other.shape or one.ndim != 2 or len(one) < 2:
+        raise ValueError(f"Expected matrices (M Q) of at least two rows, but got shapes {one.shape} and {other.shape}.")
     a, b = _centred_ranks(one), _centred_ranks(other)
     scale = np.sqrt((a * a).sum(0) * (b * b).sum(0))
     found: np.ndarray = np.divide((a * b).sum(0), scale, out=np.zeros(len(scale)), where=scale > 0)

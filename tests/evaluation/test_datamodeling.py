@@ -10,7 +10,6 @@ from benchmarks.leave_k_out import leave_k_out_agreements
 from rept.evaluation.datamodeling import (
     jackknife,
     jackknife_error,
-    linear_datamodeling_scores,
     rank_correlations,
 )
 
@@ -24,24 +23,24 @@ def test_both_equal_spearmans_correlation_of_sums_and_outputs(noise):
     outputs = np.round(SUBSETS @ EFFECTS + noise * RNG.normal(size=(25, 3)), 1)  # rounded: ties
     sums = SUBSETS @ (EFFECTS + noise * RNG.normal(size=EFFECTS.shape))
     expected = [spearmanr(sums[:, q], outputs[:, q]).statistic for q in range(3)]
-    assert linear_datamodeling_scores(sums, outputs) == pytest.approx(expected)
+    assert rank_correlations(sums, outputs) == pytest.approx(expected)
     assert leave_k_out_agreements(sums, outputs, np.full(3, 3.0)) == pytest.approx([-one for one in expected])
 
 
 def test_true_effects_predict_perfectly_and_their_negatives_inversely():
     outputs = SUBSETS @ EFFECTS
-    assert linear_datamodeling_scores(outputs, outputs) == pytest.approx([1, 1, 1])
-    assert linear_datamodeling_scores(-outputs, outputs) == pytest.approx([-1, -1, -1])
+    assert rank_correlations(outputs, outputs) == pytest.approx([1, 1, 1])
+    assert rank_correlations(-outputs, outputs) == pytest.approx([-1, -1, -1])
     whole = EFFECTS.sum(0)
     assert leave_k_out_agreements(outputs, whole - outputs, whole) == pytest.approx([1, 1, 1])
-    assert linear_datamodeling_scores(np.zeros((25, 3)), outputs).tolist() == [0, 0, 0]
+    assert rank_correlations(np.zeros((25, 3)), outputs).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (24, 3), (25, 2), (25,)])
 def test_too_few_sets_and_wrong_shapes_are_refused(shape):
     sums = np.zeros((1, 3)) if shape == (1, 3) else np.zeros((25, 3))
-    with pytest.raises(ValueError, match="of at least two subsets, but got shapes"):
-        linear_datamodeling_scores(sums, np.zeros(shape))
+    with pytest.raises(ValueError, match="of at least two rows, but got shapes"):
+        rank_correlations(sums, np.zeros(shape))
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error():
