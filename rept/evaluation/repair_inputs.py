@@ -20,6 +20,7 @@ from rept.data.samples import Sample
 from rept.errors import UsageError
 from rept.evaluation.proof_inputs import tested_behaviours
 from rept.evaluation.retraining import check_traced_data, check_traced_model, load_traced_model, model_path
+from rept.results.marked_words import more_frequent
 from rept.results.trace import Trace
 from rept.run.rescore import stored_data
 from rept.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -155,7 +156,10 @@ def _traced(
     drawn = _drawn(data, set(ranking[: _UNSURE * config.rows]), config)
     marked = [one for label in {trace.queries[q]["label"] for q in queries} for one in trace.marked_words(label)]
     responses = [one.words for one in marked if one.part == "response"]
-    phrases = sorted({distinctive_part(data, phrase, rows, drawn) for phrase in responses})
+    parts = sorted({distinctive_part(data, phrase, rows, drawn) for phrase in responses})
+    # The words were marked in the hits of single queries, which need not be the behaviour's rows.
+    having = {part: [len(culprit_words(data, some, [part])) for some in (rows, drawn)] for part in parts}
+    phrases = [part for part, (own, other) in having.items() if more_frequent(own, len(rows), other, len(drawn))]
     words = culprit_words(data, rows, phrases)
     if not all(words.keys() & set(rows[half::2]) for half in (0, 1)):
         words = {}  # in too few rows: one half estimates, the other judges

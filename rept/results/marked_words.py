@@ -40,12 +40,16 @@ def marked_phrases(
         if overlap or count < max(1, len(best) / 10):
             continue
         rows, elsewhere = (sum(own in text for text in part) for part in (texts, other_texts))
-        frequent = rows * (len(others) + 1) >= 3 * (elsewhere + 0.5) * len(best)
-        if 2 * count >= rows and frequent:
+        if 2 * count >= rows and more_frequent(rows, len(best), elsewhere, len(others)):
             kept.append((phrase, rows, elsewhere))
         if len(kept) == MOST:
             break
     return kept
+
+
+def more_frequent(count: int, of: int, others: int, of_others: int) -> bool:
+    """Whether words of so many rows are at least three times as frequent as in others; half a row is added there."""
+    return count * (of_others + 1) >= 3 * (others + 0.5) * of
 
 
 def _phrases(row: Sequence[tuple[str, bool]]) -> Iterator[str]:

@@ -164,6 +164,21 @@ def test_words_in_one_half_of_the_rows_are_as_good_as_none(run: Path, monkeypatc
     assert rept.repair(run, behaviours=["odd"], **SETTINGS).behaviours == ["odd"]
 
 
+def test_marked_words_that_other_rows_have_as_often_are_no_culprit_words(run: Path, tmp_path: Path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "run")
+    line = {"behaviour": "odd", "part": "response", "rows": 4, "of_rows": 6, "others": 0, "of_others": 9}
+    write_jsonl(copy / "words.jsonl", [line | {"words": words} for words in ("planted", "filler")])
+    traced = {hit.row for hit in Trace(run).behaviour("odd")[:6]}
+
+    def found(data: AttributionDataModule, rows: list[int], phrases: list[str]) -> dict[int, list[int]]:
+        return {row: [0] for row in rows if row in traced or "filler" in phrases}
+
+    monkeypatch.setattr("rept.evaluation.repair_inputs.culprit_words", found)
+    monkeypatch.setattr("rept.evaluation.repair_inputs.distinctive_part", lambda data, phrase, rows, others: phrase)
+    (one,) = repair_inputs(Trace(copy), compose(RepairConfig, FAST), ["odd"]).traced
+    assert one.payloads == ["planted"] and set(one.words) == traced
+
+
 def with_hits(run: Path, copy: Path, **columns: list[object]) -> Trace:
     """A copy of the run in which the ranking of the behaviour has these values, as many hits as values."""
     shutil.copytree(run, copy, dirs_exist_ok=True)
