@@ -45,6 +45,7 @@ RIDGE = 0.1
 ROUNDS = 3
 LEAST = 0.1
 CHARACTERISTIC = 0.5  # by which a word's share of a behaviour's answers exceeds its share of others
+CHANCE = 0.05  # of the difference between the queries' and the likely rows' share, from which on it says nothing
 FEWEST_ROWS = 2.5  # expected ones, below which no row counts
 FIRST = 400  # rows that are compared, or four times as many as share the behaviour by their scores,
 MOST = 2048  # but at most these: where more than half as many share it, the scores alone decide
@@ -128,7 +129,8 @@ def by_answer_word(member: np.ndarray, common: CommonWords) -> np.ndarray:
     rows are a mixture of rows that share the behaviour and others, ``p = t q + (1 - t) o`` gives the share t of the
     former (adjusted count: Forman, Data Mining and Knowledge Discovery 2008). So at most ``t q / p`` of the rows with
     the word and ``t (1 - q) / (1 - p)`` of those without it share the behaviour. The word is the one with the largest
-    ``q - o``, which must exceed `CHARACTERISTIC`: answers without a common word say nothing.
+    ``q - o``, which must exceed `CHARACTERISTIC`: answers without a common word say nothing. Nor does a word that the
+    named rows lack no more often than by chance, if they and the queries are alike in it.
 
     Args:
         common: words of the rows' answers and, behind them, the queries'.
@@ -141,10 +143,20 @@ def by_answer_word(member: np.ndarray, common: CommonWords) -> np.ndarray:
     if not len(apart) or float(apart.max()) <= CHARACTERISTIC:
         return member
     word = int(apart.argmax())
-    q, p, o = q[word], p[word], o[word]
+    has, q, p, o = common.having(word), q[word], p[word], o[word]
+    counts = (asked[has].sum(), asked.sum(), named[has].sum(), named.sum())
+    if chance_of_more(*(round(float(count)) for count in counts)) > CHANCE:
+        return member
     true = ((p - o) / (q - o)).clamp(min=0)
-    most = torch.where(common.having(word)[: len(member)], true * q / p, true * (1 - q) / (1 - p))
+    most = torch.where(has[: len(member)], true * q / p, true * (1 - q) / (1 - p))
     return torch.minimum(torch.from_numpy(member), most).numpy()
+
+
+def chance_of_more(having: int, texts: int, others_having: int, others: int) -> float:
+    """Fisher's exact test: the probability that at least ``having`` of ``texts`` drawn from all texts have a word."""
+    total, every = having + others_having, texts + others
+    ways = [math.comb(total, i) * math.comb(every - total, texts - i) for i in range(having, min(texts, total) + 1)]
+    return sum(ways) / math.comb(every, texts)
 
 
 def _over_median(distances: Tensor, count: int) -> list[Tensor]:
