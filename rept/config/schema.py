@@ -96,7 +96,7 @@ class RepairConfig:
     """What `python -m rept repair` reads; see configs/repair.yaml."""
 
     method: Node = field(default_factory=dict)
-    rows: int = 30
+    rows: int = 60
     others: int = 400
     tried_layers: list[int] | None = None
     likelihood: float = 0.05

@@ -26,9 +26,10 @@ _MOST_POSITIONS = 4096  # of clean rows, at which the divergence is measured: th
 class Rule:
     """Which candidate is chosen: of those that are effective within the budget, the one that changes least.
 
-    These are sorted by strength, then by the share of other rows that they change, then by their mean divergence to
-    three digits; among equals the last layer is taken, where a behaviour shows whichever way it was called. If none is
-    both, the most effective one within the budget; if none is within it, the one with the least divergence.
+    These are sorted by strength, then by how well their gate separates (to one digit: smaller differences are noise),
+    then by the share of other rows that they change, then by their mean divergence to three digits; among equals the
+    last layer is taken, where a behaviour shows whichever way it was called. If none is both, the most effective one
+    within the budget; if none is within it, the one with the least divergence.
 
     Attributes:
         likelihood: effective is a correction under which the culprit words of rows held back are at most this many
@@ -45,7 +46,8 @@ class Rule:
         within = candidate.percentile <= self.clean_kl
         effective = candidate.likelihood <= self.likelihood
         if within and effective:
-            return 0, candidate.strength, candidate.changed, round(candidate.divergence, _DIGITS), -candidate.layer
+            separation, divergence = round(candidate.separation, 1), round(candidate.divergence, _DIGITS)
+            return 0, candidate.strength, -separation, candidate.changed, divergence, -candidate.layer
         return (1, candidate.likelihood) if within else (2, candidate.percentile)
 
     def met(self, candidate: Candidate) -> bool:
@@ -61,6 +63,7 @@ class Candidate:
         likelihood: of the culprit words after the correction, divided by that before; mean over rows, each at most 1.
         changed: share of other rows in whose text the most probable next token changes somewhere.
         divergence, percentile: mean and 95th percentile of the next token's divergence on other rows.
+        separation: of the gate, see `Correction.separation`; 0 without a gate.
     """
 
     layer: int
@@ -70,6 +73,7 @@ class Candidate:
     changed: float
     divergence: float
     percentile: float
+    separation: float
 
 
 class Choice:
@@ -150,10 +154,12 @@ class Choice:
         """Candidates up to the smallest strength at which one meets the rule: a stronger one is never chosen."""
         places = list(itertools.product(self.layers, method.places))
         made = [method(self.evidence(layer, at, halves=1)) for layer, at in places]
+        culprits, others = self._states[1].reads, self._other_states[1].anywhere
+        apart = [one.separation(culprits[place], others[place[0]]) for place, one in zip(places, made, strict=True)]
         for strength in sorted(method.strengths):
             found = [
-                Candidate(layer, at, strength, *self.judged(correction.scaled(strength)))
-                for (layer, at), correction in zip(places, made, strict=True)
+                Candidate(layer, at, strength, *self.judged(correction.scaled(strength)), separation)
+                for (layer, at), correction, separation in zip(places, made, apart, strict=True)
             ]
             yield from found
             if any(map(rule.met, found)):

@@ -60,6 +60,18 @@ class Correction:
             return torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device)
         return states @ self.gate > self.threshold
 
+    def separation(self, culprits: Tensor, others: Tensor) -> float:
+        """Returns how far the gate separates the states of culprits (n D) from others (m D); 0 without a gate.
+
+        The distance from the others' 99.9th percentile to the culprits' 10th, over that of the medians: 0 or less where
+        they overlap, 1 where either kind's states are all alike.
+        """
+        if self.gate is None:
+            return 0.0
+        inside, outside = (states.double() @ self.gate.double() for states in (culprits, others))
+        apart = (inside.median() - outside.median()).abs().clamp(min=1e-30)
+        return ((inside.quantile(0.1) - outside.quantile(0.999)) / apart).item()
+
     def change(self, states: Tensor) -> Tensor:
         """Returns what is added to states (... D) where the gate is open."""
         return (states @ self.read.T + self.offset) @ self.write

@@ -21,11 +21,14 @@ from rept.errors import UsageError
 from rept.evaluation.proof_inputs import tested_behaviours
 from rept.evaluation.retraining import check_traced_data, check_traced_model, load_traced_model, model_path
 from rept.results.marked_words import more_frequent
+from rept.results.records import BehaviourHit
 from rept.results.trace import Trace
 from rept.run.rescore import stored_data
 from rept.types import PreTrainedModel, PreTrainedTokenizerBase
 
 _FEWEST_ROWS = 4  # of either kind: two to estimate from, two to judge by
+_MOST_FALSE = 0.1  # among the rows that a run names for a behaviour
+_UNNAMED = 30  # rows of a behaviour's ranking, where none are named
 _UNSURE = 4  # times as many rows as are traced may be culprits
 _RANK_OFFSET = 10  # a hit at rank r counts 1 / (10 + r)
 
@@ -137,23 +140,24 @@ def _run_model(trace: Trace, data: AttributionDataModule) -> tuple[PreTrainedMod
 def _traced(
     trace: Trace, data: AttributionDataModule, name: str, queries: Sequence[int], config: RepairConfig
 ) -> TracedBehaviour:
-    """The first (in a calibrated run, the flagged) rows of a behaviour's ranking, and rows to compare them with.
+    """The rows that a run names for a behaviour, or the first of its ranking, and rows to compare them with.
 
-    Half of these are the next in the ranking whose responses have no culprit word: they are like the traced rows and do
-    not show the behaviour. The others are drawn from all but the first of the ranking, four times as many as are
-    traced. A run from before there were rankings of behaviours has that of its single queries' hits instead.
+    Named are, in a calibrated run, the flagged ones, and otherwise those of which an expected share of `_MOST_FALSE` is
+    false. Half of the other rows are the next in the ranking whose responses have no culprit word: they are like the
+    traced rows and do not show the behaviour. The rest are drawn from all but the named ones and the first of the
+    ranking, four times as many as are traced. A run from before there were rankings of behaviours has that of its
+    single queries' hits instead.
     """
     hits = trace.behaviour(name) if name in trace.behaviours else []
-    calibrated = any(hit.flagged is not None for hit in hits)
     ranking = list(dict.fromkeys([*(hit.row for hit in hits), *_found_by(trace, queries)]))
-    rows = [hit.row for hit in hits if hit.flagged] if calibrated else ranking
-    rows = rows[: config.rows]
+    named = _named(hits)
+    rows = (ranking[:_UNNAMED] if named is None else named)[: config.rows]
     if len(rows) < _FEWEST_ROWS:
         raise UsageError(
             f"Expected at least {_FEWEST_ROWS} traced rows of {name}, but {trace.folder.path} has {len(rows)}: trace "
             "more queries of it, or with another scorer."
         )
-    drawn = _drawn(data, set(ranking[: _UNSURE * config.rows]), config)
+    drawn = _drawn(data, {*ranking[: _UNSURE * len(rows)], *(named or ())}, config)
     marked = [one for label in {trace.queries[q]["label"] for q in queries} for one in trace.marked_words(label)]
     responses = [one.words for one in marked if one.part == "response"]
     parts = sorted({distinctive_part(data, phrase, rows, drawn) for phrase in responses})
@@ -163,7 +167,7 @@ def _traced(
     words = culprit_words(data, rows, phrases)
     if not all(words.keys() & set(rows[half::2]) for half in (0, 1)):
         words = {}  # in too few rows: one half estimates, the other judges
-    rest = ranking[config.rows :] if words else []
+    rest = [row for row in ranking if row not in {*rows, *(named or ())}] if words else []
     alike = culprit_words(data, rest, phrases)
     unlike = [row for row in rest if row not in alike][: config.others // 2]
     others = [*unlike, *(row for row in drawn if row not in set(unlike))][: config.others]
@@ -176,6 +180,14 @@ def _traced(
         (one for one in marked if one.part == "prompt"), key=lambda one: (one.others / one.of_others, -len(one.words))
     )
     return TracedBehaviour(name, rows, others, words, [one.words for one in prompts], phrases)
+
+
+def _named(hits: Sequence[BehaviourHit]) -> list[int] | None:
+    """The rows that a calibrated run flags, or those of which few are expected to be false; None where too few are."""
+    if any(hit.flagged is not None for hit in hits):
+        return [hit.row for hit in hits if hit.flagged]
+    named = [hit.row for hit in hits if hit.false_share is not None and hit.false_share <= _MOST_FALSE]
+    return named if len(named) >= _FEWEST_ROWS else None
 
 
 def _found_by(trace: Trace, queries: Sequence[int]) -> list[int]:

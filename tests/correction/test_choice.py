@@ -20,14 +20,18 @@ from tests.conftest import Material
 STRENGTHS = (1.0, 4.0, 16.0)
 
 
-def candidate(strength: float, likelihood: float, changed: float, divergence: float, layer: int) -> Candidate:
-    return Candidate(layer, "words", strength, likelihood, changed, divergence, percentile=10 * divergence)
+def candidate(
+    strength: float, likelihood: float, changed: float, divergence: float, layer: int, separation: float = 0.0
+) -> Candidate:
+    return Candidate(layer, "words", strength, likelihood, changed, divergence, 10 * divergence, separation)
 
 
 def test_the_rule_prefers_the_least_change_among_effective_candidates_within_the_budget():
     rule = Rule(likelihood=0.05, clean_kl=0.02)
     in_order = [
-        candidate(1.0, 0.04, 0.1, 0.0, 2),
+        candidate(1.0, 0.04, 0.1, 0.001, 2, separation=0.36),
+        candidate(1.0, 0.01, 0.0, 0.0, 1, separation=0.33),
+        candidate(1.0, 0.04, 0.1, 0.0, 2, separation=0.34),  # the same separation to one digit
         candidate(1.5, 0.01, 0.0, 0.0014, 3),
         candidate(1.5, 0.04, 0.0, 0.0011, 2),  # the same divergence to three digits, an earlier layer
         candidate(1.5, 0.01, 0.0, 0.002, 3),
@@ -37,7 +41,7 @@ def test_the_rule_prefers_the_least_change_among_effective_candidates_within_the
         candidate(1.0, 0.00, 0.0, 0.003, 4),  # beyond the budget
     ]
     assert sorted(reversed(in_order), key=rule.key) == in_order
-    assert [rule.met(one) for one in in_order] == [True] * 5 + [False] * 3
+    assert [rule.met(one) for one in in_order] == [True] * 7 + [False] * 3
 
 
 @pytest.fixture
@@ -68,7 +72,7 @@ def test_stopping_at_the_first_strength_that_meets_the_rule_chooses_what_trying_
 ):
     method = Ablation(strengths=STRENGTHS)
     every = [
-        Candidate(layer, at, strength, *choice.judged(method(choice.evidence(layer, at, 1)).scaled(strength)))
+        Candidate(layer, at, strength, *choice.judged(method(choice.evidence(layer, at, 1)).scaled(strength)), 0.0)
         for layer in choice.layers
         for at in method.places
         for strength in STRENGTHS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -62,6 +63,19 @@ def test_constructors_are_their_formulas():
     shifted = Correction.shift("b", 1, centre).scaled(2.0)
     assert shifted.is_shift
     torch.testing.assert_close(LayerCorrections([shifted]).apply(states), states + 2)
+
+
+def test_separation_is_the_gap_between_quantiles_over_that_of_the_medians():
+    generator = torch.Generator().manual_seed(0)
+    gate, shift = torch.randn(2, 8, generator=generator)
+    others = torch.randn(2001, 8, generator=generator)
+    culprits = torch.randn(21, 8, generator=generator) + 9 * gate + shift
+    one = Correction("odd", 1, gate[None], torch.zeros(1), gate[None], gate=gate)
+    inside, outside = (numpy.sort((states.double() @ gate.double()).numpy()) for states in (culprits, others))
+    expected = (inside[2] - outside[1998]) / (inside[10] - outside[1000])  # percentiles 10, 99.9, 50
+    assert 0 < expected < 1
+    assert one.separation(culprits, others) == pytest.approx(expected, rel=1e-9)
+    assert replace(one, gate=None).separation(culprits, others) == 0.0
 
 
 def test_a_closed_gate_changes_no_bit_in_half_precision():

@@ -228,6 +228,21 @@ def test_in_a_calibrated_run_the_rows_are_the_flagged_ones(run: Path, tmp_path: 
         repair_inputs(trace, config, ["odd"])
 
 
+def test_rows_of_which_few_are_expected_to_be_false_are_traced_and_the_others_of_them_are_no_comparison(
+    run: Path, tmp_path: Path
+):
+    rows = [hit.row for hit in Trace(run).behaviour("odd")]
+    assert len(rows) == 8
+    shares = [0.0, 0.01, 0.1, 0.05, 0.1, 0.02, 0.11, 1.0]
+    trace = with_hits(run, tmp_path / "six", row=rows, false_share=shares)
+    for most, expected in (("rows=60", rows[:6]), ("rows=4", rows[:4])):
+        (traced,) = repair_inputs(trace, compose(RepairConfig, [*FAST, most]), ["odd"]).traced
+        assert traced.rows == expected and not set(traced.others) & set(rows[:6])
+    few = with_hits(run, tmp_path / "three", row=rows, false_share=[0.1] * 3 + [0.2] * 5)
+    (traced,) = repair_inputs(few, compose(RepairConfig, [*FAST, "rows=7"]), ["odd"]).traced
+    assert traced.rows == rows[:7]
+
+
 def test_where_all_rows_may_be_culprits_there_is_nothing_to_compare_with(run: Path, tmp_path: Path):
     trace = with_hits(run, tmp_path / "all", row=[row for row in range(41) if row not in (5, 11, 17)])
     assert repair_inputs(trace, compose(RepairConfig, FAST), ["odd"]).traced
