@@ -36,26 +36,30 @@ def cosine(train: Sequence[Tensor], query: Sequence[Tensor]) -> Tensor:
         tensor([[0.6000],
                 [0.0000]])
     """
-    for x, y in zip(train, query, strict=True):
+    return _products(train, _scaled(query))
+
+
+def _scaled(query: Sequence[Tensor]) -> list[Tensor]:
+    """Queries times their inverse norm: before the product, as that of two small gradients would underflow."""
+    inverse = _inverse_norm(query)
+    return [y * inverse for y in query]
+
+
+def _products(train: Sequence[Tensor], scaled: Sequence[Tensor]) -> Tensor:
+    for x, y in zip(train, scaled, strict=True):
         check_pair(x, y)
-    inverse = _inverse_norm(query)  # before the product: that of two small gradients would underflow
-    scale = _inverse_norm(train)  # before the product too, which evicts the rows from the processor's cache
-    return reduce(torch.add, (product(x, y * inverse) for x, y in zip(train, query, strict=True))).mul_(scale)
+    scale = _inverse_norm(train)  # before the product, which evicts the rows from the processor's cache
+    return reduce(Tensor.add_, map(product, train, scaled)).mul_(scale)
 
 
 def _inverse_norm(blocks: Sequence[Tensor]) -> Tensor:
     """``1 / |x|`` (N 1) of concatenated rows x; 0 for zero rows, so that they score 0."""
-    square = reduce(torch.add, [_norm(x).double().square() for x in blocks])
-    inverse = torch.where(square > 0, square.rsqrt(), 0)
-    return inverse.clamp(max=torch.finfo(blocks[0].dtype).max).to(blocks[0].dtype)
-
-
-def _norm(x: Tensor) -> Tensor:
-    """Norms (N 1) of rows (N D), in float64 where a square might leave the range of float32."""
-    norm: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    if x.numel() and not 1e-15 < norm.min() <= norm.max() < 1e15:
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
-    return norm
+    norms = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in blocks])
+    low, high = (end.item() for end in norms.aminmax()) if norms.numel() else (1, 1)
+    if not 1e-15 < low <= high < 1e15:  # a square might have left the range of float32
+        norms = torch.stack([torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in blocks])
+    inverse = norms.double().square().sum(0).rsqrt().nan_to_num(posinf=0)
+    return inverse.clamp(max=torch.finfo(blocks[0].dtype).max).to(blocks[0].dtype)[:, None]
 
 
 class Cosine(Scorer):
@@ -67,9 +71,12 @@ class Cosine(Scorer):
 
     def __init__(self, fields: Sequence[str] = FIELDS) -> None:
         self.needs = tuple(fields)
+        self._asked: tuple[Mapping[str, Tensor] | None, list[Tensor]] = None, []  # the last queries, and them scaled
 
     def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
-        return cosine([train[field] for field in self.needs], [query[field] for field in self.needs])
+        if self._asked[0] is not query:
+            self._asked = query, _scaled([query[field] for field in self.needs])
+        return _products([train[field] for field in self.needs], self._asked[1])
 
     def vectors(self, fields: Mapping[str, Tensor]) -> Tensor:
         blocks = [fields[field] for field in self.needs]

@@ -44,7 +44,7 @@ def rank(
     bottom_k: int = 0,
     device: torch.device | str = "cpu",
     part: tuple[int, int] = (0, 1),
-    rows_per_block: int = 2048,
+    rows_per_block: int = 4096,
     on_block: Callable[[int], None] | None = None,
     sinks: Sequence[Sink] = (),
     watch: Watch | None = None,
@@ -58,7 +58,8 @@ def rank(
         top_k, bottom_k: hits and opponents to keep for each query.
         part: (i, n) scores the share of the i-th of n processes; `merge` joins the shares. Where it is `process`, all
             processes call this, and share the reading for the fit too.
-        rows_per_block: rows that are read and scored at a time; few enough to stay in a processor's cache.
+        rows_per_block: rows that are read and scored at a time; few enough to stay in a processor's cache, and enough
+            that its threads, which wait for each other a dozen times a block, do so seldom.
         on_block: called with the number of rows of each block after it is scored.
         sinks: each is called with the rows and scores of each block.
         watch: called with the rows of each block and the fields that the scorer needs, on ``device``; the next block
@@ -70,7 +71,7 @@ def rank(
     """
     places = _places(queries, scorer.needs)
     fitted = fit_scorers(scorer, train, places, device, rows_per_block, together=part == process())
-    # Made once: a scorer may keep what it computes of the queries as long as it gets the same object.
+    # Made once, as a scorer may keep what it computes of them.
     by_place = {place: {field: queries[Key(*place, field)].to(device) for field in scorer.needs} for place in places}
     count = len(next(iter(queries.values())))
     best, lowest = TopK(count, top_k, device=device), TopK(count, bottom_k, True, device=device)

@@ -35,7 +35,8 @@ class Scorer(ABC):
     def __call__(self, train: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> Tensor:
         """Scores (N Q) from fields (N D) of training rows and (Q D) of queries, in their original scale.
 
-        Scores are finite, also in float32: a zero vector gives 0, never NaN.
+        Scores are finite, also in float32: a zero vector gives 0, never NaN. A ranking passes the same ``query`` object
+        with each block of rows, and does not change it; so what is computed of the queries may be kept.
         """
 
     def vectors(self, fields: Mapping[str, Tensor]) -> Tensor | None:

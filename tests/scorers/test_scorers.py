@@ -98,6 +98,14 @@ def test_scale_of_rows_does_not_matter_to_cosines():
             torch.testing.assert_close(scorer(louder, query), scorer(train, query))
 
 
+def test_a_cosine_keeps_nothing_of_earlier_queries():
+    train, scorer = fields(9, seed=0), Cosine()
+    for seed in (1, 2, 1):
+        query = fields(5, seed=seed)
+        torch.testing.assert_close(scorer(train, query), Cosine()(train, query), atol=0, rtol=0)
+        torch.testing.assert_close(scorer(train, query), scorer(train, dict(query)), atol=0, rtol=0)
+
+
 def test_the_distance_of_near_rows_is_exact_in_blocks_of_any_size():
     """Rows of norm 240 at a distance of 0.1, as those of almost equal texts."""
     generator = torch.Generator().manual_seed(0)
