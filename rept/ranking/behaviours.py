@@ -1,7 +1,7 @@
 """Ranks the training rows once for each behaviour, by its queries together.
 
-Two passes over the store: mean and principal axes of each field (`rept.ranking.spectrum`), and the scores themselves.
-Between them, directions, scales and the fields' weights are found on a sample of rows. Of the queries, only their
+Mean and principal axes of each field (`rept.ranking.spectrum`), directions, scales and the fields' weights are found on
+samples of the rows; then one pass over the store computes the scores. Of the queries, only their
 number and mean are kept: the rows have norm 1, so their scatter follows from these.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,8 @@ from rept.store.reader import AttributionStore
 from rept.types import Key
 from rept.utils.tensors import unit
 
+SPECTRUM_ROWS = 65536  # that mean and principal axes of a field are computed from at least, as a sample,
+ROWS_PER_DIMENSION = 16  # and for each of its dimensions
 SAMPLE = 32768  # rows that scales and candidates are compared on
 EXAMPLES = 128  # behaviours, folds included, whose candidates are compared at once: 370 MB with 11 candidates each
 _AT_ONCE = 2048
@@ -109,7 +112,7 @@ def query_means(
     members = [torch.tensor(sorted(group), dtype=torch.int64) for group in groups]
     total: list[Tensor] = [torch.zeros((), dtype=torch.float64, device=device)] * len(groups)
     count = [0] * len(groups)
-    for row, rows in _in_order(query, key, device):
+    for row, rows in _in_order(query, key, query.attributed, device):
         for i, group in enumerate(members):
             chosen = rows[torch.isin(row, group).to(device)]
             total[i] = total[i] + chosen.sum(0)
@@ -182,14 +185,18 @@ def _weights(
 
 def _spectrum(train: AttributionStore, key: Key, device: torch.device | str) -> Spectrum:
     width = train.read([], [key])[key].shape[1]
-    blocks = (rows[rows.any(1)] for _, rows in _in_order(train, key, device))
+    some = reservoir_sample(len(train.attributed), max(SPECTRUM_ROWS, ROWS_PER_DIMENSION * width), seed=0)
+    found = _in_order(train, key, train.attributed[np.sort(some)], device)
+    blocks = (rows[rows.any(1)] for _, rows in found)
     return spectrum(filter(len, blocks), width).to(device)
 
 
-def _in_order(store: AttributionStore, key: Key, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
+def _in_order(
+    store: AttributionStore, key: Key, numbers: np.ndarray, device: torch.device | str
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Row numbers (n) and unit rows (n D), ascending: so that sums are the same whichever ranks wrote the shards."""
-    for start in range(0, len(store.attributed), _AT_ONCE):
-        row = store.attributed[start : start + _AT_ONCE]
+    for start in range(0, len(numbers), _AT_ONCE):
+        row = numbers[start : start + _AT_ONCE]
         yield torch.from_numpy(row), unit(store.read(row, [key])[key].double().to(device))
 
 

@@ -12,6 +12,7 @@ from rept.ranking import behaviours as ranking
 from rept.ranking.behaviour_rule import FOLDS
 from rept.ranking.behaviour_scorer import BehaviourScorer, Direction
 from rept.ranking.behaviours import fit_behaviours, query_means, rank_behaviours
+from rept.ranking.fitting import reservoir_sample
 from rept.ranking.spectrum import spectrum
 from rept.store.reader import AttributionStore
 from rept.types import Key
@@ -251,6 +252,24 @@ def test_rows_without_a_signature_count_neither_as_queries_nor_as_training_rows(
     torch.testing.assert_close(rule.fields[H].spectrum.mean, expected.mean)
     torch.testing.assert_close(rule.fields[H].spectrum.variance, expected.variance)
     assert (scored(train, query, Centroid(), groups={"none": [3]}) == 0).all()
+
+
+def test_the_spectrum_of_many_rows_is_that_of_a_sample(tmp_path, monkeypatch):
+    train, query = stores(tmp_path)
+
+    def found():
+        return fit_behaviours(Centroid(), train, query, {"one": [1]}, [], [H]).fields[H].spectrum
+
+    monkeypatch.setattr(ranking, "SPECTRUM_ROWS", 60)
+    monkeypatch.setattr(ranking, "ROWS_PER_DIMENSION", 10)
+    some = np.sort(reservoir_sample(ROWS, 10 * WIDTH, seed=0))
+    expected = spectrum([torch.nn.functional.normalize(train.read(some, [H])[H].double(), dim=1)], WIDTH)
+    torch.testing.assert_close(found().mean, expected.mean)
+    torch.testing.assert_close(found().variance, expected.variance)
+    monkeypatch.setattr(ranking, "SPECTRUM_ROWS", ROWS)
+    every = spectrum([torch.nn.functional.normalize(train.read(range(ROWS), [H])[H].double(), dim=1)], WIDTH)
+    torch.testing.assert_close(found().variance, every.variance)
+    assert not torch.allclose(every.variance, expected.variance)
 
 
 def low_rank_rows(seed=0):
