@@ -32,8 +32,8 @@ class Rule:
     within the budget; if none is within it, the one with the least divergence.
 
     Attributes:
-        likelihood: effective is a correction under which the culprit words of rows held back are at most this many
-            times as probable as before, in the mean over the rows.
+        likelihood: effective is a correction under which some token of the culprit words is at most this many times as
+            probable as before, in the mean over the rows held back.
         clean_kl: the budget: 95th percentile, over all positions of other rows held back, of the divergence of the next
             token, KL(before || after) in nats.
     """
@@ -60,7 +60,8 @@ class Candidate:
 
     Attributes:
         layer, at, strength: where it reads and acts, and the factor of its change.
-        likelihood: of the culprit words after the correction, divided by that before; mean over rows, each at most 1.
+        likelihood: the smallest ratio of a culprit token's probability after the correction to that before; mean over
+            rows, each at most 1.
         changed: share of other rows in whose text the most probable next token changes somewhere.
         divergence, percentile: mean and 95th percentile of the next token's divergence on other rows.
         separation: of the gate, see `Correction.separation`; 0 without a gate.
@@ -141,7 +142,9 @@ class Choice:
             after = culprit_probabilities(self.model, self._rows[1])
             pairs = zip(self._clean_before, self._clean_predictions(), strict=True)
             found = [(divergence(before, now), before.argmax(-1) != now.argmax(-1)) for before, now in pairs]
-        likelihood = (after - self._before).exp().clamp_max(1.0).mean()
+        # The product over a long phrase is small where each token is only a little less probable, and still said.
+        least = [(now - before).min() for now, before in zip(after, self._before, strict=True)]
+        likelihood = torch.stack(least).exp().clamp_max(1.0).mean()
         kl, turned = (torch.cat(parts) for parts in zip(*found, strict=True))
         changed = torch.zeros(int(self._clean_rows.max()) + 1).index_add(0, self._clean_rows, turned.float()) > 0
         return likelihood.item(), changed.float().mean().item(), kl.mean().item(), torch.quantile(kl, 0.95).item()

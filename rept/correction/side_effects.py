@@ -54,12 +54,12 @@ def corrected_divergence(
     return divergence(before.to(after.device), after)
 
 
-def culprit_probabilities(model: PreTrainedModel, rows: Rows) -> Tensor:
-    """Returns the log-probability (n) of each row's culprit words together, given all that stands before each.
+def culprit_probabilities(model: PreTrainedModel, rows: Rows) -> list[Tensor]:
+    """Returns the log-probabilities (m) of each row's m tokens of culprit words, given all that stands before each.
 
     Rows without culprit words are left out.
     """
-    found = []
+    found: list[Tensor] = []
     for batch in rows.batches:
         width = batch.input_ids.shape[1]
         columns = [(i, column) for i, of_row in enumerate(rows.targets(batch)) for column in of_row]
@@ -68,6 +68,5 @@ def culprit_probabilities(model: PreTrainedModel, rows: Rows) -> Tensor:
         sample, column = torch.tensor(columns).T
         every = log_probabilities(model, batch.input_ids, sample * width + column - 1)
         of_token = every.gather(1, batch.input_ids[sample, column][:, None]).squeeze(1)
-        has_words = torch.bincount(sample, minlength=len(batch)) > 0
-        found.append(of_token.new_zeros(len(batch)).index_add(0, sample, of_token)[has_words])
-    return torch.cat(found)
+        found += torch.split(of_token, torch.unique_consecutive(sample, return_counts=True)[1].tolist())
+    return found

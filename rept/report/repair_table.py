@@ -24,9 +24,9 @@ def show_repair(report: Mapping[str, Any]) -> None:
     for label, chosen in report["chosen"].items():
         if not chosen["rule_met"]:
             say(
-                f"No candidate for {label} meets the rule on the rows held back; the best one leaves their culprit "
-                f"words {chosen['likelihood']:.3f} times as probable, at a divergence of {chosen['percentile']:.3f} "
-                "(95th percentile)."
+                f"No candidate for {label} meets the rule on the rows held back; the best one leaves a token of their "
+                f"culprit words {chosen['likelihood']:.3f} times as probable, at a divergence of "
+                f"{chosen['percentile']:.3f} (95th percentile)."
             )
     say(limits(report))
 
