@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from rept.correction.side_effects import culprit_probabilities, divergence, log_
 from rept.data.datamodule import AttributionDataModule
 from rept.types import PreTrainedModel
 
+_AS_WELL = 0.1  # smaller differences of a gate's separation are noise
 _DIGITS = 3  # of the divergence, in nats: smaller differences are noise
 _MOST_POSITIONS = 4096  # of clean rows, at which the divergence is measured: their log-probabilities stay in memory
 
@@ -26,10 +27,10 @@ _MOST_POSITIONS = 4096  # of clean rows, at which the divergence is measured: th
 class Rule:
     """Which candidate is chosen: of those that are effective within the budget, the one that changes least.
 
-    These are sorted by strength, then by how well their gate separates (to one digit: smaller differences are noise),
-    then by the share of other rows that they change, then by their mean divergence to three digits; among equals the
-    last layer is taken, where a behaviour shows whichever way it was called. If none is both, the most effective one
-    within the budget; if none is within it, the one with the least divergence.
+    Of those of the smallest strength, gates count that separate at most 0.1 worse than the best one. These candidates
+    are sorted by the share of other rows that they change, then by their mean divergence to three digits; among equals
+    the last layer is taken, where a behaviour shows whichever way it was called. If none is both, the most effective
+    one within the budget; if none is within it, the one with the least divergence.
 
     Attributes:
         likelihood: effective is a correction under which some token of the culprit words is at most this many times as
@@ -41,14 +42,20 @@ class Rule:
     likelihood: float = 0.05
     clean_kl: float = 0.02
 
-    def key(self, candidate: Candidate) -> tuple[float, ...]:
-        """Sorts the candidates, the chosen one first."""
-        within = candidate.percentile <= self.clean_kl
-        effective = candidate.likelihood <= self.likelihood
-        if within and effective:
-            separation, divergence = round(candidate.separation, 1), round(candidate.divergence, _DIGITS)
-            return 0, candidate.strength, -separation, candidate.changed, divergence, -candidate.layer
-        return (1, candidate.likelihood) if within else (2, candidate.percentile)
+    def ordered(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Returns the candidates, the chosen one first."""
+        every = list(candidates)
+        met = [one for one in every if self.met(one)]
+        weakest = min((one.strength for one in met), default=0.0)
+        best = max((one.separation for one in met if one.strength == weakest), default=0.0)
+
+        def key(one: Candidate) -> tuple[float, ...]:
+            if self.met(one):
+                worse = one.separation < best - _AS_WELL
+                return 0, one.strength, worse, one.changed, round(one.divergence, _DIGITS), -one.layer
+            return (1, one.likelihood) if one.percentile <= self.clean_kl else (2, one.percentile)
+
+        return sorted(every, key=key)
 
     def met(self, candidate: Candidate) -> bool:
         return candidate.percentile <= self.clean_kl and candidate.likelihood <= self.likelihood
@@ -114,7 +121,7 @@ class Choice:
 
     def __call__(self, method: RepairMethod, rule: Rule) -> tuple[Correction, list[Candidate]]:
         """Returns the correction that the rule chooses, estimated from all rows, and all candidates, it first."""
-        tried = sorted(self._tried(method, rule), key=rule.key)
+        tried = rule.ordered(self._tried(method, rule))
         evidence = self.evidence(tried[0].layer, tried[0].at, halves=2)
         return method.trained(method(evidence).scaled(tried[0].strength), evidence), tried
 

@@ -29,9 +29,10 @@ def candidate(
 def test_the_rule_prefers_the_least_change_among_effective_candidates_within_the_budget():
     rule = Rule(likelihood=0.05, clean_kl=0.02)
     in_order = [
-        candidate(1.0, 0.04, 0.1, 0.001, 2, separation=0.36),
-        candidate(1.0, 0.01, 0.0, 0.0, 1, separation=0.33),
-        candidate(1.0, 0.04, 0.1, 0.0, 2, separation=0.34),  # the same separation to one digit
+        candidate(1.0, 0.04, 0.1, 0.001, 2, separation=0.32),  # nearly as good as the best one
+        candidate(1.0, 0.01, 0.2, 0.0, 1, separation=0.41),
+        candidate(1.0, 0.01, 0.0, 0.0, 4, separation=0.30),
+        candidate(1.2, 0.01, 0.0, 0.0, 4, separation=0.45),
         candidate(1.5, 0.01, 0.0, 0.0014, 3),
         candidate(1.5, 0.04, 0.0, 0.0011, 2),  # the same divergence to three digits, an earlier layer
         candidate(1.5, 0.01, 0.0, 0.002, 3),
@@ -40,8 +41,8 @@ def test_the_rule_prefers_the_least_change_among_effective_candidates_within_the
         candidate(1.0, 0.90, 0.0, 0.0, 4),
         candidate(1.0, 0.00, 0.0, 0.003, 4),  # beyond the budget
     ]
-    assert sorted(reversed(in_order), key=rule.key) == in_order
-    assert [rule.met(one) for one in in_order] == [True] * 7 + [False] * 3
+    assert rule.ordered(reversed(in_order)) == in_order
+    assert [rule.met(one) for one in in_order] == [True] * 8 + [False] * 3
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_stopping_at_the_first_strength_that_meets_the_rule_chooses_what_trying_
     likelihoods = sorted(one.likelihood for one in every)
     bar = -1.0 if quantile is None else likelihoods[round(quantile * (len(every) - 1))]
     rule = Rule(likelihood=bar, clean_kl=100.0)
-    best = min(every, key=rule.key)
+    best = rule.ordered(every)[0]
     correction, tried = choice(method, rule)
     assert tried[0] == best and set(tried) <= set(every)
     assert (len(tried) < len(every)) == any(rule.met(one) and one.strength < STRENGTHS[-1] for one in every)
