@@ -32,9 +32,14 @@ class CheckFailed(Ended):
 
 
 class Stopped(Ended):
-    """A signal asked the run to stop."""
+    """A signal asked the run to stop.
+
+    Attributes:
+        of_all: whether all ranks get it, as a terminal interrupts all of its processes.
+    """
 
     def __init__(self, number: int) -> None:
+        self.of_all = number == signal.SIGINT
         name = signal.Signals(number).name
         message = f"Stopped by {name}; what was computed is stored. Run the same command again to resume."
         super().__init__(message, 128 + number)

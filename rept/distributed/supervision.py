@@ -81,7 +81,7 @@ def supervised(trainer: Trainer, stop: StopBetweenBatches, max_wait: float) -> I
     except BaseException as error:
         if isinstance(error, distributed.DistStoreError | distributed.DistNetworkError):
             error = RankMissing(f"Not all ranks joined within max_wait, or one of them ended. {RESUME}")
-        if not isinstance(error, UsageError):  # which all ranks may raise, and a script catch
+        if not (isinstance(error, UsageError) or isinstance(error, Stopped) and error.of_all):  # which all may raise
             with suppress(TimeoutError):  # an effect of another rank's failure is followed by the failure
                 error = failed.result(0 if isinstance(error, Stopped) else 2)
         over.set()
