@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from repairs.gated_ablation import GatedAblation
 from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES, At, Evidence
-from rept.correction.side_effects import corrected_divergence
+from rept.correction.side_effects import corrected_divergence, unlikelihood
 
 
 class CleanAnswer(GatedAblation):
@@ -25,8 +25,9 @@ class CleanAnswer(GatedAblation):
     model's own answer to the row's prompt x without the culprit words that token scores mark in it, x'. Of some other
     rows, x' is the prompt, y the response, and x the prompt with such words put in: traced rows have few kinds of
     request. The loss is KL(p(. | x' y) || p_corrected(. | x y)) in the mean over the tokens of y, plus ``penalty``
-    times KL(before || after) at the response positions of other rows. Without such answers (no words of the prompts are
-    marked, or the behaviour shows without them), nothing is trained.
+    times KL(before || after) at the response positions of other rows, plus -log(1 - p) in the mean over the culprit
+    words of the traced rows, so that the trained change does not bring back what the ablation has removed. Without such
+    answers (no words of the prompts are marked, or the behaviour shows without them), nothing is trained.
 
     Args:
         places, strengths, rank, shrinkage, margin: of the gated ablation; layer, place and strength are chosen by it.
@@ -64,14 +65,15 @@ class CleanAnswer(GatedAblation):
         learnt = [drawn.to(chosen.read), chosen.offset.new_zeros(len(drawn)), torch.zeros_like(drawn).to(chosen.read)]
         optimizer = torch.optim.Adam([part.requires_grad_() for part in learnt], lr=self.learning_rate)
         pairs = [*evidence.rows.clean, *evidence.other_rows.clean]
-        others = [(batch, batch) for batch in evidence.other_rows.batches]
+        rows, others = evidence.rows.batches, [(batch, batch) for batch in evidence.other_rows.batches]
         for step in range(self.steps):
             with torch.enable_grad():
                 now = [_beside(chosen, learnt)]
                 far, changed = (
                     corrected_divergence(evidence.model, now, *of[step % len(of)]).mean() for of in (pairs, others)
                 )
-                loss = far + self.penalty * changed
+                shown = unlikelihood(evidence.model, now, evidence.rows, rows[step % len(rows)])
+                loss = far + self.penalty * changed + shown
             optimizer.zero_grad()
             torch.autograd.backward([loss])
             optimizer.step()

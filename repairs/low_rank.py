@@ -10,10 +10,8 @@ from torch import Tensor
 from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES, At, Evidence
 from rept.correction.method import RepairMethod
-from rept.correction.repair import corrected
-from rept.correction.side_effects import corrected_divergence, differentiable_log_probabilities
+from rept.correction.side_effects import corrected_divergence, unlikelihood
 from rept.model.placement import input_device
-from rept.types import Batch
 
 
 class LowRank(RepairMethod):
@@ -57,9 +55,8 @@ class LowRank(RepairMethod):
             rows, other = (batches[step % len(batches)] for batches in both)
             with torch.enable_grad():
                 made = [self._made(evidence, learnt)]
-                changed = corrected_divergence(model, made, other, other).mean()
-                with corrected(model, made):
-                    loss = self._shown(evidence, rows) + self.penalty * changed
+                shown = unlikelihood(model, made, evidence.rows, rows)
+                loss = shown + self.penalty * corrected_divergence(model, made, other, other).mean()
             optimizer.zero_grad()
             torch.autograd.backward([loss])
             optimizer.step()
@@ -68,14 +65,3 @@ class LowRank(RepairMethod):
     def _made(self, evidence: Evidence, parts: Sequence[Tensor]) -> Correction:
         read, offset, write = parts
         return Correction(evidence.behaviour, evidence.layer, read, offset, write)
-
-    def _shown(self, evidence: Evidence, batch: Batch) -> Tensor:
-        """The mean of -log(1 - p) over the culprit words of a batch."""
-        targets = [(i, column) for i, of_row in enumerate(evidence.rows.targets(batch)) for column in of_row]
-        if not targets:
-            return torch.zeros((), requires_grad=True)
-        sample, column = torch.tensor(targets).T
-        positions = sample * batch.input_ids.shape[1] + column - 1
-        logs = differentiable_log_probabilities(evidence.model, batch.input_ids, positions)
-        chance = logs.gather(1, batch.input_ids[sample, column][:, None].to(logs.device)).exp()
-        return -torch.log1p(-chance.clamp_max(1 - 1e-6)).mean()

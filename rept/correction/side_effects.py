@@ -61,12 +61,27 @@ def culprit_probabilities(model: PreTrainedModel, rows: Rows) -> list[Tensor]:
     """
     found: list[Tensor] = []
     for batch in rows.batches:
-        width = batch.input_ids.shape[1]
-        columns = [(i, column) for i, of_row in enumerate(rows.targets(batch)) for column in of_row]
-        if not columns:
-            continue
-        sample, column = torch.tensor(columns).T
-        every = log_probabilities(model, batch.input_ids, sample * width + column - 1)
-        of_token = every.gather(1, batch.input_ids[sample, column][:, None]).squeeze(1)
-        found += torch.split(of_token, torch.unique_consecutive(sample, return_counts=True)[1].tolist())
+        with torch.no_grad():
+            sample, of_token = _of_culprit_words(model, rows, batch)
+        found += torch.split(of_token.cpu(), torch.unique_consecutive(sample, return_counts=True)[1].tolist())
     return found
+
+
+def unlikelihood(model: PreTrainedModel, corrections: Sequence[Correction], rows: Rows, batch: Batch) -> Tensor:
+    """Returns the mean of -log(1 - p) over the tokens of culprit words in a batch of the rows; 0 if it has none.
+
+    Source: Welleck et al., arXiv 1908.04319.
+    """
+    with corrected(model, corrections):
+        _, of_token = _of_culprit_words(model, rows, batch)
+    return -torch.log1p(-of_token.exp().clamp_max(1 - 1e-6)).sum() / max(1, len(of_token))
+
+
+def _of_culprit_words(model: PreTrainedModel, rows: Rows, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The sample of each token of culprit words in a batch (n), and the token's log-probability (n)."""
+    columns = [(i, column) for i, of_row in enumerate(rows.targets(batch)) for column in of_row]
+    sample, column = torch.tensor(columns, dtype=torch.int64).reshape(-1, 2).T
+    if not columns:
+        return sample, torch.zeros(0, requires_grad=torch.is_grad_enabled())
+    logs = differentiable_log_probabilities(model, batch.input_ids, sample * batch.input_ids.shape[1] + column - 1)
+    return sample, logs.gather(1, batch.input_ids[sample, column][:, None].to(logs.device)).squeeze(1)
