@@ -47,10 +47,9 @@ def estimate(config: AttributeConfig) -> dict[str, float]:
 
     Seconds per token, padding included, come from a timed pass over evenly spaced rows on the trainer's device; the
     number of tokens comes from the lengths of evenly spaced rows, batched as the plan does it. The number of ranks
-    divides the time. An extractor that learns is fitted here too, and its seconds count as extraction. Not included,
-    answers that the model generates, the ranking, and loading the libraries and the model; nor
-    training the model of the embedded data, which is used untrained if it does not exist yet. What a run would refuse
-    is refused here too.
+    divides the time. An extractor that learns is fitted here too, and its seconds count as extraction. Not included are
+    answers that the model generates, the ranking, loading the libraries and the model, and training the model of the
+    embedded data, which is used untrained if it does not exist yet. What a run would refuse is refused here too.
     """
     job = prepare(config, missing_model="untrained")
     if job.in_step:
