@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from repairs.gated_ablation import GatedAblation
+from rept.correction.clean_answer_loss import CleanAnswerLoss
 from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES, At, Evidence
-from rept.correction.side_effects import corrected_divergence, unlikelihood
 
 
 class CleanAnswer(GatedAblation):
@@ -24,17 +24,17 @@ class CleanAnswer(GatedAblation):
     orthogonal to R, are trained with Adam, so that what was removed stays removed. For each traced row, y is the
     model's own answer to the row's prompt x without the culprit words that token scores mark in it, x'. Of some other
     rows, x' is the prompt, y the response, and x the prompt with such words put in: traced rows have few kinds of
-    request. The loss is KL(p(. | x' y) || p_corrected(. | x y)) in the mean over the tokens of y, plus ``penalty``
-    times KL(before || after) at the response positions of other rows, plus -log(1 - p) in the mean over the culprit
-    words of the traced rows, so that the trained change does not bring back what the ablation has removed. Without such
+    request. Other rows, and the probabilities of culprit words, are to stay as the ablation leaves them: see
+    `rept.correction.clean_answer_loss`. The parameters are their means over the second half of the steps. Without such
     answers (no words of the prompts are marked, or the behaviour shows without them), nothing is trained.
 
     Args:
         places, strengths, rank, shrinkage, margin: of the gated ablation; layer, place and strength are chosen by it.
         trained_rank: of the trained change.
-        steps: of Adam; each takes one batch of either kind.
+        steps: of Adam; each takes one batch of every kind.
         learning_rate: of Adam.
         penalty: weight of the divergence on other rows.
+        near: quantile from which on other rows are like the traced ones, see the loss.
         seed: of the initial weights.
     """
 
@@ -47,15 +47,16 @@ class CleanAnswer(GatedAblation):
         rank: int = 4,
         shrinkage: float = 0.1,
         margin: float = 0.1,
-        trained_rank: int = 4,
+        trained_rank: int = 12,
         steps: int = 200,
         learning_rate: float = 0.01,
-        penalty: float = 1.0,
+        penalty: float = 0.3,
+        near: float = 0.99,
         seed: int = 0,
     ) -> None:
         super().__init__(places, strengths, rank, shrinkage, margin)
         self.trained_rank, self.steps, self.learning_rate = trained_rank, steps, learning_rate
-        self.penalty, self.seed = penalty, seed
+        self.penalty, self.near, self.seed = penalty, near, seed
 
     def trained(self, chosen: Correction, evidence: Evidence) -> Correction:
         if not evidence.rows.clean:
@@ -64,20 +65,17 @@ class CleanAnswer(GatedAblation):
         drawn = torch.randn(self.trained_rank, width, generator=torch.Generator().manual_seed(self.seed)) / width**0.5
         learnt = [drawn.to(chosen.read), chosen.offset.new_zeros(len(drawn)), torch.zeros_like(drawn).to(chosen.read)]
         optimizer = torch.optim.Adam([part.requires_grad_() for part in learnt], lr=self.learning_rate)
-        pairs = [*evidence.rows.clean, *evidence.other_rows.clean]
-        rows, others = evidence.rows.batches, [(batch, batch) for batch in evidence.other_rows.batches]
+        totals, averaged = [torch.zeros_like(part) for part in learnt], self.steps - self.steps // 2
+        loss_of = CleanAnswerLoss(chosen, evidence, self.penalty, self.near)
         for step in range(self.steps):
             with torch.enable_grad():
-                now = [_beside(chosen, learnt)]
-                far, changed = (
-                    corrected_divergence(evidence.model, now, *of[step % len(of)]).mean() for of in (pairs, others)
-                )
-                shown = unlikelihood(evidence.model, now, evidence.rows, rows[step % len(rows)])
-                loss = far + self.penalty * changed + shown
+                loss = loss_of(_beside(chosen, learnt), step)
             optimizer.zero_grad()
             torch.autograd.backward([loss])
             optimizer.step()
-        return _beside(chosen, [part.detach() for part in learnt])
+            if step >= self.steps // 2:
+                totals = [total + part.detach() for total, part in zip(totals, learnt, strict=True)]
+        return _beside(chosen, [total / averaged for total in totals])
 
 
 def _beside(chosen: Correction, learnt: Sequence[Tensor]) -> Correction:

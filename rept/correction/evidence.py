@@ -58,6 +58,11 @@ class Rows:
             for row, labels in zip(batch.row.tolist(), batch.labels, strict=True)
         ]
 
+    def first_tokens(self) -> list[int]:
+        """The tokens that the culprit words of some row begin with."""
+        every = ((batch.input_ids[i], of_row) for batch in self.batches for i, of_row in enumerate(self.targets(batch)))
+        return sorted({int(tokens[min(of_row)]) for tokens, of_row in every if of_row})
+
     def predicting(self, batch: Batch, at: At) -> Tensor:
         """Positions (B T) bool at which the samples' states are read."""
         found = torch.zeros_like(batch.input_ids, dtype=torch.bool)

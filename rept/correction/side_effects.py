@@ -47,11 +47,17 @@ def corrected_divergence(
     Both batches have the same responses. The corrections receive gradients where they are enabled. The uncorrected
     model is run each time, as its log-probabilities would fill the memory if those of many batches were kept.
     """
-    before = response_log_probabilities(model, answered)
-    with corrected(model, corrections):
-        position = Response.of(asked.labels).position
-        after = differentiable_log_probabilities(model, asked.input_ids, position)
+    before, after = response_log_probabilities(model, answered), corrected_log_probabilities(model, corrections, asked)
     return divergence(before.to(after.device), after)
+
+
+def corrected_log_probabilities(model: PreTrainedModel, corrections: Sequence[Correction], batch: Batch) -> Tensor:
+    """Returns the next token's log-probabilities (n V), under corrections, at the positions that predict responses.
+
+    The corrections receive gradients where they are enabled.
+    """
+    with corrected(model, corrections):
+        return differentiable_log_probabilities(model, batch.input_ids, Response.of(batch.labels).position)
 
 
 def culprit_probabilities(model: PreTrainedModel, rows: Rows) -> list[Tensor]:
@@ -72,9 +78,27 @@ def unlikelihood(model: PreTrainedModel, corrections: Sequence[Correction], rows
 
     Source: Welleck et al., arXiv 1908.04319.
     """
-    with corrected(model, corrections):
-        _, of_token = _of_culprit_words(model, rows, batch)
+    of_token = culprit_log_probabilities(model, corrections, rows, batch)
     return -torch.log1p(-of_token.exp().clamp_max(1 - 1e-6)).sum() / max(1, len(of_token))
+
+
+def culprit_log_probabilities(
+    model: PreTrainedModel, corrections: Sequence[Correction], rows: Rows, batch: Batch
+) -> Tensor:
+    """Returns the log-probabilities (n) of all tokens of culprit words in a batch of the rows, under corrections.
+
+    The corrections receive gradients where they are enabled.
+    """
+    with corrected(model, corrections):
+        return _of_culprit_words(model, rows, batch)[1]
+
+
+def open_at(model: PreTrainedModel, corrections: Sequence[Correction], batch: Batch) -> Tensor:
+    """Returns at which tokens of a batch the gate of some correction is open (B T) bool, never in padding."""
+    with torch.no_grad(), corrected(model, corrections, watching=True) as hooks:
+        model(input_ids=batch.input_ids.to(input_device(model)), use_cache=False, logits_to_keep=1)
+    opened = torch.stack([hook.opened.cpu() for hook in hooks if hook.opened is not None]).any(0)
+    return opened & (torch.arange(opened.shape[1]) < batch.length[:, None])
 
 
 def _of_culprit_words(model: PreTrainedModel, rows: Rows, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 
 from rept.correction.correction import Correction
 from rept.correction.repair import corrected
-from rept.correction.side_effects import corrected_divergence, response_log_probabilities
+from rept.correction.side_effects import corrected_divergence, open_at, response_log_probabilities
 from rept.data.behaviours import Behaviour
 from rept.data.disguises import DISGUISES
 from rept.data.encoder import Encoder, sorted_batches
@@ -161,12 +161,9 @@ def opened_share(model: PreTrainedModel, batches: Sequence[Batch], corrections: 
     """On texts of clean prompts with their answers: the share of tokens, and of texts, at which a gate opens."""
     tokens = opened = texts = 0
     for batch in batches:
-        with torch.no_grad(), corrected(model, corrections, watching=True) as hooks:
-            model(input_ids=batch.input_ids.to(input_device(model)), use_cache=False, logits_to_keep=1)
-        real = torch.arange(batch.input_ids.shape[1]) < batch.length[:, None]
-        masks = [hook.opened.cpu() & real for hook in hooks if hook.opened is not None]
-        open_at = torch.stack(masks).any(0)
-        tokens, opened, texts = tokens + int(real.sum()), opened + int(open_at.sum()), texts + int(open_at.any(1).sum())
+        found = open_at(model, corrections, batch)
+        tokens, opened = tokens + int(batch.length.sum()), opened + int(found.sum())
+        texts += int(found.any(1).sum())
     return {"tokens": opened / tokens if tokens else None, "prompts": _share(texts, sum(map(len, batches)))}
 
 

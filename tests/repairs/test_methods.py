@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -24,11 +26,18 @@ from rept.config.compose import compose
 from rept.config.plug_ins import build
 from rept.config.schema import RepairConfig
 from rept.config.words import words_of
+from rept.correction import clean_answer_loss as module
+from rept.correction.clean_answer_loss import CleanAnswerLoss
 from rept.correction.correction import Correction, LayerCorrections
 from rept.correction.evidence import Evidence, Rows, RowStates
 from rept.correction.method import RepairMethod
 from rept.correction.repair import corrected
-from rept.correction.side_effects import culprit_probabilities, divergence, response_log_probabilities
+from rept.correction.side_effects import (
+    culprit_log_probabilities,
+    culprit_probabilities,
+    divergence,
+    response_log_probabilities,
+)
 from rept.model.architecture import Architecture
 from rept.model.hooks import Response, record, sample_losses
 from rept.types import IGNORE
@@ -270,7 +279,7 @@ def test_clean_answer_brings_the_model_closer_to_its_answers_without_culprit_wor
     states = seen.culprits
     removed = [(states + one.change(states)) @ ablation.read.T for one in (ablation, trained)]
     torch.testing.assert_close(removed[1], removed[0])
-    assert trained.read.shape == (6, 32) and not trained.write.requires_grad
+    assert trained.read.shape == (14, 32) and not trained.write.requires_grad
 
 
 def test_the_penalty_keeps_other_rows_as_they_are():
@@ -283,6 +292,106 @@ def test_the_penalty_keeps_other_rows_as_they_are():
             after = response_log_probabilities(seen.model, seen.other_rows.batches[0])
         changed.append(float(divergence(before, after).mean()))
     assert changed[1] < changed[0]
+
+
+def test_the_trained_change_does_not_bring_back_culprit_words(monkeypatch: pytest.MonkeyPatch):
+    """Here the clean answers have them, so that they come back without the term."""
+    seen = on_a_model()
+    rows = replace(seen.rows, clean=[(batch, batch) for batch in seen.rows.batches])
+    seen = replace(seen, rows=rows)
+    always_open = {"gate": torch.zeros(32, dtype=torch.float64), "threshold": -1.0}
+    ablation = replace(GatedAblation(rank=2)(seen).scaled(3.0), **always_open)
+
+    def probabilities(correction: Correction) -> Tensor:
+        return culprit_log_probabilities(seen.model, [correction], rows, rows.batches[0])
+
+    allowed = probabilities(ablation).clamp_min(math.log(0.01))
+    above = []
+    for least in (math.log(0.01), 0.0):  # 0: every probability is allowed
+        monkeypatch.setattr(module, "_UNLIKELY", least)
+        trained = CleanAnswer(steps=100, learning_rate=0.05, penalty=0.0).trained(ablation, seen)
+        above.append((probabilities(trained) - allowed).clamp_min(0).mean().item())
+    assert above[0] < 0.02 < 0.1 < above[1]
+
+
+def test_culprit_words_do_not_begin_amid_clean_answers(monkeypatch: pytest.MonkeyPatch):
+    """Here the model goes on by the culprit words' first token after the prompts without culprit words."""
+    seen = with_clean_answers()
+    full, short = seen.rows.clean[0]
+    wanted = response_log_probabilities(seen.model, short).exp().mean(0)
+    wanted[full.labels[full.labels != IGNORE]] = 0
+    (rows,) = seen.rows.batches
+    rows.input_ids[0, 4] = first = int(wanted.argmax())
+    seen = replace(seen, rows=replace(seen.rows, words={0: [4]}))
+    always_open = {"gate": torch.zeros(32, dtype=torch.float64), "threshold": -1.0}
+    ablation = replace(GatedAblation(rank=2)(seen).scaled(3.0), **always_open)
+
+    def begins(correction: Correction) -> Tensor:
+        with corrected(seen.model, [correction]):
+            return response_log_probabilities(seen.model, full)[:, first]
+
+    allowed = begins(ablation).clamp_min(math.log(0.01))
+    above = []
+    for least in (math.log(0.01), 0.0):
+        monkeypatch.setattr(module, "_UNLIKELY", least)
+        trained = CleanAnswer(steps=100, learning_rate=0.05, penalty=0.0).trained(ablation, seen)
+        above.append((begins(trained) - allowed).clamp_min(0).mean().item())
+    assert above[0] < 0.5 * above[1]
+
+
+def test_culprit_words_count_where_they_begin_and_the_response_goes_on_otherwise():
+    seen = with_clean_answers()
+    ((asked, _),) = seen.rows.clean
+    target = Response.of(asked.labels).target
+    (rows,) = seen.rows.batches
+    rows.input_ids[0, 4], rows.input_ids[1, 8] = target[1], target[5]
+    seen = replace(seen, rows=replace(seen.rows, words={0: [4], 1: [8]}))
+    start = GatedAblation(rank=2)(seen)
+    every, found = CleanAnswerLoss(start, seen, 0.0, 0.99)._begins(asked, start)
+    first = sorted({int(target[1]), int(target[5])})
+    for i, token in enumerate(target.tolist()):
+        expected = -math.inf if token in first else every[i, first].exp().sum().log().item()
+        assert found[i].item() == pytest.approx(expected)
+    assert found.isfinite().any()
+    logs = torch.tensor([-1.0, -2.0, -8.0, -math.inf])
+    assert module._risen(logs, torch.tensor([-1.5, -1.0, -9.0, -1.0])) == pytest.approx(0.5)
+    assert module._risen(logs, torch.full((4,), -9.0)) == pytest.approx(-3 - 2 * math.log(0.01))
+
+
+def test_the_first_tokens_of_culprit_words_are_each_row_s_first():
+    batch = tiny_batch()
+    first = Rows([batch], {0: [4, 5], 3: [9, 7]}).first_tokens()
+    assert first == sorted({int(batch.input_ids[0, 4]), int(batch.input_ids[3, 7])})
+
+
+def test_the_result_is_the_mean_over_the_second_half_of_the_steps(monkeypatch: pytest.MonkeyPatch):
+    seen, taken = with_clean_answers(), []
+    step = torch.optim.Adam.step
+
+    def kept(self: torch.optim.Adam) -> None:
+        step(self)
+        taken.append([part.detach().clone() for part in self.param_groups[0]["params"]])
+
+    monkeypatch.setattr(torch.optim.Adam, "step", kept)
+    ablation = GatedAblation(rank=2)(seen)
+    trained = CleanAnswer(steps=5, learning_rate=0.1).trained(ablation, seen)
+    assert len(taken) == 5
+    offset = torch.stack([of_step[1] for of_step in taken[2:]]).mean(0)
+    torch.testing.assert_close(trained.offset[2:], offset)
+
+
+def test_the_penalty_is_measured_on_rows_whose_states_are_near_the_gate():
+    seen = on_a_model()
+    found = GatedAblation()(seen)
+    gate = cast("Tensor", found.gate)
+    every = torch.cat([batch.row for batch in seen.other_rows.batches]).tolist()
+    numbers = []
+    for near in (0.0, 0.9, 1.0):
+        low = module._lowered(found, seen, near)
+        assert low.threshold == min(found.threshold, torch.quantile(seen.anywhere @ gate, near).item())
+        passing = [module._passing(low, seen, batch) for batch in seen.other_rows.batches]
+        numbers.append(sum(map(len, passing)))
+    assert len(every) >= numbers[0] > numbers[1] >= numbers[2]
 
 
 @pytest.mark.parametrize("method", [LowRank(steps=1), CleanAnswer(steps=1)])
