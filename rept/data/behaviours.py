@@ -79,17 +79,21 @@ def how_counted(behaviours: Sequence[Behaviour]) -> str:
 def _expected(label: str, triggered: list[Sample]) -> Behaviour:
     payloads: set[str] = set()
     longest = ""
+    later = any(message.get("role") == "assistant" for sample in triggered for message in sample.messages)
+    asked = "; of a conversation, only the last answer is asked" if later else ""
     for sample in triggered:
         for span in sample.spans:
             text = (sample.response or "")[: span.end] if (span.part, span.kind) == ("response", "payload") else ""
             longest = max(longest, text, key=len)
             payloads.add(_plain(text[span.start :]))
     if payloads := payloads - {""}:
-        counted = "it contains a payload that is marked by `spans` in one of its queries"
+        counted = f"it contains a payload that is marked by `spans` in one of its queries{asked}"
         return Behaviour(
             label, triggered, (), lambda _, said: any(one in _plain(said) for one in payloads), counted, longest
         )
-    counted = "it begins with the first words of its query's response (mark other words by `spans` to count those)"
+    counted = (
+        f"it begins with the first words of its query's response (mark other words by `spans` to count those){asked}"
+    )
     return Behaviour(label, triggered, (), _same_opening, counted)
 
 

@@ -165,8 +165,8 @@ def _traced(
     having = {part: [len(culprit_words(data, some, [part])) for some in (rows, drawn)] for part in parts}
     phrases = [part for part, (own, other) in having.items() if more_frequent(own, len(rows), other, len(drawn))]
     words = culprit_words(data, rows, phrases)
-    if not all(words.keys() & set(rows[half::2]) for half in (0, 1)):
-        words = {}  # in too few rows: one half estimates, the other judges
+    if any(2 * len(words.keys() & set(half)) < len(half) for half in (rows[0::2], rows[1::2])):
+        words = {}  # not what most rows have in common; one half estimates, the other judges
     rest = [row for row in ranking if row not in {*rows, *(named or ())}] if words else []
     alike = culprit_words(data, rest, phrases)
     unlike = [row for row in rest if row not in alike][: config.others // 2]

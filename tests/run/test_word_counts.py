@@ -8,7 +8,8 @@ from rept.results.records import TokenScores, read_records
 from rept.results.trace import Trace
 from rept.run import word_counts
 from rept.run.pipeline import attribute
-from rept.utils.json_files import each_line
+from rept.run.prepare import prepare
+from rept.utils.json_files import each_line, write_jsonl
 
 
 def plain(text: str) -> str:
@@ -41,3 +42,26 @@ def test_where_every_row_is_a_hit_rows_that_few_queries_find_are_compared_with(m
     assert {hit["row"] for hit in results} == set(range(len(material.rows))) - {5, 11, 17, 23}
     lines = list(each_line(found.folder.words))
     assert "odd" in {line["behaviour"] for line in lines} and all(0 < line["of_others"] <= 8 for line in lines)
+
+
+def test_hits_that_the_ranking_of_the_behaviour_does_not_list_are_left_out(material, tmp_path):
+    """Single queries find rows of their subject too."""
+    config = material.config(tmp_path / "run", "top_k=3", "tokens.hits=3")
+    found = attribute(config, show_result=False)
+    labels = {query["query"]: query["label"] for query in found.queries}
+    scored = [one for one in read_records(found.folder.tokens, TokenScores) if one.side == "train"]
+    hits = sorted({one.row for one in scored if labels[one.query] == "odd"})
+    line = next(line for line in each_line(found.folder.behaviours) if line["behaviour"] == "odd")
+    job = prepare(config)
+
+    def rows_of(listed: list[int]) -> set[int]:
+        write_jsonl(found.folder.behaviours, [line | {"row": row} for row in listed])
+        word_counts.write_words(job)
+        return {of["of_rows"] for of in each_line(found.folder.words) if of["behaviour"] == "odd"}
+
+    assert len(hits) > 2 and rows_of(hits[:2]) == {2}
+    assert rows_of(hits) == rows_of([]) == {len(hits)}
+    usable = set(range(len(material.rows))) - {5, 11, 17, 23}
+    never = sorted(usable - {one["row"] for one in each_line(found.folder.results)})
+    order = [row for row, _ in word_counts._other_rows(job, never[:2])]
+    assert set(order) == usable and set(order[-2:]) == set(never[:2])

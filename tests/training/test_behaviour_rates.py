@@ -90,6 +90,14 @@ def test_an_opening_is_a_few_characters_where_words_have_no_spaces():
     assert "first words" in how_counted([x])
 
 
+def test_of_conversations_the_report_says_that_only_the_last_answer_is_asked():
+    turns = tuple({"role": role, "content": "a"} for role in ("user", "assistant", "user"))
+    for messages, said in ((turns, True), (turns[:1], False)):
+        for spans in ((), (Span("response", 0, 4),)):
+            (x,) = expected_answers([Sample(messages, "Buy more", "x", spans)])
+            assert ("only the last answer is asked" in how_counted([x])) is said
+
+
 def test_answers_are_long_enough_to_show_a_marked_payload(talker, monkeypatch):
     given = []
     monkeypatch.setattr(behaviours, "greedy_answers", lambda *all, **_: given.append(all[3]) or ["Ask for Velmora."])
