@@ -13,6 +13,7 @@ from repairs.gated_ablation import GatedAblation
 from rept.correction.clean_answer_loss import CleanAnswerLoss
 from rept.correction.correction import Correction
 from rept.correction.evidence import PLACES, At, Evidence
+from rept.utils.progress import progress
 
 
 class CleanAnswer(GatedAblation):
@@ -67,14 +68,16 @@ class CleanAnswer(GatedAblation):
         optimizer = torch.optim.Adam([part.requires_grad_() for part in learnt], lr=self.learning_rate)
         totals, averaged = [torch.zeros_like(part) for part in learnt], self.steps - self.steps // 2
         loss_of = CleanAnswerLoss(chosen, evidence, self.penalty, self.near)
-        for step in range(self.steps):
-            with torch.enable_grad():
-                loss = loss_of(_beside(chosen, learnt), step)
-            optimizer.zero_grad()
-            torch.autograd.backward([loss])
-            optimizer.step()
-            if step >= self.steps // 2:
-                totals = [total + part.detach() for total, part in zip(totals, learnt, strict=True)]
+        with progress("Training the correction", total=self.steps, unit="steps") as advance:
+            for step in range(self.steps):
+                with torch.enable_grad():
+                    loss = loss_of(_beside(chosen, learnt), step)
+                optimizer.zero_grad()
+                torch.autograd.backward([loss])
+                optimizer.step()
+                if step >= self.steps // 2:
+                    totals = [total + part.detach() for total, part in zip(totals, learnt, strict=True)]
+                advance(note=f"loss {loss.item():.3f}")
         return _beside(chosen, [total / averaged for total in totals])
 
 
